@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small numerical pieces that the mathematics shares."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+def expand(values: Float[Array, "b"], like: Array) -> Array:
+    """Appends axes to per-example values so that they broadcast against `like` (b, *d)."""
+    return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
+
+
+def sum_except_batch(x: Float[Array, "b *d"]) -> Float[Array, "b"]:
+    """Sums over every axis but the first."""
+    return jnp.sum(x.reshape(x.shape[0], -1), axis=-1)
+
+
+def mean_except_batch(x: Float[Array, "b *d"]) -> Float[Array, "b"]:
+    """Averages over every axis but the first."""
+    return jnp.mean(x.reshape(x.shape[0], -1), axis=-1)
+
+
+def norm_except_batch(x: Float[Array, "b *d"]) -> Float[Array, "b"]:
+    """Euclidean norm over every axis but the first; its gradient at zero is zero, not NaN."""
+    square = sum_except_batch(x * x)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def log_mean_exp(x: Float[Array, "*a"], axis: int = 0) -> Array:
+    """Logarithm of the mean of exp(x) along `axis`, without overflow."""
+    return jax.nn.logsumexp(x, axis=axis) - np.log(x.shape[axis])

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stochastic differential equations dx = f(x, t) dt + g(t) dw that turn data into noise.
+
+Each SDE is a frozen dataclass of Python floats: hashable, closed over by jit, and with no grid
+size inside. Time runs from t_min (data) to t_max (noise). All drifts are linear in x, so that
+p(x_t | x_0) is the Gaussian N(scale(t) x_0, std(t)^2 I) which `marginal` returns.
+
+`transition(t, num_steps)` is the paper's own Markov chain of num_steps steps, whose limit is the
+SDE: x_i = scale x_{i-1} + std z. The reverse-diffusion and ancestral samplers invert this chain.
+
+Source: Song et al. 2021, arXiv:2011.13456, Sections 3.2-3.4 and Appendices B, C and E.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import ClassVar, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scorejax.numerics import expand, sum_except_batch
+from scorejax.typing import ScoreFn, Shape
+
+
+class SDE(Protocol):
+    """What samplers, losses and likelihoods ask of a stochastic differential equation."""
+
+    t_min: float
+    t_max: float
+
+    def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
+        """The drift f(x, t)."""
+        ...
+
+    def diffusion(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The diffusion coefficient g(t)."""
+        ...
+
+    def marginal(self, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale and std of x_t given x_0: x_t ~ N(scale x_0, std^2 I)."""
+        ...
+
+    def transition(
+        self, t: Float[Array, "b"], num_steps: int
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale and std of the step that ends at time t in the chain of num_steps steps."""
+        ...
+
+    def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
+        """Draws from the distribution at t_max."""
+        ...
+
+    def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
+        """Log-density of the distribution at t_max, in nats."""
+        ...
+
+
+def table_index(t: Float[Array, "b"], num_steps: int) -> Array:
+    """Index floor(t (num_steps - 1)) of the step that ends at time t, in 0 .. num_steps - 1.
+
+    The sampling grid lies at whole numbers plus a little; rounding in single precision can fall a
+    few 1e-8 num_steps short of the whole number, so the floor is taken that much higher.
+    """
+    return jnp.floor(t * (num_steps - 1) + 1.2e-7 * num_steps).astype(jnp.int32)
+
+
+def gaussian_log_prob(z: Float[Array, "b *d"], std: float) -> Float[Array, "b"]:
+    """Log-density of N(0, std^2 I) at z, in nats."""
+    dim = math.prod(z.shape[1:])
+    return -0.5 * dim * math.log(2 * math.pi * std**2) - sum_except_batch((z / std) ** 2) / 2
+
+
+class _LinearBeta:
+    """What VP and sub-VP share: beta(t) = beta_min + t (beta_max - beta_min)."""
+
+    beta_min: float
+    beta_max: float
+    t_min: float
+    t_max: float
+
+    def __post_init__(self) -> None:
+        _require_beta_order(type(self).__name__, self.beta_min, self.beta_max)
+        _require_time_order(type(self).__name__, self.t_min, self.t_max)
+
+    def beta(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """Rate of forgetting beta(t)."""
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integrated_beta(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """Integral of beta from 0 to t."""
+        return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
+
+    def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
+        """The drift -beta(t) x / 2."""
+        return -0.5 * expand(self.beta(t), x) * x
+
+    def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
+        """Draws from N(0, I)."""
+        return jax.random.normal(rng, shape)
+
+    def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
+        """Log-density of N(0, I), in nats."""
+        return gaussian_log_prob(z, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class VPSDE(_LinearBeta):
+    """Variance-preserving SDE, dx = -beta(t) x / 2 dt + sqrt(beta(t)) dw.
+
+    Data should have about unit variance, images lie in [-1, 1].
+    Source: arXiv:2011.13456, Eq. 11, and Eqs. 32-33 for the linear beta.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    name: ClassVar[str] = "vp"
+
+    def diffusion(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The diffusion coefficient sqrt(beta(t))."""
+        return jnp.sqrt(self.beta(t))
+
+    def marginal(self, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale exp(-B/2) and std sqrt(1 - exp(-B)) of x_t given x_0, B the integral of beta."""
+        integral = self.integrated_beta(t)
+        # 1 - exp(-B) has lost five of seven digits at t = 1e-5 in float32; expm1 keeps them all.
+        return jnp.exp(-integral / 2), jnp.sqrt(-jnp.expm1(-integral))
+
+    def transition(
+        self, t: Float[Array, "b"], num_steps: int
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale sqrt(1 - beta_i) and std sqrt(beta_i) of the DDPM chain, with beta_i linear in i.
+
+        Raises: ValueError if the chain has so few steps that some beta_i reaches 1.
+        """
+        if self.beta_max >= num_steps:
+            raise ValueError(
+                f"the VP chain needs num_steps > beta_max = {self.beta_max:g}, or its last beta "
+                f"exceeds 1; got num_steps={num_steps}. Take more steps, or euler_maruyama."
+            )
+        position = table_index(t, num_steps) / (num_steps - 1)
+        beta = self.beta(position.astype(t.dtype)) / num_steps
+        return jnp.sqrt(1 - beta), jnp.sqrt(beta)
+
+    def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
+        """Noise sqrt(beta_i) of the ancestral step, the larger choice of Ho et al. 2020, Sec. 3.2."""
+        return self.transition(t, num_steps)[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class SubVPSDE(_LinearBeta):
+    """Sub-VP SDE: the VP drift with g(t)^2 = beta(t) (1 - exp(-2 B(t))); B the integral of beta.
+
+    Its variance never exceeds that of VP. Source: arXiv:2011.13456, Eq. 12 and Eq. 29.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    name: ClassVar[str] = "subvp"
+
+    def diffusion(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The diffusion coefficient sqrt(beta(t) (1 - exp(-2 B(t))))."""
+        return jnp.sqrt(-self.beta(t) * jnp.expm1(-2 * self.integrated_beta(t)))
+
+    def marginal(self, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale exp(-B/2) and std 1 - exp(-B) of x_t given x_0: no square root is missing."""
+        integral = self.integrated_beta(t)
+        return jnp.exp(-integral / 2), -jnp.expm1(-integral)
+
+    def transition(
+        self, t: Float[Array, "b"], num_steps: int
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale 1 - beta(t) / (2 n) and std g(t) / sqrt(n) of one Euler step of size 1 / n."""
+        return 1 - self.beta(t) / (2 * num_steps), self.diffusion(t) / math.sqrt(num_steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class VESDE:
+    """Variance-exploding SDE, dx = sigma(t) sqrt(2 ln(sigma_max / sigma_min)) dw.
+
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t has the units of the data. The data distribution
+    of this model is the data convolved with N(0, sigma_min^2 I), so that std(0) = sigma_min.
+    Source: arXiv:2011.13456, Eq. 9, and Eqs. 30-31 for the geometric sigma.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    name: ClassVar[str] = "ve"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                "VESDE needs 0 < sigma_min < sigma_max; got "
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}."
+            )
+        _require_time_order("VESDE", self.t_min, self.t_max)
+
+    def sigma(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """Standard deviation of the noise at time t."""
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+
+    def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
+        """No drift."""
+        return jnp.zeros_like(x)
+
+    def diffusion(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The diffusion coefficient sigma(t) sqrt(2 ln(sigma_max / sigma_min))."""
+        return self.sigma(t) * math.sqrt(2 * math.log(self.sigma_max / self.sigma_min))
+
+    def marginal(self, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale 1 and std sigma(t) of x_t given x_0."""
+        return jnp.ones_like(t), self.sigma(t)
+
+    def transition(
+        self, t: Float[Array, "b"], num_steps: int
+    ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
+        """Scale 1 and std sqrt(sigma_i^2 - sigma_{i-1}^2) of the SMLD chain; sigma_{-1} = 0."""
+        sigma, previous = self._neighbours(t, num_steps)
+        return jnp.ones_like(t), jnp.sqrt((sigma - previous) * (sigma + previous))
+
+    def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
+        """Noise of the ancestral step. Source: arXiv:2011.13456, Appendix F, Eq. 47."""
+        sigma, previous = self._neighbours(t, num_steps)
+        return previous * jnp.sqrt((sigma - previous) * (sigma + previous)) / sigma
+
+    def _neighbours(self, t: Array, num_steps: int) -> tuple[Array, Array]:
+        index = table_index(t, num_steps)
+        position = (index / (num_steps - 1)).astype(t.dtype)
+        sigma = self.sigma(position)
+        ratio = (self.sigma_max / self.sigma_min) ** (1 / (num_steps - 1))
+        return sigma, jnp.where(index > 0, sigma / ratio, 0.0)
+
+    def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
+        """Draws from N(0, sigma_max^2 I)."""
+        return self.sigma_max * jax.random.normal(rng, shape)
+
+    def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
+        """Log-density of N(0, sigma_max^2 I), in nats."""
+        return gaussian_log_prob(z, self.sigma_max)
+
+
+DriftFn = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]
+
+
+def reverse_drift(sde: SDE, score_fn: ScoreFn) -> DriftFn:
+    """Drift f - g^2 score of the reverse-time SDE, whose dt is negative. Source: Eq. 6."""
+    return lambda x, t: sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(x, t)
+
+
+def probability_flow(sde: SDE, score_fn: ScoreFn) -> DriftFn:
+    """Drift f - g^2 score / 2 of the ODE with the same marginals as the SDE. Source: Eq. 13."""
+    return lambda x, t: sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(x, t) / 2
+
+
+def _require_beta_order(name: str, beta_min: float, beta_max: float) -> None:
+    if not 0 <= beta_min < beta_max:
+        raise ValueError(
+            f"{name} needs 0 <= beta_min < beta_max; got beta_min={beta_min}, beta_max={beta_max}."
+        )
+
+
+def _require_time_order(name: str, t_min: float, t_max: float) -> None:
+    if not 0 <= t_min < t_max:
+        raise ValueError(f"{name} needs 0 <= t_min < t_max; got t_min={t_min}, t_max={t_max}.")

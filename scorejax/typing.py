@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every alias that signatures share, once.
+
+Shapes: `b` is the batch axis, `*d` the axes of one example. A score is always grad_x log p_t(x),
+never the noise; an energy is -log p up to a constant, in nats.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+__all__ = [
+    "Array", "Aux", "Batch", "EnergyFn", "Float", "Int", "LossFn", "NetworkFn", "PRNGKeyArray",
+    "Params", "PyTree", "SampleFn", "Sampled", "ScoreFn", "Shape",
+]  # fmt: skip
+
+PyTree: TypeAlias = Any
+Params: TypeAlias = PyTree
+Shape: TypeAlias = tuple[int, ...]
+Batch: TypeAlias = dict[str, Array]
+
+ScoreFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]
+EnergyFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b"]]
+NetworkFn: TypeAlias = Callable[[Float[Array, "b *d"], Array], Float[Array, "b *d"]]
+"""A network with its parameters bound: (x, label) -> output, in the convention of its training."""
+
+
+class Aux(NamedTuple):
+    """What a loss reports beside its value: scalar metrics and the new state of the model."""
+
+    metrics: dict[str, Array]
+    model_state: PyTree
+
+
+class LossFn(Protocol):
+    """A training loss: (params, state, rng, batch) -> (scalar, Aux)."""
+
+    def __call__(
+        self, params: Params, state: Any, rng: PRNGKeyArray, batch: Batch
+    ) -> tuple[Array, Aux]: ...
+
+
+class Sampled(NamedTuple):
+    """Samples x (b, *d) and the number of score evaluations: an int, or (b,) per example."""
+
+    x: Array
+    nfe: Any
+
+
+SampleFn: TypeAlias = Callable[[PRNGKeyArray, ScoreFn, Shape], Sampled]

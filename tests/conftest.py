@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must stand before JAX starts: two fake devices, strict shapes, a compilation cache."""
+
+import os
+import pathlib
+from collections.abc import Callable
+
+# Collectives on fake CPU devices need a thread each; with fewer they deadlock.
+os.environ.setdefault("PJRT_NPROC", "16")
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], dict[str, np.ndarray]]:
+    """Loads tests/goldens/<name>.npz: numbers computed with the official implementations."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        with np.load(ROOT / "tests" / "goldens" / f"{name}.npz") as file:
+            return dict(file)
+
+    return load

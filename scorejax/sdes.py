@@ -146,7 +146,7 @@ class VPSDE(_LinearBeta):
         return jnp.sqrt(1 - beta), jnp.sqrt(beta)
 
     def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
-        """Noise sqrt(beta_i) of the ancestral step, the larger choice of Ho et al. 2020, Sec. 3.2."""
+        """Noise sqrt(beta_i) of the ancestral step: the larger choice of Ho et al. 2020, Sec. 3."""
         return self.transition(t, num_steps)[1]
 
 

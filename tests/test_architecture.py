@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers of the house, read from the source: who may import whom."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
+
+LAYERS = [
+    {"typing", "numerics"},
+    {"sdes", "schedules", "parameterize"},
+    {"objectives", "samplers", "likelihood", "inverse", "density", "bregman", "rl", "models"},
+    {"train", "data", "evaluate", "interop"},
+    {"systems"},
+]
+
+
+def layer(name: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if name in names)
+
+
+def imported_modules(path: pathlib.Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: imports are absolute"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def packages(modules: set[str], root: str = "scorejax") -> set[str]:
+    parts = (module.split(".") for module in modules)
+    known = set().union(*LAYERS)
+    return {part[1] for part in parts if part[0] == root and len(part) > 1 and part[1] in known}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_one_way(path):
+    relative = path.relative_to(ROOT / "scorejax")
+    if relative == pathlib.Path("__init__.py"):
+        pytest.skip("the package root names what is public, from any layer")
+    own = relative.parts[0].removesuffix(".py")
+    above = {name for name in packages(imported_modules(path)) if layer(name) > layer(own)}
+    assert not above, f"{relative} imports {above}, which lie above it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_edge_is_where_it_should_be(path):
+    relative = path.relative_to(ROOT / "scorejax")
+    modules = imported_modules(path)
+    roots = {module.split(".")[0] for module in modules}
+    assert not roots & {"tensorflow", "torch", "launch", "configs"}
+    if "ml_collections" in roots:
+        assert relative.parts[0] in {"systems", "train"}
+    if any(
+        isinstance(node, ast.Attribute) and node.attr == "pmap"
+        for node in ast.walk(ast.parse(path.read_text()))
+    ):
+        assert relative == pathlib.Path("train/parallel.py")
+    if relative.parts[0] == "systems" and relative.name != "__init__.py":
+        others = {m for m in modules if m.startswith("scorejax.systems.")}
+        assert not others, f"{relative} imports another system: {others}"
+
+
+def test_the_walk_sees_what_it_must_see(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("from scorejax import systems\nimport scorejax.train.loop as loop\n")
+    assert packages(imported_modules(bad)) == {"systems", "train"}
+
+
+def test_importing_the_package_touches_no_device_and_no_tensorflow():
+    code = (
+        "import sys, scorejax\n"
+        "from jax._src import xla_bridge\n"
+        "assert not xla_bridge._backends, 'a device was touched'\n"
+        "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

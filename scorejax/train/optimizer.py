@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The optimiser of the score-SDE papers: Adam behind warm-up and clipping."""
+
+import math
+
+import jax.numpy as jnp
+import optax
+
+from scorejax.typing import Array
+
+
+def adam(
+    learning_rate: float,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    warmup: int = 0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Adam on gradients clipped to a global norm, with a linear warm-up of the learning rate.
+
+    `warmup` is the number of updates until the full rate; the first has rate 0 and only fills the
+    moments, as in the official code. `clip_norm` None leaves gradients as they are. In a joint loss
+    of several players clip each on its own, or one player's gradient shrinks the others'.
+    """
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate needs to be a positive number; got {learning_rate}.")
+    if warmup < 0:
+        raise ValueError(f"warmup needs to be at least 0 updates; got {warmup}.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm needs to be positive, or None; got {clip_norm}.")
+    rate = warmup_schedule(learning_rate, warmup) if warmup else learning_rate
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, optax.adam(rate, b1=b1, b2=b2, eps=eps))
+
+
+def warmup_schedule(learning_rate: float, warmup: int) -> optax.Schedule:
+    """Rate learning_rate * min(k / warmup, 1) of update k, counted from 0."""
+
+    def schedule(count: Array) -> Array:
+        return learning_rate * jnp.minimum(count / warmup, 1.0)
+
+    return schedule

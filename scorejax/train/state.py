@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training state: arrays only, and the whole of a checkpoint.
+
+No function and no random key is in it. The noise of step n follows from the run's seed and n, so
+a run that is killed and resumed draws what a run that was never killed would have drawn.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from scorejax.typing import Array, Params, PyTree
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a training step changes.
+
+    `step` counts the updates made; `ema_params` average `params` over the updates and are what
+    evaluation uses; `model_state` holds what a network keeps beside its parameters, such as running
+    statistics ({} if nothing).
+    """
+
+    step: Array
+    params: Params
+    ema_params: Params
+    model_state: PyTree
+    opt_state: PyTree
+
+    @classmethod
+    def create(
+        cls, params: Params, model_state: PyTree, tx: optax.GradientTransformation
+    ) -> "TrainState":
+        """The state before the first update; the average starts at the initial parameters."""
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            # A copy: the state is donated to the step, and one buffer cannot be donated twice.
+            ema_params=jax.tree.map(jnp.copy, params),
+            model_state=model_state,
+            opt_state=tx.init(params),
+        )

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what a network puts out to the score: the only place with labels, signs and scales.
+
+A network may predict the score, the noise, the denoised point or the velocity of x_t = scale x_0 +
+std noise. In the mean over x_0 given x_t these four are affine functions of each other:
+
+    noise = -std score,   denoiser = (x_t + std^2 score) / scale   (Tweedie's formula),
+    velocity = scale noise - std denoiser.
+
+The conversions share one signature, (sde, t, x_t, value) -> value, so that they compose. The makers
+below them turn a network, called as (x, label), into a ScoreFn in the convention that the network
+was trained with.
+
+Sources: Song et al. 2021, arXiv:2011.13456, Appendices C and H (labels and scales as in the code
+published with it); Salimans and Ho 2022, arXiv:2202.00512, Appendix D (velocity).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from scorejax.numerics import expand
+from scorejax.schedules import alpha_products, linear_betas
+from scorejax.sdes import SDE, VESDE, VPSDE, table_index
+from scorejax.typing import NetworkFn, ScoreFn
+
+TIME_LABEL_SCALE = 999.0
+"""Continuous networks see t as the label 999 t, however many steps a sampler takes."""
+
+
+def score_to_noise(
+    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], score: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """Mean of the noise given x_t, in units of one standard deviation."""
+    _, std = sde.marginal(t)
+    return -expand(std, x) * score
+
+
+def noise_to_score(
+    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], noise: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """Score at x_t from the mean of the noise given x_t."""
+    _, std = sde.marginal(t)
+    return -noise / expand(std, x)
+
+
+def score_to_denoiser(
+    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], score: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """Mean of x_0 given x_t."""
+    scale, std = sde.marginal(t)
+    return (x + expand(std**2, x) * score) / expand(scale, x)
+
+
+def denoiser_to_score(
+    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], denoiser: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """Score at x_t from the mean of x_0 given x_t; loses digits where std is tiny."""
+    scale, std = sde.marginal(t)
+    return (expand(scale, x) * denoiser - x) / expand(std**2, x)
+
+
+def score_to_velocity(
+    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], score: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """Mean of the velocity scale noise - std x_0 given x_t."""
+    scale, std = sde.marginal(t)
+    return -expand(std / scale, x) * (x + expand(scale**2 + std**2, x) * score)
+
+
+def velocity_to_score(
+    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], velocity: Float[Array, "b *d"]
+) -> Float[Array, "b *d"]:
+    """Score at x_t from the mean of the velocity given x_t."""
+    scale, std = sde.marginal(t)
+    # scale^2 + std^2 is one for VP only.
+    noise = (expand(scale, x) * velocity + expand(std, x) * x) / expand(scale**2 + std**2, x)
+    return -noise / expand(std, x)
+
+
+def score_prediction(network: NetworkFn) -> ScoreFn:
+    """Score of a network that sees the label 999 t and puts out the score."""
+    return lambda x, t: network(x, TIME_LABEL_SCALE * t)
+
+
+def noise_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
+    """Score of a network that sees the label 999 t and puts out the noise: VP and sub-VP."""
+    return lambda x, t: noise_to_score(sde, t, x, network(x, TIME_LABEL_SCALE * t))
+
+
+def denoiser_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
+    """Score of a network that sees the label 999 t and puts out the mean of x_0 given x_t."""
+    return lambda x, t: denoiser_to_score(sde, t, x, network(x, TIME_LABEL_SCALE * t))
+
+
+def velocity_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
+    """Score of a network that sees the label 999 t and puts out the velocity."""
+    return lambda x, t: velocity_to_score(sde, t, x, network(x, TIME_LABEL_SCALE * t))
+
+
+def discrete_noise_prediction(sde: VPSDE, network: NetworkFn, num_scales: int) -> ScoreFn:
+    """Score of a network trained on the DDPM chain of num_scales steps: VP.
+
+    The label is t (num_scales - 1), a real number; the std is the chain's at its whole part.
+    """
+    std_table = ddpm_marginals(sde, num_scales)[1]
+
+    def score_fn(x: Array, t: Array) -> Array:
+        std = jnp.asarray(std_table, x.dtype)[table_index(t, num_scales)]
+        return -network(x, t * (num_scales - 1)) / expand(std, x)
+
+    return score_fn
+
+
+def ddpm_marginals(sde: VPSDE, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and std, (num_scales,) each in double precision, of the DDPM chain's x_i given x_0.
+
+    Source: Ho et al. 2020, arXiv:2006.11239, Eq. 4.
+    """
+    alpha_bar = alpha_products(linear_betas(sde.beta_min, sde.beta_max, num_scales))
+    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+
+
+def sigma_conditioned(sde: VESDE, network: NetworkFn) -> ScoreFn:
+    """Score of a network that sees the label sigma(t) and puts out the score: VE."""
+    return lambda x, t: network(x, sde.sigma(t))
+
+
+def discrete_sigma_conditioned(sde: VESDE, network: NetworkFn, num_scales: int) -> ScoreFn:
+    """Score of a network trained on the SMLD ladder of num_scales levels: VE.
+
+    The label is the nearest level of the descending ladder, an integer: 0 is the largest sigma.
+    """
+
+    def score_fn(x: Array, t: Array) -> Array:
+        position = (1 - t) * (num_scales - 1)
+        return network(x, jnp.round(position).astype(jnp.int32))
+
+    return score_fn
+
+
+def divided_by_sigma(network: NetworkFn) -> NetworkFn:
+    """Divides what a network puts out by its label sigma."""
+    return lambda x, sigma: network(x, sigma) / expand(sigma, x)
+
+
+def divided_by_level_sigma(network: NetworkFn, sigmas: Float[Array, "levels"]) -> NetworkFn:
+    """Divides what a network puts out by sigmas[label], for integer labels."""
+    return lambda x, label: network(x, label) / expand(sigmas[label], x)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score conventions, losses and likelihoods against numbers of the official implementations.
+
+The files are channels first; everything here is channels last. Single precision is held to the
+tolerance in the file; double precision to 1e-8 of the largest entry of the row, and to 1e-6 where
+the reference forms 1 - exp(-small).
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorejax import parameterize
+from scorejax.numerics import expand
+from scorejax.sdes import VESDE, VPSDE, SubVPSDE, table_index
+
+NUM_SCALES = 1000
+VP, SUBVP, VE = VPSDE(), SubVPSDE(), VESDE()
+COEFFICIENTS = (0.3, 0.1, 0.05, 0.02)
+
+
+def channels_last(x):
+    return np.moveaxis(x, 1, -1)
+
+
+def noise_network(x, label, coefficients=COEFFICIENTS):
+    """The analytic network of the golden files; a roll on width is a roll on axis 2 here."""
+    a, b, c, d = coefficients
+    label = expand(jnp.sin(0.05 * label.astype(x.dtype)), x)
+    return a * x + b * label + c * jnp.sin(3 * x) + d * jnp.roll(x, 1, axis=2)
+
+
+def sigma_network(x, label, coefficients=COEFFICIENTS):
+    return -noise_network(x, label, coefficients) / expand(1 + label**2, x)
+
+
+def level_network(x, label, coefficients=COEFFICIENTS):
+    return -noise_network(x, label, coefficients)
+
+
+def assert_row_close(actual, expected, relative):
+    """Compares each leading index at `relative` times its own largest entry."""
+    assert actual.dtype == np.float64
+    largest = np.abs(expected).max(axis=tuple(range(1, expected.ndim)), keepdims=True)
+    assert np.all(np.abs(actual - expected) <= relative * largest)
+
+
+SCORE_FNS = {
+    "vp_cont": parameterize.noise_prediction(VP, noise_network),
+    "vp_disc": parameterize.discrete_noise_prediction(VP, noise_network, NUM_SCALES),
+    "subvp_cont": parameterize.noise_prediction(SUBVP, noise_network),
+    # The official code knows no discrete sub-VP and falls back to the continuous convention.
+    "subvp_disc": parameterize.noise_prediction(SUBVP, noise_network),
+    "ve_cont": parameterize.sigma_conditioned(VE, sigma_network),
+    "ve_disc": parameterize.discrete_sigma_conditioned(VE, level_network, NUM_SCALES),
+}
+
+
+@pytest.mark.parametrize("name", SCORE_FNS)
+def test_scores_in_single_precision(golden, name):
+    file = golden("a_scorefn_wrappers")
+    score = SCORE_FNS[name](jnp.asarray(channels_last(file["in/x"])), jnp.asarray(file["in/t"]))
+    error = np.abs(score - channels_last(file[f"out64/{name}"]))
+    assert np.all(error <= file[f"tol/{name}"])
+
+
+@pytest.mark.parametrize("name", SCORE_FNS)
+def test_scores_in_double_precision(golden, x64, name):
+    file = golden("a_scorefn_wrappers")
+    x, t = (file[key].astype(np.float64) for key in ("in/x", "in/t"))
+    score = SCORE_FNS[name](jnp.asarray(channels_last(x)), jnp.asarray(t))
+    expected = channels_last(file[f"out64/{name}"])
+    near_zero = (t < 2e-3) & ("vp" in name)
+    assert_row_close(
+        np.asarray(score), expected, np.where(near_zero, 1e-6, 1e-8)[:, None, None, None]
+    )
+
+
+def test_labels_on_the_sampling_grids(golden):
+    file = golden("a_scorefn_wrappers")
+    grid = lambda t_min: jnp.asarray(np.linspace(1, t_min, NUM_SCALES), jnp.float32)
+    np.testing.assert_array_equal(
+        table_index(grid(1e-3), NUM_SCALES), file["out/vp_grid_floor_index"]
+    )
+    labels = []
+    network = lambda x, label: labels.append(label) or x
+    score_fn = parameterize.discrete_sigma_conditioned(VE, network, NUM_SCALES)
+    score_fn(jnp.zeros((NUM_SCALES, 1)), grid(1e-5))
+    np.testing.assert_array_equal(labels[0], file["out/ve_grid_labels"])

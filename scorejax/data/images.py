@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image data sets by name, as uint8 arrays or as records with random access.
+
+Handwritten digits come with scikit-learn; Fashion-MNIST is read from its own four files; the
+others are data sets of tensorflow-datasets, prepared once in array-record format and read here
+without TensorFlow. Data are looked for in `data_dir`, else in $SCOREJAX_DATA_DIR, else in
+~/tensorflow_datasets.
+"""
+
+import dataclasses
+import gzip
+import os
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scorejax.choices import unknown
+from scorejax.data import transforms
+
+SPLITS = ("train", "test")
+DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """What is known of a data set before it is read."""
+
+    channels: int
+    size: int
+    """Usual side, in pixels."""
+    levels: int = 256
+    """Grey levels per channel."""
+    tfds_name: str = ""
+    test_split: str = "test"
+    in_memory: bool = True
+    """Small enough to be gathered from memory; else it is read record by record."""
+    fit: Callable[[np.ndarray, int], np.ndarray] = transforms.square
+    """uint8 (h, w, c), size -> uint8 (size, size, c)."""
+
+
+IMAGE_SETS = {
+    "digits": ImageSet(channels=1, size=8, levels=17),
+    "fashion_mnist": ImageSet(channels=1, size=28),
+    "cifar10": ImageSet(channels=3, size=32, tfds_name="cifar10"),
+    "svhn": ImageSet(channels=3, size=32, tfds_name="svhn_cropped"),
+    "celeba": ImageSet(
+        channels=3, size=64, tfds_name="celeb_a", test_split="validation", in_memory=False,
+        fit=transforms.crop_face,
+    ),
+    "lsun_bedroom": ImageSet(
+        channels=3, size=256, tfds_name="lsun/bedroom", test_split="validation", in_memory=False,
+        fit=transforms.crop_scene,
+    ),
+    "lsun_church": ImageSet(
+        channels=3, size=256, tfds_name="lsun/church_outdoor", test_split="validation",
+        in_memory=False, fit=transforms.crop_scene,
+    ),
+}  # fmt: skip
+
+
+class Images(NamedTuple):
+    """Images (n, h, w, c) as uint8 levels, and labels (n,) as int32: 0 where there are none."""
+
+    image: np.ndarray
+    label: np.ndarray
+
+
+class Records(Sequence):
+    """Random access to single examples {"image": uint8 (size, size, c), "label": int32}."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], fit: Callable, size: int):
+        self._rows, self._fit, self._size = rows, fit, size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = self._rows[index]
+        image = self._fit(row["image"], self._size)
+        return {"image": image, "label": np.int32(row.get("label", 0))}
+
+
+def image_set(name: str) -> ImageSet:
+    """Looks a data set up. Raises: ValueError with the nearest name if there is none."""
+    if name not in IMAGE_SETS:
+        raise unknown("dataset", name, IMAGE_SETS)
+    return IMAGE_SETS[name]
+
+
+def load(
+    name: str, split: str, *, image_size: int = 0, data_dir: str = "", limit: int | None = None
+) -> Images:
+    """Reads a split into memory, or its first `limit` images; `image_size` 0 is the usual one.
+
+    Raises: ValueError for an unknown set or split; FileNotFoundError, with the command that gets
+    the data, if they are not there.
+    """
+    spec = image_set(name)
+    _require_split(split)
+    size = image_size or spec.size
+    if name == "digits":
+        images = digits(split)
+    elif name == "fashion_mnist":
+        images = fashion_mnist(split, data_dir)
+    else:
+        return _gather(records(name, split, image_size=size, data_dir=data_dir), limit)
+    image, label = images.image[:limit], images.label[:limit]
+    if size != spec.size:
+        image = np.stack([spec.fit(picture, size) for picture in image])
+    return Images(image, label)
+
+
+def records(name: str, split: str, *, image_size: int = 0, data_dir: str = "") -> Records:
+    """Opens a split of a tensorflow-datasets set without reading it. Raises: as `load`."""
+    spec = image_set(name)
+    _require_split(split)
+    rows = _data_source(spec.tfds_name, spec.test_split if split == "test" else split, data_dir)
+    return Records(rows, spec.fit, image_size or spec.size)
+
+
+def digits(split: str) -> Images:
+    """The 1797 handwritten digits of scikit-learn, 8 x 8 with levels 0 to 16, cut in half.
+
+    The halves are fixed and stratified: the images of a class go to them by turns.
+    """
+    from sklearn.datasets import load_digits  # Half a second that other data sets need not pay.
+
+    bunch = load_digits()
+    turn = np.empty(len(bunch.target), np.int64)
+    for label in range(10):
+        members = np.flatnonzero(bunch.target == label)
+        turn[members] = (np.arange(len(members)) + label) % 2
+    chosen = turn == SPLITS.index(split)
+    image = bunch.images[chosen][..., None].astype(np.uint8)
+    return Images(image, bunch.target[chosen].astype(np.int32))
+
+
+def fashion_mnist(split: str, data_dir: str = "") -> Images:
+    """Fashion-MNIST (28 x 28) from its four published files, gzipped or not."""
+    places = [_root(data_dir), _root(data_dir) / "fashion-mnist", DEBIAN_FASHION_MNIST]
+    prefix = "t10k" if split == "test" else split
+    for place in places:
+        image = _read_idx(place / f"{prefix}-images-idx3-ubyte")
+        label = _read_idx(place / f"{prefix}-labels-idx1-ubyte")
+        if image is not None and label is not None:
+            return Images(image[..., None], label.astype(np.int32))
+    raise FileNotFoundError(
+        f"fashion_mnist is not in {places[0]}; get it with: apt-get install dataset-fashion-mnist "
+        "(or put its four idx files there)"
+    )
+
+
+def _read_idx(path: pathlib.Path) -> np.ndarray | None:
+    zipped = path.with_name(path.name + ".gz")
+    if zipped.exists():
+        data = gzip.decompress(zipped.read_bytes())
+    elif path.exists():
+        data = path.read_bytes()
+    else:
+        return None
+    # Header: two zero bytes, the type (8 = uint8), the number of axes, then each length.
+    if data[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{path} is no idx file of bytes")
+    lengths = np.frombuffer(data, ">u4", count=data[3], offset=4)
+    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(lengths)
+
+
+def _data_source(tfds_name: str, split: str, data_dir: str) -> Sequence[dict[str, Any]]:
+    import tensorflow_datasets as tfds  # A second that sets in memory need not pay.
+    from tensorflow_datasets.core import read_only_builder
+
+    root = _root(data_dir)
+    command = (
+        "pip install tensorflow-cpu && "
+        f"tfds build {tfds_name} --file_format=array_record --data_dir={root}"
+    )
+    try:
+        builder = read_only_builder.builder_from_files(tfds_name, data_dir=str(root))
+    except tfds.core.DatasetNotFoundError:
+        raise FileNotFoundError(f"{tfds_name} is not in {root}; get it with: {command}") from None
+    if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        raise FileNotFoundError(
+            f"{tfds_name} in {root} is in {builder.info.file_format.value} format, array_record "
+            f"is needed; get it with: {command}"
+        )
+    return builder.as_data_source(split=split)
+
+
+def _gather(rows: Records, limit: int | None) -> Images:
+    picked = [rows[index] for index in range(len(rows))[:limit]]
+    return Images(
+        np.stack([row["image"] for row in picked]), np.stack([row["label"] for row in picked])
+    )
+
+
+def _root(data_dir: str) -> pathlib.Path:
+    root = data_dir or os.environ.get("SCOREJAX_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(root).expanduser()
+
+
+def _require_split(split: str) -> None:
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to images on the host: fit to size as uint8, then map to the model's floats.
+
+Whole batches (b, h, w, c) are flipped and scaled; single images (h, w, c) are cropped and resized.
+Random ones take a NumPy generator first.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+Transform = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+"""(generator, uint8 (b, h, w, c)) -> float32 (b, h, w, c)."""
+
+
+def flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+    """Mirrors each image left to right with probability one half."""
+    mirrored = rng.random(len(images)) < 0.5
+    return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+
+
+def to_unit(images: np.ndarray, levels: int = 256) -> np.ndarray:
+    """Grey levels 0 .. levels - 1 to float32 in [0, 1], both ends reached."""
+    return images.astype(np.float32) / np.float32(levels - 1)
+
+
+def dequantize(rng: np.random.Generator, images: np.ndarray, levels: int = 256) -> np.ndarray:
+    """Level k to a uniform draw from [k, k + 1) / levels, in float32.
+
+    A density of the result bounds the probability of the levels: Theis et al. 2016,
+    arXiv:1511.01844, Section 3.1.
+    """
+    level = images.astype(np.float32)
+    noisy = level + rng.random(images.shape, dtype=np.float32)
+    # Now and then single precision rounds the sum up to the next level.
+    return np.minimum(noisy, np.nextafter(level + 1, np.float32(0))) / np.float32(levels)
+
+
+def centre(images: np.ndarray) -> np.ndarray:
+    """[0, 1] to [-1, 1]."""
+    return 2 * images - 1
+
+
+def uncentre(images: np.ndarray) -> np.ndarray:
+    """[-1, 1] to [0, 1]."""
+    return (images + 1) / 2
+
+
+def make_transform(
+    *, levels: int, random_flip: bool, uniform_dequantization: bool, centered: bool
+) -> Transform:
+    """The map from stored images to what the model is trained on."""
+
+    def transform(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
+        if random_flip:
+            images = flip(rng, images)
+        unit = (
+            dequantize(rng, images, levels) if uniform_dequantization else to_unit(images, levels)
+        )
+        return centre(unit) if centered else unit
+
+    return transform
+
+
+def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of an image; the odd row or column goes below or to the right."""
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def resize(
+    image: np.ndarray, height: int, width: int, *, method: Image.Resampling = Image.BILINEAR
+) -> np.ndarray:
+    """Resamples a uint8 image; shrinking is antialiased, and values are rounded and clipped."""
+    if image.shape[:2] == (height, width):
+        return image
+    planes = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(plane)).resize((width, height), method))
+        for plane in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack(planes, axis=-1)
+
+
+def square(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to size x size, which is the identity for most sets."""
+    return resize(image, size, size)
+
+
+def crop_face(image: np.ndarray, size: int) -> np.ndarray:
+    """CelebA's custom: the central 140 x 140, then shrunk."""
+    return resize(centre_crop(image, 140, 140), size, size)
+
+
+def shrink_then_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Shrinks the shorter side to `size`, then crops the centre."""
+    ratio = size / min(image.shape[:2])
+    height, width = (round(side * ratio) for side in image.shape[:2])
+    return centre_crop(resize(image, height, width), size, size)
+
+
+def crop_then_shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """Crops the central square, then shrinks it with the bicubic filter."""
+    side = min(image.shape[:2])
+    return resize(centre_crop(image, side, side), size, size, method=Image.BICUBIC)
+
+
+def crop_scene(image: np.ndarray, size: int) -> np.ndarray:
+    """LSUN's custom: crop first from 256 pixels on, shrink first below."""
+    return crop_then_shrink(image, size) if size >= 256 else shrink_then_crop(image, size)

@@ -6,7 +6,7 @@ never the noise; an energy is -log p up to a constant, in nats.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -33,6 +33,7 @@ class Aux(NamedTuple):
     model_state: PyTree
 
 
+@runtime_checkable
 class LossFn(Protocol):
     """A training loss: (params, state, rng, batch) -> (scalar, Aux)."""
 

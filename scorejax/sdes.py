@@ -14,7 +14,7 @@ Source: Song et al. 2021, arXiv:2011.13456, Sections 3.2-3.4 and Appendices B, C
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,17 @@ from scorejax.numerics import expand, sum_except_batch
 from scorejax.typing import ScoreFn, Shape
 
 
+@runtime_checkable
 class SDE(Protocol):
-    """What samplers, losses and likelihoods ask of a stochastic differential equation."""
+    """What samplers, losses and likelihoods ask of a stochastic differential equation.
+
+    t_min is where training and likelihoods stop, sampling_t_min where samplers do: the published
+    choice for each SDE.
+    """
 
     t_min: float
     t_max: float
+    sampling_t_min: ClassVar[float]
 
     def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
         """The drift f(x, t)."""
@@ -48,6 +54,10 @@ class SDE(Protocol):
         """Scale and std of the step that ends at time t in the chain of num_steps steps."""
         ...
 
+    def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
+        """Noise of the step that goes back from t in ancestral sampling of that chain."""
+        ...
+
     def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
         """Draws from the distribution at t_max."""
         ...
@@ -58,7 +68,7 @@ class SDE(Protocol):
 
 
 def table_index(t: Float[Array, "b"], num_steps: int) -> Array:
-    """Index floor(t (num_steps - 1)) of the step that ends at time t, in 0 .. num_steps - 1.
+    """Index floor(t (num_steps - 1)) of the step that ends at t of [0, 1]: 0 .. num_steps - 1.
 
     The sampling grid lies at whole numbers plus a little; rounding in single precision can fall a
     few 1e-8 num_steps short of the whole number, so the floor is taken that much higher.
@@ -84,7 +94,7 @@ class _LinearBeta:
         _require_beta_order(type(self).__name__, self.beta_min, self.beta_max)
         _require_time_order(type(self).__name__, self.t_min, self.t_max)
 
-    def beta(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+    def beta(self, t: Float[Array, "b"] | float) -> Float[Array, "b"] | float:
         """Rate of forgetting beta(t)."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
@@ -118,6 +128,7 @@ class VPSDE(_LinearBeta):
     t_min: float = 1e-5
     t_max: float = 1.0
     name: ClassVar[str] = "vp"
+    sampling_t_min: ClassVar[float] = 1e-3
 
     def diffusion(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
         """The diffusion coefficient sqrt(beta(t))."""
@@ -136,13 +147,15 @@ class VPSDE(_LinearBeta):
 
         Raises: ValueError if the chain has so few steps that some beta_i reaches 1.
         """
-        if self.beta_max >= num_steps:
+        step = self.t_max / num_steps
+        last_beta = self.beta(self.t_max) * step
+        if num_steps < 2 or last_beta >= 1:
             raise ValueError(
-                f"the VP chain needs num_steps > beta_max = {self.beta_max:g}, or its last beta "
-                f"exceeds 1; got num_steps={num_steps}. Take more steps, or euler_maruyama."
+                f"the VP chain with beta_max={self.beta_max:g} needs its last beta below 1; "
+                f"num_steps={num_steps} gives {last_beta:g}. Take more steps, or euler_maruyama."
             )
-        position = table_index(t, num_steps) / (num_steps - 1)
-        beta = self.beta(position.astype(t.dtype)) / num_steps
+        position = table_index(t / self.t_max, num_steps).astype(t.dtype) / (num_steps - 1)
+        beta = self.beta(self.t_max * position) * step
         return jnp.sqrt(1 - beta), jnp.sqrt(beta)
 
     def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
@@ -162,6 +175,7 @@ class SubVPSDE(_LinearBeta):
     t_min: float = 1e-5
     t_max: float = 1.0
     name: ClassVar[str] = "subvp"
+    sampling_t_min: ClassVar[float] = 1e-3
 
     def diffusion(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
         """The diffusion coefficient sqrt(beta(t) (1 - exp(-2 B(t))))."""
@@ -175,8 +189,16 @@ class SubVPSDE(_LinearBeta):
     def transition(
         self, t: Float[Array, "b"], num_steps: int
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """Scale 1 - beta(t) / (2 n) and std g(t) / sqrt(n) of one Euler step of size 1 / n."""
-        return 1 - self.beta(t) / (2 * num_steps), self.diffusion(t) / math.sqrt(num_steps)
+        """Scale 1 - beta(t) dt / 2 and std g(t) sqrt(dt) of one Euler step, dt = t_max / n."""
+        step = self.t_max / num_steps
+        return 1 - self.beta(t) * step / 2, self.diffusion(t) * math.sqrt(step)
+
+    def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
+        """Raises ValueError: the sub-VP SDE is the limit of no discrete chain."""
+        raise ValueError(
+            "ancestral sampling needs a discrete chain, which subvp has not; "
+            "take reverse_diffusion or euler_maruyama."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,6 +215,7 @@ class VESDE:
     t_min: float = 1e-5
     t_max: float = 1.0
     name: ClassVar[str] = "ve"
+    sampling_t_min: ClassVar[float] = 1e-5
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma_min < self.sigma_max:
@@ -202,7 +225,7 @@ class VESDE:
             )
         _require_time_order("VESDE", self.t_min, self.t_max)
 
-    def sigma(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+    def sigma(self, t: Float[Array, "b"] | float) -> Float[Array, "b"] | float:
         """Standard deviation of the noise at time t."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
 
@@ -222,28 +245,30 @@ class VESDE:
         self, t: Float[Array, "b"], num_steps: int
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """Scale 1 and std sqrt(sigma_i^2 - sigma_{i-1}^2) of the SMLD chain; sigma_{-1} = 0."""
-        sigma, previous = self._neighbours(t, num_steps)
-        return jnp.ones_like(t), jnp.sqrt((sigma - previous) * (sigma + previous))
+        sigma, ratio = self._sigma_and_ratio(t, num_steps)
+        return jnp.ones_like(t), sigma * jnp.sqrt(1 - ratio**2)
 
     def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
         """Noise of the ancestral step. Source: arXiv:2011.13456, Appendix F, Eq. 47."""
-        sigma, previous = self._neighbours(t, num_steps)
-        return previous * jnp.sqrt((sigma - previous) * (sigma + previous)) / sigma
+        sigma, ratio = self._sigma_and_ratio(t, num_steps)
+        return sigma * ratio * jnp.sqrt(1 - ratio**2)
 
-    def _neighbours(self, t: Array, num_steps: int) -> tuple[Array, Array]:
-        index = table_index(t, num_steps)
-        position = (index / (num_steps - 1)).astype(t.dtype)
-        sigma = self.sigma(position)
-        ratio = (self.sigma_max / self.sigma_min) ** (1 / (num_steps - 1))
-        return sigma, jnp.where(index > 0, sigma / ratio, 0.0)
+    def _sigma_and_ratio(self, t: Array, num_steps: int) -> tuple[Array, Array]:
+        """sigma_i of the step that ends at t, and sigma_{i-1} / sigma_i."""
+        if num_steps < 2:
+            raise ValueError(f"the VE chain needs num_steps >= 2; got {num_steps}.")
+        index = table_index(t / self.t_max, num_steps)
+        spacing = self.t_max / (num_steps - 1)
+        ratio = (self.sigma_min / self.sigma_max) ** spacing
+        return self.sigma(index.astype(t.dtype) * spacing), jnp.where(index > 0, ratio, 0.0)
 
     def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
-        """Draws from N(0, sigma_max^2 I)."""
-        return self.sigma_max * jax.random.normal(rng, shape)
+        """Draws from N(0, sigma(t_max)^2 I)."""
+        return self.sigma(self.t_max) * jax.random.normal(rng, shape)
 
     def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
-        """Log-density of N(0, sigma_max^2 I), in nats."""
-        return gaussian_log_prob(z, self.sigma_max)
+        """Log-density of N(0, sigma(t_max)^2 I), in nats."""
+        return gaussian_log_prob(z, self.sigma(self.t_max))
 
 
 DriftFn = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]

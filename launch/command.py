@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: flags in, one line per mistake out.
+
+A command is `run(prepare)`. `prepare` reads and checks what the user asked for and returns the
+job, a function without arguments. A mistake found by `prepare` ends with exit status 2, a failure
+of the outside world (no space left, no permission, a loss that is NaN) with 1; both print one line.
+Anything else is a defect of ours, and keeps its traceback.
+
+Nothing heavy is imported here, so that a mistake in the flags is answered at once.
+"""
+
+import difflib
+import functools
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+Job = Callable[[], None]
+
+
+def run(prepare: Callable[[], Job]) -> None:
+    """Parses the flags, prepares, and does the job."""
+    app.run(functools.partial(_main, prepare), flags_parser=_parse)
+
+
+def config(holder: flags.FlagHolder) -> ConfigDict:
+    """The config that --config names, with its overrides. Raises: ValueError if there is none."""
+    value = holder.value
+    if isinstance(value, ConfigDict):
+        return value
+    if value is None:
+        raise ValueError("--config is missing, such as --config=configs/score_sde/digits.py")
+    raise ValueError(_no_config(config_flags.get_config_filename(flags.FLAGS["config"]), value))
+
+
+def saved_config(workdir: str) -> ConfigDict:
+    """The config that a run in `workdir` was started with. Raises: as checkpoint.load_config."""
+    from scorejax.train import checkpoint
+
+    return ConfigDict(checkpoint.load_config(workdir))
+
+
+def require_positive(**values: int) -> None:
+    """Raises ValueError, naming the flag, for a value below one."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"--{name} needs to be at least 1; got {value}")
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        rest = flags.FLAGS(argv)
+    except Exception as error:  # A config file is a program: it may raise anything.
+        _exit(2, _explain(error, argv))
+    if len(rest) > 1:
+        _exit(2, f"unexpected argument {rest[1]!r}: flags look like --name=value")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)
+    return rest
+
+
+def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
+    del argv
+    try:
+        job = prepare()
+    except (ValueError, FileNotFoundError) as error:
+        _exit(2, str(error))
+    except OSError as error:
+        _exit(1, str(error))
+    try:
+        job()
+    except OSError as error:
+        _exit(1, str(error))
+    except RuntimeError as error:
+        # Ours are plain; subclasses are JAX's, and worth a traceback.
+        if type(error) is not RuntimeError:
+            raise
+        _exit(1, str(error))
+    except KeyboardInterrupt:
+        _exit(130, "interrupted")
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """What is wrong with the flags, and what would be right."""
+    text = "\n".join(argv)
+    path = re.search(r"^--?config[=\n](.+)$", text, re.MULTILINE)
+    try:
+        loaded = flags.FLAGS["config"].parser.parse(path[1]) if path else None
+    except Exception as broken:
+        reason = str(broken).strip().splitlines()[-1].removeprefix("ValueError: ")
+        kind = "" if isinstance(broken, ValueError) else f"{type(broken).__name__}: "
+        return f"--config={path[1]}: {kind}{reason}"
+    if isinstance(loaded, ConfigDict):
+        for key, value in re.findall(r"^--?config\.([^=\n]+)=?(.*)$", text, re.MULTILINE):
+            if key not in loaded:
+                return f"the config has no key {key!r}{_nearest(key, loaded)}"
+            if f".{key}=" in str(error):
+                kind, example = type(loaded[key]).__name__, f"--config.{key}={loaded[key]}"
+                return f"--config.{key} needs a value of type {kind}, as {example}; got {value!r}"
+    elif path and not isinstance(error, flags.Error):
+        return _no_config(path[1], loaded)
+    reason = str(error).strip().splitlines()[0]
+    missing = re.match(r"flag --(\w+)=None", reason)
+    return f"--{missing[1]} is missing" if missing else reason.removeprefix("flag ")
+
+
+def _no_config(path: str, loaded: object) -> str:
+    """Why what --config names is no config."""
+    path = path.partition(":")[0]
+    if os.path.isfile(path):
+        return f"--config={path}: get_config() needs to return a ConfigDict; got {loaded!r}"
+    known = [str(file) for file in pathlib.Path("configs").rglob("[!_]*.py")]
+    return f"--config={path}: no such file{_nearest(path, known, cutoff=0.3)}"
+
+
+def _nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+
+def _exit(status: int, message: str) -> NoReturn:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(status)

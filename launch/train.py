@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains the system that a config describes, from where the run in the workdir stands.
+
+    python -m launch.train --config=configs/score_sde/digits.py --workdir=runs/digits
+    python -m launch.train --config=configs/score_sde/digits.py:ve,debug --workdir=runs/ve \
+        --config.batch_size=64
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import command
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, and :its,variant.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where config, checkpoints, metrics and pictures go.", required=True
+)
+
+
+def prepare() -> command.Job:
+    config = command.config(CONFIG)
+    from scorejax import systems
+    from scorejax.train import loop
+
+    system = systems.load(config)
+    return lambda: loop.train(system, config, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    command.run(prepare)

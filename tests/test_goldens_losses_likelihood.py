@@ -6,14 +6,19 @@ tolerance in the file; double precision to 1e-8 of the largest entry of the row,
 the reference forms 1 - exp(-small).
 """
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scorejax import parameterize
-from scorejax.numerics import expand
+from scorejax.numerics import expand, mean_except_batch
+from scorejax.objectives import denoising
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE, table_index
 
+RNG = jax.random.key(0)
 NUM_SCALES = 1000
 VP, SUBVP, VE = VPSDE(), SubVPSDE(), VESDE()
 COEFFICIENTS = (0.3, 0.1, 0.05, 0.02)
@@ -87,3 +92,79 @@ def test_labels_on_the_sampling_grids(golden):
     score_fn = parameterize.discrete_sigma_conditioned(VE, network, NUM_SCALES)
     score_fn(jnp.zeros((NUM_SCALES, 1)), grid(1e-5))
     np.testing.assert_array_equal(labels[0], file["out/ve_grid_labels"])
+
+
+def make_score_fn(name, coefficients):
+    if name == "ve":
+        return parameterize.sigma_conditioned(
+            VE, functools.partial(sigma_network, coefficients=coefficients)
+        )
+    network = functools.partial(noise_network, coefficients=coefficients)
+    return parameterize.noise_prediction({"vp": VP, "subvp": SUBVP}[name], network)
+
+
+REDUCTIONS = {"mean": mean_except_batch, "sum": denoising.half_sum}
+WEIGHTINGS = {"nolw": denoising.variance_weighting, "lw": denoising.likelihood_weighting}
+LOSSES = [f"{s}_{r}_{w}" for s in ("vp", "subvp", "ve") for r in REDUCTIONS for w in WEIGHTINGS]
+DISCRETE_LOSSES = [f"{chain}_{reduction}" for chain in ("ddpm", "smld") for reduction in REDUCTIONS]
+
+
+def loss_of(name, file, coefficients):
+    """The batch mean of the loss that an entry of c_losses names."""
+    x, z = (jnp.asarray(channels_last(file[key])) for key in ("in/x", "in/z"))
+    method, reduction, *weighting = name.split("_")
+    reduction = REDUCTIONS[reduction]
+    if weighting:
+        t, sde = uniform_to_time(file["in/u"]), {"vp": VP, "subvp": SUBVP, "ve": VE}[method]
+        score_fn, weighting = make_score_fn(method, coefficients), WEIGHTINGS[weighting[0]]
+        loss = denoising.denoising_error(
+            score_fn, sde, t, z, x, weighting=weighting, reduction=reduction
+        )
+    else:
+        error, network, sde = {
+            "ddpm": (denoising.ddpm_error, noise_network, VP),
+            "smld": (denoising.smld_error, level_network, VE),
+        }[method]
+        network = functools.partial(network, coefficients=coefficients)
+        labels = jnp.asarray(file["in/labels"], jnp.int32)
+        loss = error(network, sde, labels, z, x, num_scales=NUM_SCALES, reduction=reduction)
+    return jnp.mean(loss)
+
+
+def uniform_to_time(u):
+    return denoising.uniform_times(RNG, VP, len(u), draw=lambda rng, shape: jnp.asarray(u)).t
+
+
+def test_times_from_uniform_numbers(golden):
+    file = golden("c_losses")
+    error = np.abs(uniform_to_time(file["in/u"]) - file["out64/t"])
+    assert np.all(error <= file["tol/t"])
+
+
+@pytest.mark.parametrize("name", LOSSES + DISCRETE_LOSSES)
+def test_losses_and_gradients_in_single_precision(golden, name):
+    file = golden("c_losses")
+    value_and_grad = jax.value_and_grad(lambda c: loss_of(name, file, c))
+    loss, gradient = value_and_grad(jnp.asarray(COEFFICIENTS))
+    assert np.abs(loss - file[f"out64/{name}"]) <= file[f"tol/{name}"]
+    assert np.all(np.abs(gradient - file[f"out64/{name}_grad"]) <= file[f"tol/{name}_grad"])
+
+
+@pytest.mark.parametrize("name", LOSSES + DISCRETE_LOSSES)
+def test_losses_and_gradients_in_double_precision(golden, x64, name):
+    file = {k: v.astype(np.float64) for k, v in golden("c_losses").items()}
+    value_and_grad = jax.value_and_grad(lambda c: loss_of(name, file, c))
+    loss, gradient = value_and_grad(jnp.asarray(COEFFICIENTS))
+    expected = file[f"out64/{name}_grad"]
+    np.testing.assert_allclose(loss, file[f"out64/{name}"], rtol=1e-8)
+    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8 * np.abs(expected).max())
+
+
+def test_losses_along_training(golden, x64):
+    file = {k: v.astype(np.float64) for k, v in golden("c_train_steps").items()}
+    before = np.concatenate([[[0.9, 0.5, -0.4, 0.2]], file["out64/coeffs"][:-1]])
+    for step, coefficients in enumerate(before):
+        x, z = (jnp.asarray(channels_last(file[key][step])) for key in ("in/x", "in/z"))
+        score_fn, t = make_score_fn("vp", coefficients), uniform_to_time(file["in/u"][step])
+        loss = jnp.mean(denoising.denoising_error(score_fn, VP, t, z, x))
+        np.testing.assert_allclose(loss, file["out64/loss"][step], rtol=1e-8)

@@ -35,7 +35,7 @@ class Gaussian:
         """Draws from the data."""
         noise = jax.random.normal(rng, (num, self.dim))
         root = np.linalg.cholesky(self.covariance)
-        return jnp.asarray(self.mean, noise.dtype) + noise @ jnp.asarray(root.T, noise.dtype)
+        return jnp.asarray(self.mean, noise.dtype)[None] + noise @ jnp.asarray(root.T, noise.dtype)
 
     def moments(self, sde, t: float) -> tuple[np.ndarray, np.ndarray]:
         """Mean (d,) and covariance (d, d) of x_t."""

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of published PyTorch networks, tensor by tensor, for our modules.
+
+Each architecture has a walk over its layers in the order in which the official network lists them
+(`all_modules.0`, `all_modules.1`, ...); `_TENSORS` says what each kind of layer holds, how we name
+it, and how its axes are turned.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from scorejax.choices import unknown
+from scorejax.models.ncsnpp import NCSNpp
+from scorejax.numerics import expand
+
+
+class Turn(NamedTuple):
+    """A tensor from the official axes to ours, and a shape from ours to the official."""
+
+    tensor: Callable[[np.ndarray], np.ndarray]
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+
+
+_SAME = Turn(lambda a: a, lambda s: s)
+_LINEAR = Turn(lambda a: a.T, lambda s: s[::-1])
+_POINTWISE = Turn(lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1))
+_CONV = Turn(lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1]))
+
+
+def _layer(official: str, ours: str, turn: Turn) -> dict[str, tuple[str, Turn]]:
+    return {f"{official}weight": (f"{ours}kernel", turn), f"{official}bias": (f"{ours}bias", _SAME)}
+
+
+def _norm(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
+    return {f"{official}weight": (f"{ours}scale", _SAME), f"{official}bias": (f"{ours}bias", _SAME)}
+
+
+def _nin(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
+    return {f"{official}W": (f"{ours}kernel", _SAME), f"{official}b": (f"{ours}bias", _SAME)}
+
+
+_BLOCK = {
+    **_norm("GroupNorm_0.", "norm_0/"),
+    "Conv_0.weight": ("conv_0/kernel", _CONV),
+    "Conv_0.bias": ("conv_0_bias", _SAME),
+    **_layer("Dense_0.", "temb/", _LINEAR),
+    **_norm("GroupNorm_1.", "norm_1/"),
+    **_layer("Conv_1.", "conv_1/", _CONV),
+}
+_ATTENTION = _norm("GroupNorm_0.", "norm/")
+for _index, _name in enumerate(("query", "key", "value", "out")):
+    _ATTENTION |= _nin(f"NIN_{_index}.", f"{_name}/")
+
+_TENSORS = {
+    "fourier": {"W": ("frequencies", _SAME)},
+    "dense": _layer("", "", _LINEAR),
+    "conv": _layer("", "", _CONV),
+    "norm": _norm("", ""),
+    "attention": _ATTENTION,
+    "ddpm": _BLOCK | _nin("NIN_0.", "shortcut/"),
+    "biggan": _BLOCK | _layer("Conv_2.", "shortcut/", _POINTWISE),
+    "combine": _layer("Conv_0.", "conv/", _POINTWISE),
+    "resample": _layer("Conv_0.", "", _CONV),
+    "fir_resample": _layer("Conv2d_0.", "", _CONV),
+    "without parameters": {},
+}
+"""Kind of layer -> {official tensor: (our parameter, how its axes turn)}."""
+
+Walk = Iterator[tuple[str, str]]
+"""(name of our layer, its kind) in the official order."""
+
+
+def _walk_ncsnpp(net: NCSNpp, image_size: int) -> Walk:
+    """Layers of NCSN++, DDPM++ and DDPM."""
+    if net.embedding_type == "fourier":
+        yield "fourier", "fourier"
+    if net.conditional:
+        yield from (("temb/dense_0", "dense"), ("temb/dense_1", "dense"))
+    yield "conv_in", "conv"
+    sizes = [image_size >> level for level in range(len(net.ch_mult))]
+    for level, size in enumerate(sizes):
+        yield from _walk_encoder_level(net, level, attention=size in net.attn_resolutions)
+    yield "middle_block_0", net.resblock_type
+    yield "middle_attn", "attention"
+    yield "middle_block_1", net.resblock_type
+    for level, size in reversed(list(enumerate(sizes))):
+        yield from _walk_decoder_level(net, level, attention=size in net.attn_resolutions)
+    if net.progressive != "output_skip":
+        yield from (("out_norm", "norm"), ("out_conv", "conv"))
+
+
+def _walk_encoder_level(net: NCSNpp, level: int, *, attention: bool) -> Walk:
+    for i in range(net.num_res_blocks):
+        yield f"down_{level}_block_{i}", net.resblock_type
+        if attention:
+            yield f"down_{level}_attn_{i}", "attention"
+    if level + 1 < len(net.ch_mult):
+        yield f"down_{level}_resample", _resampling(net)
+        if net.progressive_input == "input_skip":
+            yield f"down_{level}_pyramid", "combine"
+        elif net.progressive_input == "residual":
+            yield f"down_{level}_pyramid", "fir_resample" if net.fir else "resample"
+
+
+def _walk_decoder_level(net: NCSNpp, level: int, *, attention: bool) -> Walk:
+    for i in range(net.num_res_blocks + 1):
+        yield f"up_{level}_block_{i}", net.resblock_type
+    if attention:
+        yield f"up_{level}_attn", "attention"
+    coarsest = level + 1 == len(net.ch_mult)
+    if net.progressive == "output_skip" or (net.progressive == "residual" and coarsest):
+        yield from ((f"up_{level}_pyramid_norm", "norm"), (f"up_{level}_pyramid_conv", "conv"))
+    elif net.progressive == "residual":
+        yield f"up_{level}_pyramid", "fir_resample" if net.fir else "resample"
+    if level:
+        yield f"up_{level}_resample", _resampling(net)
+
+
+def _resampling(net: NCSNpp) -> str:
+    if net.resblock_type == "biggan":
+        return "biggan"
+    if not net.resamp_with_conv:
+        return "without parameters"
+    return "fir_resample" if net.fir else "resample"
+
+
+class DividedBySigma(nn.Module):
+    """A network whose output is divided by the noise level, as the official VE networks are.
+
+    The label is sigma itself, or, with `num_scales`, an index into the table `constants/sigmas`.
+    """
+
+    network: nn.Module
+    num_scales: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, label: Array) -> Array:
+        sigma = label
+        if self.num_scales is not None:
+            table = self.variable("constants", "sigmas", jnp.zeros, (self.num_scales,))
+            sigma = table.value[label.astype(jnp.int32)]
+        return self.network(x, label) / expand(sigma.astype(x.dtype), x)
+
+
+_NETWORK_OPTIONS = (
+    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "conditional", "centered",
+    "embedding_type", "fourier_scale", "resblock_type", "resamp_with_conv", "fir", "fir_kernel",
+    "progressive", "progressive_input", "progressive_combine", "skip_rescale", "init_scale",
+)  # fmt: skip
+_OTHER_OPTIONS = (
+    "scale_by_sigma", "image_size", "num_channels", "num_scales", "nonlinearity", "normalization",
+    "attention_type", "beta_max", "beta_min", "continuous", "conv_size", "ema_rate", "name", "sde",
+    "sigma_max", "sigma_min",
+)  # fmt: skip
+
+
+def _build_ncsnpp(hyper: Mapping[str, Any]) -> NCSNpp:
+    options = {key: hyper[key] for key in _NETWORK_OPTIONS if key in hyper}
+    return NCSNpp(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
+
+
+_DDPM = {
+    "embedding_type": "positional", "resblock_type": "ddpm", "fir": False, "skip_rescale": False,
+    "init_scale": 0.0, "progressive": "none", "progressive_input": "none",
+}  # fmt: skip
+
+_ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], NCSNpp]] = {
+    "score_sde/ncsnpp": _build_ncsnpp,
+    "score_sde/ddpm": lambda hyper: _build_ncsnpp({**hyper, **_DDPM}).clone(num_groups=32),
+}
+
+
+def load_torch(
+    architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
+) -> tuple[nn.Module, dict]:
+    """The module of a published network and its variables, from the official state dictionary.
+
+    `hyper` holds the official settings of the model and the data, `image_size` among them. Images
+    go in and out as (b, h, w, c), else the module computes what the official network does: a VE
+    network divides by sigma. A prefix `module.` of all names is dropped.
+
+    Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
+    surplus or misshapen.
+    """
+    if architecture not in _ARCHITECTURES:
+        raise unknown("architecture", architecture, _ARCHITECTURES)
+    for key in hyper:
+        if key not in _NETWORK_OPTIONS + _OTHER_OPTIONS:
+            raise unknown("setting", key, _NETWORK_OPTIONS + _OTHER_OPTIONS)
+    _require_settings(architecture, hyper)
+    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
+    net = _ARCHITECTURES[architecture](hyper)
+    params = _fill(architecture, net, state, hyper)
+    return _divide_by_sigma(net, params, state, hyper)
+
+
+def _require_settings(architecture: str, hyper: Mapping[str, Any]) -> None:
+    if "image_size" not in hyper:
+        raise ValueError(f"{architecture} needs the setting image_size, the height in pixels.")
+    for key, only in (("nonlinearity", "swish"), ("normalization", "GroupNorm")):
+        if hyper.get(key, only) != only:
+            raise ValueError(f"{architecture} has {key}={only!r} only; got {hyper[key]!r}.")
+
+
+def _fill(
+    architecture: str, net: NCSNpp, state: Mapping[str, np.ndarray], hyper: Mapping[str, Any]
+) -> dict:
+    """Our parameters, each from its official tensor."""
+    size = hyper["image_size"]
+    image = jax.ShapeDtypeStruct((1, size, size, hyper.get("num_channels", 3)), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.float32)
+    targets = flatten_dict(
+        jax.eval_shape(net.init, jax.random.key(0), image, label)["params"], sep="/"
+    )
+    table, tolerated = {}, {"sigmas"}
+    for index, (layer, kind) in enumerate(_walk_ncsnpp(net, size)):
+        for tensor, (ours, turn) in _TENSORS[kind].items():
+            official, path = f"all_modules.{index}.{tensor}", f"{layer}/{ours}"
+            if path in targets:
+                table[official] = (path, turn)
+            elif not net.conditional and ours.startswith(("temb", "frequencies")):
+                tolerated.add(official)
+    shapes = {name: turn.shape(targets[path].shape) for name, (path, turn) in table.items()}
+    if hyper.get("scale_by_sigma", False) and net.embedding_type == "positional":
+        shapes["sigmas"] = (hyper.get("num_scales", 1000),)
+    _require_fit(architecture, {k: a.shape for k, a in state.items()}, shapes, tolerated)
+    flat = {path: jnp.asarray(turn.tensor(state[k]), float) for k, (path, turn) in table.items()}
+    return unflatten_dict(flat, sep="/")
+
+
+def _require_fit(
+    architecture: str, given: Mapping[str, tuple], expected: Mapping[str, tuple], tolerated: set
+) -> None:
+    """Raises ValueError unless the given shapes are the expected ones, name by name."""
+    missing = [name for name in expected if name not in given]
+    surplus = [name for name in given if name not in expected and name not in tolerated]
+    misshapen = [n for n, shape in expected.items() if n in given and given[n] != shape]
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} missing, first {missing[0]}")
+    if surplus:
+        complaints.append(f"{len(surplus)} surplus, first {surplus[0]}")
+    if misshapen:
+        first = misshapen[0]
+        complaints.append(
+            f"{len(misshapen)} misshapen, first {first} {given[first]} for {expected[first]}"
+        )
+    if complaints:
+        raise ValueError(
+            f"the tensors are not those of {architecture} with these settings: "
+            + "; ".join(complaints)
+        )
+
+
+def _divide_by_sigma(
+    net: NCSNpp, params: dict, state: Mapping[str, np.ndarray], hyper: Mapping[str, Any]
+) -> tuple[nn.Module, dict]:
+    """The network as it was trained: with its output divided by sigma, or as it is."""
+    if not hyper.get("scale_by_sigma", False):
+        return net, {"params": params}
+    variables = {"params": {"network": params}}
+    if net.embedding_type == "fourier":
+        return DividedBySigma(net), variables
+    sigmas = jnp.asarray(state["sigmas"], float)
+    return DividedBySigma(net, len(sigmas)), variables | {"constants": {"sigmas": sigmas}}

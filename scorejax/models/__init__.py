@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks: Flax linen modules with plain hyper-parameters, which know nothing of SDEs."""

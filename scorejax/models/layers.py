@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that the networks share. Images are (b, h, w, c), kernels (h, w, in, out).
+
+Weights are drawn as in the score SDE networks: uniform, with variance 1 / mean(fan_in, fan_out).
+Parameters are float32 (float64 where JAX runs in 64 bits); `dtype` is the type of the arithmetic.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from scorejax.models.convolution import conv, same_window
+
+Dtype = Any
+
+
+def fan_avg_uniform(scale: float = 1.0) -> nn.initializers.Initializer:
+    """Uniform weights of variance scale / mean(fan_in, fan_out); scale 0 means almost zero."""
+    return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
+
+
+def dense(features: int, *, name: str, init_scale: float = 1.0, dtype: Dtype = None) -> nn.Dense:
+    """A linear map of the last axis: on an image, a 1x1 convolution."""
+    return nn.Dense(features, kernel_init=fan_avg_uniform(init_scale), dtype=dtype, name=name)
+
+
+def nin(features: int, *, name: str, init_scale: float = 0.1, dtype: Dtype = None) -> nn.Dense:
+    """Network in network: a linear map of the channels with small initial weights."""
+    return dense(features, name=name, init_scale=init_scale, dtype=dtype)
+
+
+class Conv(nn.Module):
+    """Convolution of stride 1 with an odd square kernel; the size of the image is kept."""
+
+    features: int
+    size: int = 3
+    use_bias: bool = True
+    dilation: int = 1
+    init_scale: float = 1.0
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", fan_avg_uniform(self.init_scale), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[-1:]) if self.use_bias else None
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv(x, kernel, same_window(kernel.shape[:2], self.dilation))
+        return y if bias is None else y + bias[None, None, None]
+
+
+def group_count(channels: int) -> int:
+    """Groups of the NCSN++ networks: four channels in each, but at most 32 groups."""
+    return min(channels // 4, 32)
+
+
+_WIDTHS = (
+    "Choose nf and ch_mult so that every width, and every sum of two that a skip connection "
+    "joins, is a multiple of 4, and of 32 from 128 on."
+)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation as one multiply-add per channel, with statistics in float32.
+
+    By default four channels form a group, but there are at most 32 groups.
+    `shift` (b, c) or (c,) is added to x before the normalisation, at no cost: it only moves the
+    mean of each channel. Biases that precede a normalisation belong there.
+
+    Raises: ValueError if num_groups does not divide the number of channels.
+    Source: Wu & He 2018, arXiv:1803.08494.
+    """
+
+    num_groups: int | None = None
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], shift: Array | None = None) -> Array:
+        channels = x.shape[-1]
+        num_groups = group_count(channels) if self.num_groups is None else self.num_groups
+        if not num_groups or channels % num_groups:
+            raise ValueError(
+                f"GroupNorm needs a number of groups that divides its channels; got {channels} "
+                f"channels in {num_groups} groups. {_WIDTHS}"
+            )
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        mean, variance = channel_moments(x)
+        if shift is not None:
+            mean = mean + jnp.broadcast_to(shift, mean.shape)
+        mean, variance = pool_groups(mean, variance, num_groups)
+        multiplier = scale[None] * jax.lax.rsqrt(variance + self.epsilon)
+        offset = bias[None] - mean * multiplier
+        if shift is not None:
+            offset = offset + multiplier * shift
+        return (multiplier[:, None, None] * x + offset[:, None, None]).astype(x.dtype)
+
+
+def channel_moments(x: Float[Array, "b h w c"]) -> tuple[Array, Array]:
+    """Mean and variance (b, c) over the pixels, in float32 at least; two passes."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.mean(x, axis=(1, 2))
+    # The variance does not depend on the point that it is taken about, so its derivatives of every
+    # order are right though this one is held fixed: and the backward pass saves a sum over pixels.
+    about = jax.lax.stop_gradient(mean)
+    variance = jnp.mean((x - about[:, None, None]) ** 2, axis=(1, 2)) - (mean - about) ** 2
+    return mean, variance
+
+
+def pool_groups(mean: Array, variance: Array, num_groups: int) -> tuple[Array, Array]:
+    """Moments (b, c) of each channel -> those of its group, (b, c), repeated for its channels."""
+    grouped = (*mean.shape[:-1], num_groups, -1)
+    mean, variance = mean.reshape(grouped), variance.reshape(grouped)
+    pooled = jnp.mean(mean, axis=-1, keepdims=True)
+    spread = jnp.mean(variance + (mean - pooled) ** 2, axis=-1, keepdims=True)
+    flat = lambda a: jnp.broadcast_to(a, mean.shape).reshape(*mean.shape[:-2], -1)
+    return flat(pooled), flat(spread)
+
+
+class Attention(nn.Module):
+    """Residual self-attention over all pixels, one head; softmax in float32.
+
+    Memory grows with (h w)^2. `rescale` divides the sum by sqrt(2).
+    """
+
+    num_groups: int | None = None
+    init_scale: float = 0.0
+    rescale: bool = False
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        channels = x.shape[-1]
+        h = GroupNorm(self.num_groups, name="norm")(x).reshape(x.shape[0], -1, channels)
+        query, key, value = (
+            nin(channels, name=name, dtype=self.dtype)(h) for name in ("query", "key", "value")
+        )
+        h = attend(query, key, value)
+        h = nin(channels, name="out", init_scale=self.init_scale, dtype=self.dtype)(h)
+        return residual_sum(x, h.reshape(x.shape), rescale=self.rescale)
+
+
+def attend(
+    query: Float[Array, "b q c"], key: Float[Array, "b k c"], value: Float[Array, "b k d"]
+) -> Float[Array, "b q d"]:
+    """Values averaged with weights softmax(query . key / sqrt(c)); the softmax in float32."""
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=wide)
+    weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
+    return jnp.einsum("bqk,bkd->bqd", weights.astype(value.dtype), value)
+
+
+def residual_sum(x: Array, h: Array, *, rescale: bool) -> Array:
+    """x + h, divided by sqrt(2) if `rescale`, so that the variance is kept."""
+    return (x + h) / math.sqrt(2) if rescale else x + h
+
+
+class Combine(nn.Module):
+    """Joins a pyramid image to the features h: 1x1 convolution, then `sum` or `cat`."""
+
+    method: str = "sum"
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, pyramid: Array, h: Array) -> Array:
+        pyramid = dense(h.shape[-1], name="conv", dtype=self.dtype)(pyramid)
+        return pyramid + h if self.method == "sum" else jnp.concatenate([pyramid, h], axis=-1)
+
+
+def sinusoidal_embedding(
+    label: Float[Array, "b"], dim: int, *, max_period: float = 10_000.0
+) -> Float[Array, "b dim"]:
+    """Sines, then cosines, of the label at geometric frequencies 1 ... 1 / max_period.
+
+    An odd `dim` ends with a zero. Source: Vaswani et al. 2017, with half - 1 where they have half.
+    """
+    half = dim // 2
+    frequencies = np.exp(-math.log(max_period) * np.arange(half) / (half - 1))
+    angles = label[:, None] * jnp.asarray(frequencies, label.dtype)[None]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+class FourierEmbedding(nn.Module):
+    """Sines, then cosines, of 2 pi f x at fixed random frequencies f ~ N(0, scale^2).
+
+    The frequencies are a parameter, as in published weights, but their gradient is zero.
+    Source: Tancik et al. 2020, arXiv:2006.10739.
+    """
+
+    features: int
+    scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b"]) -> Float[Array, "b 2*features"]:
+        init = nn.initializers.normal(self.scale)
+        frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.features,)))
+        angles = 2 * math.pi * x[:, None] * frequencies[None]
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Two dense layers on an embedded label: (b, d) -> (b, features)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, embedding: Float[Array, "b d"]) -> Float[Array, "b features"]:
+        h = nn.silu(dense(self.features, name="dense_0")(embedding))
+        return dense(self.features, name="dense_1")(h)

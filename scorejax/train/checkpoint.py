@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a run: atomic, written in the background, checked before they are used.
+
+A step is a directory with two items, so that sampling need not read the optimiser: `model` has the
+averaged parameters and the model state, `train` the rest of the state. Arrays are saved as one
+device holds them, so any number of devices can go on. A killed save leaves no step behind; a
+damaged step is noticed by its checksums, set aside, and the run goes on from the one before.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import pathlib
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers as policies
+
+from scorejax.train import integrity
+from scorejax.train.state import TrainState
+from scorejax.train.workdir import load_config
+from scorejax.typing import Params, PyTree
+
+DIRECTORY = "checkpoints"
+DAMAGED = "damaged"
+
+
+class Inference(NamedTuple):
+    """What sampling and likelihoods need of a checkpoint; `params` are the averaged ones."""
+
+    step: int
+    params: Params
+    model_state: PyTree
+
+
+class Checkpoints:
+    """The checkpoints of a run, in <workdir>/checkpoints/<step>.
+
+    Keeps the latest `keep_latest` and the best by the evaluation scalar `best_metric` ("" if none),
+    which is the smallest or largest as `best_mode` is "min" or "max".
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        keep_latest: int = 2,
+        best_metric: str = "",
+        best_mode: str = "min",
+    ) -> None:
+        _silence_orbax()
+        self._directory = workdir / DIRECTORY
+        self._best_metric = best_metric
+        # Before the manager looks: one unreadable step would keep it from opening the others.
+        _set_damaged_aside(self._directory)
+        with self._one_line_errors():
+            self._manager = ocp.CheckpointManager(
+                self._directory,
+                options=self._options(keep_latest, best_mode),
+                item_handlers={item: ocp.StandardCheckpointHandler() for item in _ITEMS},
+            )
+
+    def save(self, state: TrainState, scalars: Mapping[str, float]) -> None:
+        """Begins to save an unreplicated state of NumPy arrays; waits only for the save before.
+
+        `scalars` are those of an evaluation of this state, empty if there was none.
+        Raises: OSError with one line if this save cannot begin or the one before has failed.
+        """
+        with self._one_line_errors():
+            self._manager.save(
+                int(state.step),
+                args=_composite(ocp.args.StandardSave, _items(state)),
+                metrics=self._rank(scalars),
+            )
+
+    def restore_latest(self, like: TrainState) -> TrainState | None:
+        """The newest state as NumPy arrays, None if there is no checkpoint.
+
+        `like` has the shapes and types that are expected, as arrays or `jax.ShapeDtypeStruct`.
+        Raises: ValueError with one line if the checkpoint holds other parameters.
+        """
+        step = self.latest_step()
+        if step is None:
+            return None
+        metadata = self._manager.item_metadata(step)
+        expected = _items(like)
+        for item in _ITEMS:
+            _require_same_arrays(metadata[item], expected[item], self._directory / str(step))
+        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
+        items = self._manager.restore(step, args=_composite(ocp.args.StandardRestore, empty))
+        return TrainState(**items["train"], **items["model"])
+
+    def latest_step(self) -> int | None:
+        """The newest step that is saved or being saved, None if there is none."""
+        return self._manager.latest_step()
+
+    def close(self) -> None:
+        """Waits for the save in progress. Raises: OSError with one line if it failed."""
+        with self._one_line_errors():
+            self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # What went wrong first is what the user needs to hear.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
+
+    def _options(self, keep_latest: int, best_mode: str) -> ocp.CheckpointManagerOptions:
+        def rank(metrics: dict[str, float]) -> float:
+            return metrics[self._best_metric]
+
+        # `max_to_keep` with `best_fn` would delete the newest step where an older one is better.
+        keep: list = [policies.LatestN(keep_latest)]
+        if self._best_metric:
+            best = policies.BestN(
+                get_metric_fn=rank,
+                reverse=best_mode == "min",
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            )
+            keep.append(best)
+        return ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            best_fn=rank if self._best_metric else None,  # or the metrics would not be saved
+            best_mode=best_mode,
+            cleanup_tmp_directories=True,
+            # Called in the background, after the last file and before the directory is renamed.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+        )
+
+    def _rank(self, scalars: Mapping[str, float]) -> dict[str, float] | None:
+        if not (self._best_metric and scalars):
+            return None
+        if self._best_metric not in scalars:
+            raise ValueError(
+                f"best_metric={self._best_metric!r} is not among the scalars of the evaluation: "
+                f"{', '.join(sorted(scalars))}."
+            )
+        return {self._best_metric: float(scalars[self._best_metric])}
+
+    def _write_checksums(self) -> None:
+        if jax.process_index() == 0:
+            for unfinished in self._unfinished():
+                integrity.write_checksums(unfinished)
+
+    def _unfinished(self) -> list[pathlib.Path]:
+        return list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+
+    @contextlib.contextmanager
+    def _one_line_errors(self) -> Iterator[None]:
+        """Turns whatever a failed write raises into an OSError of one line, and frees its space."""
+        try:
+            yield
+        except Exception as error:
+            for unfinished in self._unfinished():
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise OSError(
+                f"cannot write to {self._directory}: {_reason(error)}; "
+                "the checkpoints that it has are unharmed."
+            ) from error
+
+
+def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None) -> Inference:
+    """The averaged parameters and model state of a run's newest sound checkpoint, or of `step`.
+
+    Arrays are NumPy's; nothing is written. A newer, damaged checkpoint is passed over with a line
+    on stderr. Raises: FileNotFoundError or RuntimeError with one line if there is none to use.
+    """
+    _silence_orbax()
+    load_config(workdir)
+    directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    steps = _steps(directory)
+    if not steps or (step is not None and step not in steps):
+        there = f"; there is {', '.join(map(str, steps))}" if steps else ""
+        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+        raise FileNotFoundError(f"{which} in {directory}{there}.")
+    damaged = {}
+    for candidate in reversed(steps) if step is None else [step]:
+        damage = integrity.find_damage(directory / str(candidate))
+        if damage is None:
+            if damaged:
+                _warn(f"{_describe(damaged)}; using step {candidate}.")
+            with ocp.StandardCheckpointer() as checkpointer:
+                model = checkpointer.restore(directory / str(candidate) / "model")
+            return Inference(candidate, model["ema_params"], model["model_state"])
+        damaged[candidate] = damage
+    raise RuntimeError(f"no sound checkpoint in {directory}: {_describe(damaged)}.")
+
+
+_ITEMS = ("train", "model")
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    """The parts of a checkpoint, by name."""
+    return {
+        "train": {"step": state.step, "params": state.params, "opt_state": state.opt_state},
+        "model": {"ema_params": state.ema_params, "model_state": state.model_state},
+    }
+
+
+def _composite(argument: type, items: dict[str, PyTree]) -> ocp.args.Composite:
+    return ocp.args.Composite(**{name: argument(tree) for name, tree in items.items()})
+
+
+def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: pathlib.Path) -> None:
+    """Raises ValueError naming the first array that differs in shape or type."""
+    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(metadata.tree)}
+    wanted = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(expected)}
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"checkpoint {directory} does not fit the config: {name} is "
+                f"{_form(found.get(name))} there and {_form(wanted.get(name))} here."
+            )
+
+
+def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def _form(form: tuple[tuple[int, ...], str] | None) -> str:
+    return "absent" if form is None else f"{form[1]}{list(form[0])}"
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _set_damaged_aside(directory: pathlib.Path) -> None:
+    """Moves damaged steps to <workdir>/damaged, so that those before them are the newest.
+
+    Says so in one line. Raises: RuntimeError if no step is sound; then nothing is moved.
+    """
+    if jax.process_index() == 0:
+        steps = _steps(directory)
+        reports = {step: integrity.find_damage(directory / str(step)) for step in steps}
+        damaged = {step: report for step, report in reports.items() if report}
+        sound = [step for step in steps if step not in damaged]
+        if damaged and not sound:
+            raise RuntimeError(
+                f"{_describe(damaged)}; no other is left. Move {directory} away to start anew."
+            )
+        for step in damaged:
+            target = directory.parent / DAMAGED / str(step)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            (directory / str(step)).rename(target)
+        if damaged:
+            _warn(f"{_describe(damaged)}, moved to {target.parent}; using step {sound[-1]}.")
+    multihost_utils.sync_global_devices("set_damaged_aside")
+
+
+def _describe(damaged: dict[int, str]) -> str:
+    details = ", ".join(f"{step} ({report})" for step, report in sorted(damaged.items()))
+    return f"damaged checkpoint {details}"
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words for what went wrong, where the error has them; else its first line."""
+    while error.__cause__ is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    known = [os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG)]
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return next((words for words in known if words in str(error)), first_line)
+
+
+def _silence_orbax() -> None:
+    """Drops the log records of orbax: what a user can act on is raised, in one line, by us."""
+    logger = logging.getLogger("absl")
+    if _is_ours not in logger.filters:
+        logger.addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return f"{os.sep}orbax{os.sep}" not in record.pathname

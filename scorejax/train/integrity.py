@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checksums of the files of a checkpoint, so that a flipped bit is noticed before it is used.
+
+The format of the arrays has none of its own: most flipped bits would load as other numbers. The
+list is written into the directory while that still has its temporary name, so a finished
+checkpoint always has one; `sha256sum -c checksums.sha256` reads it too.
+"""
+
+import hashlib
+import pathlib
+
+CHECKSUMS = "checksums.sha256"
+# Written after the list, as the directory gets its final name; neither holds any of the state.
+_UNLISTED = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
+def write_checksums(directory: pathlib.Path) -> None:
+    """Lists the checksum of every file below a directory in a file of that directory."""
+    lines = [f"{_digest(directory / name)}  {name}\n" for name in _files(directory)]
+    (directory / CHECKSUMS).write_text("".join(lines))
+
+
+def find_damage(directory: pathlib.Path) -> str | None:
+    """What differs from the list of checksums, in a few words; None if nothing does."""
+    try:
+        text = (directory / CHECKSUMS).read_text()
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except UnicodeDecodeError:
+        return f"{CHECKSUMS} has changed"
+    listed = dict(reversed(line.split("  ", 1)) for line in text.splitlines() if "  " in line)
+    found = _files(directory)
+    if text != "".join(f"{digest}  {name}\n" for name, digest in listed.items()):
+        return f"{CHECKSUMS} has changed"
+    for name in sorted(listed.keys() ^ set(found)):
+        return f"{name} is {'missing' if name in listed else 'not in the list'}"
+    for name in found:
+        if _digest(directory / name) != listed[name]:
+            return f"{name} has changed"
+    return None
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    names = (path.relative_to(directory).as_posix() for path in paths)
+    return sorted(name for name in names if name not in _UNLISTED)
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run tells: metrics as JSON lines and event files, pictures, progress on the terminal.
+
+A line is written whole and before the checkpoint that follows it, and a resumed run drops lines
+beyond its checkpoint, so that the file of a run that was killed has every step once.
+"""
+
+import json
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import jax
+import matplotlib.figure
+import numpy as np
+import PIL.Image
+import tensorboardX
+import tqdm
+
+from scorejax.evaluate.report import Evaluation
+from scorejax.train.workdir import write_atomically
+
+METRICS = "metrics.jsonl"
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class RunLog:
+    """Writes the metrics of a run that begins after `start_step` and ends at `num_train_steps`.
+
+    Training metrics are averaged over `log_every` steps, and written where that divides the step.
+    Of several processes the first writes to `workdir` and each other to a directory below it.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, start_step: int, num_train_steps: int, log_every: int
+    ) -> None:
+        if jax.process_index() > 0:
+            workdir = workdir / f"process_{jax.process_index()}"
+            workdir.mkdir(exist_ok=True)
+        self._workdir = workdir
+        self._log_every = log_every
+        self._rows: list[dict[str, float]] = []
+        self._progress = Progress(start_step, num_train_steps)
+        _drop_lines_beyond(workdir / METRICS, start_step)
+        # Line buffered, and opened to append: a line reaches the system in one write.
+        self._lines = (workdir / METRICS).open("a", buffering=1)
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1
+        )
+
+    def train(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes the metrics of the update that led to `step`."""
+        self._rows.append({name: float(value) for name, value in metrics.items()})
+        self._progress.update(step, self._rows[-1]["loss"])
+        if step % self._log_every == 0:
+            means = {
+                f"train/{name}": float(np.mean([row[name] for row in self._rows]))
+                for name in metrics
+            }
+            self._write(step, {**means, "train/steps_per_second": self._progress.rate})
+            self._rows.clear()
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        """Writes the scalars of an evaluation, and its pictures as pictures/<name>_<step>.png."""
+        if evaluation.scalars:
+            scalars = {f"eval/{name}": float(value) for name, value in evaluation.scalars.items()}
+            self._write(step, scalars)
+            numbers = "  ".join(f"{name} {value:.5g}" for name, value in scalars.items())
+            self._progress.say(f"step {step}: {numbers}")
+        pictures = self._workdir / "pictures"
+        pictures.mkdir(exist_ok=True)
+        for name, picture in evaluation.pictures.items():
+            PIL.Image.fromarray(picture).save(pictures / f"{name}_{step:08d}.png")
+        self.flush()
+        draw_curves(self._workdir / METRICS, pictures / "loss.png")
+
+    def say(self, line: str) -> None:
+        """Prints a line on stderr, above the progress bar if there is one."""
+        self._progress.say(line)
+
+    def flush(self) -> None:
+        """Hands everything so far to the system, so that a killed process does not lose it."""
+        self._lines.flush()
+        self._events.flush()
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        self._progress.close()
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self, step: int, scalars: Mapping[str, float]) -> None:
+        # JSON has no word for NaN or infinity.
+        values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
+        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+
+class Progress:
+    """Rate and time left: a bar on a terminal, elsewhere a line now and then."""
+
+    def __init__(self, start_step: int, num_steps: int) -> None:
+        self._step, self._num_steps = start_step, num_steps
+        self._is_terminal = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            total=num_steps, initial=start_step, unit="step", disable=not self._is_terminal
+        )
+        self._created = time.monotonic()
+        self._begin: tuple[int, float] | None = None
+        self._next_line = self._created + _SECONDS_BETWEEN_LINES
+
+    @property
+    def rate(self) -> float:
+        """Steps per second since the first, which is left out because it compiles."""
+        begin_step, begin_time = self._begin or (self._step, time.monotonic())
+        return (self._step - begin_step) / max(time.monotonic() - begin_time, 1e-9)
+
+    def update(self, step: int, loss: float) -> None:
+        """Shows that `step` is done."""
+        self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        self._bar.update(step - self._step)
+        self._step = step
+        now = time.monotonic()
+        if self._begin is None:
+            self._begin = step, now
+            self.say(f"step {step} came after {now - self._created:.1f} s, most of it compilation")
+        if not self._is_terminal and (now >= self._next_line or step == self._num_steps):
+            self._next_line = now + _SECONDS_BETWEEN_LINES
+            left = (self._num_steps - step) / self.rate if self.rate > 0 else math.inf
+            estimate = tqdm.tqdm.format_interval(left) if math.isfinite(left) else "?"
+            self.say(
+                f"step {step}/{self._num_steps}  loss {loss:.4g}  "
+                f"{self.rate:.3g} steps/s  {estimate} left"
+            )
+
+    def say(self, line: str) -> None:
+        """Prints a line on stderr without breaking the bar."""
+        self._bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, float | None]]:
+    """The whole lines of a metrics file, oldest first; a last line cut short by a crash is not."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def draw_curves(metrics: pathlib.Path, picture: pathlib.Path) -> None:
+    """Draws the training loss, and every evaluation scalar below it, against the step."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for record in read_metrics(metrics):
+        for name, value in record.items():
+            if value is not None and (name == "train/loss" or name.startswith("eval/")):
+                curves.setdefault(name, []).append((record["step"], value))
+    if not curves:
+        return
+    figure = matplotlib.figure.Figure(figsize=(7, 2.6 * len(curves)), layout="constrained")
+    panels = figure.subplots(len(curves), squeeze=False)[:, 0]
+    for panel, (name, points) in zip(panels, curves.items(), strict=True):
+        panel.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+        panel.set_ylabel(name)
+        panel.grid(alpha=0.3)
+    panels[-1].set_xlabel("step")
+    figure.savefig(picture, dpi=100)
+
+
+def _drop_lines_beyond(path: pathlib.Path, step: int) -> None:
+    """Rewrites a metrics file without the lines after `step`, and without a broken last line."""
+    if path.exists():
+        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))

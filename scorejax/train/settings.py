@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the training loop reads of a config, checked before anything is compiled."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from scorejax.train.parallel import require_divisible
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The keys of a config that the training loop reads; steps are updates, counted from the first.
+
+    `batch_size` counts the examples of all devices together and `accumulation` the parts into which
+    each device divides its share. `num_steps_per_call` updates make one compiled call, so it
+    divides the numbers of steps. `eval_every` 0 is never; otherwise the last step is evaluated too.
+    The checkpoints kept are the `keep_latest` newest and, unless `best_metric` is "", the one that
+    has the smallest ("min") or largest ("max") value of that evaluation scalar.
+    """
+
+    seed: int
+    num_train_steps: int
+    batch_size: int
+    accumulation: int
+    num_steps_per_call: int
+    ema_rate: float
+    log_every: int
+    eval_every: int
+    save_every: int
+    keep_latest: int
+    best_metric: str
+    best_mode: str
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Settings":
+        """Reads the keys, leaving all others be. Raises: ValueError with one line."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in config]
+        if missing:
+            raise ValueError(f"the config lacks {', '.join(missing)}, which training needs.")
+        return cls(**{name: config[name] for name in names})
+
+    def __post_init__(self) -> None:
+        minima = {"num_train_steps": 1, "accumulation": 1, "num_steps_per_call": 1, "log_every": 1}
+        minima |= {"eval_every": 0, "save_every": 1, "keep_latest": 1}
+        for name, minimum in minima.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(
+                    f"{name} needs to be at least {minimum}; got {getattr(self, name)}."
+                )
+        if not 0 <= self.ema_rate < 1:
+            raise ValueError(f"ema_rate needs to lie in [0, 1); got {self.ema_rate}.")
+        if self.best_mode not in ("min", "max"):
+            raise ValueError(f"best_mode needs to be 'min' or 'max'; got {self.best_mode!r}.")
+        if self.best_metric and not self.eval_every:
+            raise ValueError(f"best_metric={self.best_metric!r} needs eval_every > 0; got 0.")
+        for name in ("num_train_steps", "eval_every", "save_every"):
+            self._require_whole_calls(name)
+        require_divisible(self.batch_size, accumulation=self.accumulation)
+
+    def _require_whole_calls(self, name: str) -> None:
+        steps, call = getattr(self, name), self.num_steps_per_call
+        if steps % call:
+            below = steps // call * call
+            nearest = f"{below} or {below + call}" if below else f"{call}"
+            raise ValueError(
+                f"{name}={steps} needs to be a multiple of num_steps_per_call={call}; "
+                f"the nearest is {nearest}."
+            )

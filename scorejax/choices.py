@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One line for a name that is not known: what it was, what is nearest, what there is."""
+"""One line for a name that is not known or a value that cannot be: what it was, what would do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
@@ -11,3 +14,19 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return ValueError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
+
+
+def choose(kind: str, name: object, table: Mapping[str, T]) -> T:
+    """table[name]. Raises: ValueError, as `unknown`, if it is not there."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
+
+
+def require(
+    values: Mapping[str, Any], names: Iterable[str], holds: Callable[[Any], bool], needs: str
+) -> None:
+    """Raises ValueError for the first of the named values that is not as it `needs` to be."""
+    for name in names:
+        if not holds(values[name]):
+            raise ValueError(f"{name} needs {needs}; got {values[name]!r}")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A network from its name and plain options, checked before anything is traced."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from scorejax.choices import choose, require
+from scorejax.models.ncsnpp import NCSNpp, require_halvings
+
+DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
+
+_NCSNPP_OPTIONS = (
+    "nf", "num_res_blocks", "dropout", "conditional", "centered", "embedding_type", "fourier_scale",
+    "resblock_type", "resamp_with_conv", "fir", "progressive", "progressive_input",
+    "progressive_combine", "skip_rescale", "init_scale", "remat",
+)  # fmt: skip
+
+
+def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCSNpp:
+    """The network `name` for square images; options it does not know are left alone.
+
+    Raises: ValueError for an unknown name, or options that are impossible for this size.
+    """
+    return choose("model", name, {"ncsnpp": _ncsnpp})(image_size, options)
+
+
+def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
+    whole = lambda values: all(type(value) is int and value >= 1 for value in values)
+    require(options, ("nf", "num_res_blocks"), lambda v: v >= 1, "to be at least 1")
+    require(options, ("dropout",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
+    require(options, ("fourier_scale",), lambda v: 0 < v < math.inf, "to be a positive number")
+    require(options, ("ch_mult",), lambda v: v and whole(v), "a whole number >= 1 for each level")
+    require(options, ("attn_resolutions",), whole, "whole numbers >= 1, or none")
+    ch_mult, resolutions = tuple(options["ch_mult"]), tuple(options["attn_resolutions"])
+    require_halvings((1, image_size, image_size, 1), len(ch_mult) - 1)
+    sizes = [image_size >> level for level in range(len(ch_mult))]
+    if not set(resolutions) <= set(sizes):
+        raise ValueError(
+            f"attn_resolutions needs sizes that the network reaches, {sizes}; got {resolutions}"
+        )
+    return NCSNpp(
+        ch_mult=ch_mult,
+        attn_resolutions=resolutions,
+        dtype=choose("dtype", options["dtype"], DTYPES),
+        **{option: options[option] for option in _NCSNPP_OPTIONS},
+    )

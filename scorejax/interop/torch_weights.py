@@ -2,7 +2,7 @@
 """Weights of published PyTorch networks, tensor by tensor, for our modules.
 
 Each architecture has a walk over its layers in the order in which the official network lists them
-(`all_modules.0`, `all_modules.1`, ...); `_TENSORS` says what each kind of layer holds, how we name
+(`all_modules.0`, `all_modules.1`, ...); `TENSORS` says what each kind of layer holds, how we name
 it, and how its axes are turned.
 """
 
@@ -28,47 +28,47 @@ class Turn(NamedTuple):
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
 
 
-_SAME = Turn(lambda a: a, lambda s: s)
-_LINEAR = Turn(lambda a: a.T, lambda s: s[::-1])
-_POINTWISE = Turn(lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1))
-_CONV = Turn(lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1]))
+SAME = Turn(lambda a: a, lambda s: s)
+LINEAR = Turn(lambda a: a.T, lambda s: s[::-1])
+POINTWISE = Turn(lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1))
+CONV = Turn(lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1]))
 
 
-def _layer(official: str, ours: str, turn: Turn) -> dict[str, tuple[str, Turn]]:
-    return {f"{official}weight": (f"{ours}kernel", turn), f"{official}bias": (f"{ours}bias", _SAME)}
+def affine(official: str, ours: str, turn: Turn) -> dict[str, tuple[str, Turn]]:
+    return {f"{official}weight": (f"{ours}kernel", turn), f"{official}bias": (f"{ours}bias", SAME)}
 
 
-def _norm(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
-    return {f"{official}weight": (f"{ours}scale", _SAME), f"{official}bias": (f"{ours}bias", _SAME)}
+def norm(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
+    return {f"{official}weight": (f"{ours}scale", SAME), f"{official}bias": (f"{ours}bias", SAME)}
 
 
-def _nin(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
-    return {f"{official}W": (f"{ours}kernel", _SAME), f"{official}b": (f"{ours}bias", _SAME)}
+def nin(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
+    return {f"{official}W": (f"{ours}kernel", SAME), f"{official}b": (f"{ours}bias", SAME)}
 
 
 _BLOCK = {
-    **_norm("GroupNorm_0.", "norm_0/"),
-    "Conv_0.weight": ("conv_0/kernel", _CONV),
-    "Conv_0.bias": ("conv_0_bias", _SAME),
-    **_layer("Dense_0.", "temb/", _LINEAR),
-    **_norm("GroupNorm_1.", "norm_1/"),
-    **_layer("Conv_1.", "conv_1/", _CONV),
+    **norm("GroupNorm_0.", "norm_0/"),
+    "Conv_0.weight": ("conv_0/kernel", CONV),
+    "Conv_0.bias": ("conv_0_bias", SAME),
+    **affine("Dense_0.", "temb/", LINEAR),
+    **norm("GroupNorm_1.", "norm_1/"),
+    **affine("Conv_1.", "conv_1/", CONV),
 }
-_ATTENTION = _norm("GroupNorm_0.", "norm/")
+_ATTENTION = norm("GroupNorm_0.", "norm/")
 for _index, _name in enumerate(("query", "key", "value", "out")):
-    _ATTENTION |= _nin(f"NIN_{_index}.", f"{_name}/")
+    _ATTENTION |= nin(f"NIN_{_index}.", f"{_name}/")
 
-_TENSORS = {
-    "fourier": {"W": ("frequencies", _SAME)},
-    "dense": _layer("", "", _LINEAR),
-    "conv": _layer("", "", _CONV),
-    "norm": _norm("", ""),
+TENSORS = {
+    "fourier": {"W": ("frequencies", SAME)},
+    "dense": affine("", "", LINEAR),
+    "conv": affine("", "", CONV),
+    "norm": norm("", ""),
     "attention": _ATTENTION,
-    "ddpm": _BLOCK | _nin("NIN_0.", "shortcut/"),
-    "biggan": _BLOCK | _layer("Conv_2.", "shortcut/", _POINTWISE),
-    "combine": _layer("Conv_0.", "conv/", _POINTWISE),
-    "resample": _layer("Conv_0.", "", _CONV),
-    "fir_resample": _layer("Conv2d_0.", "", _CONV),
+    "ddpm": _BLOCK | nin("NIN_0.", "shortcut/"),
+    "biggan": _BLOCK | affine("Conv_2.", "shortcut/", POINTWISE),
+    "combine": affine("Conv_0.", "conv/", POINTWISE),
+    "resample": affine("Conv_0.", "", CONV),
+    "fir_resample": affine("Conv2d_0.", "", CONV),
     "without parameters": {},
 }
 """Kind of layer -> {official tensor: (our parameter, how its axes turn)}."""
@@ -221,7 +221,7 @@ def _fill(
     )
     table, tolerated = {}, {"sigmas"}
     for index, (layer, kind) in enumerate(_walk_ncsnpp(net, size)):
-        for tensor, (ours, turn) in _TENSORS[kind].items():
+        for tensor, (ours, turn) in TENSORS[kind].items():
             official, path = f"all_modules.{index}.{tensor}", f"{layer}/{ours}"
             if path in targets:
                 table[official] = (path, turn)

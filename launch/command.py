@@ -11,12 +11,13 @@ Nothing heavy is imported here, so that a mistake in the flags is answered at on
 
 import difflib
 import functools
+import json
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -44,6 +45,55 @@ def saved_config(workdir: str) -> ConfigDict:
     from scorejax.train import checkpoint
 
     return ConfigDict(checkpoint.load_config(workdir))
+
+
+def restore(workdir: str, step: int | None):
+    """The checkpoint of a step, None for the newest. Raises: as restore_for_inference."""
+    from scorejax.train import checkpoint
+
+    return checkpoint.restore_for_inference(workdir, step=step)
+
+
+def keys(seed: int, num: int):
+    """Random keys (num,), of which the first ones do not depend on how many there are."""
+    import jax
+
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.arange(num))
+
+
+def in_chunks(fn: Callable, variables: Any, rows: dict, batch_size: int, unit: str) -> dict:
+    """fn(variables, rows) -> rows on all local devices, `batch_size` rows at a time, with a bar."""
+    import jax
+    import numpy as np
+    import tqdm
+
+    from scorejax.train import parallel
+
+    mapped = parallel.map_over_devices(fn)
+    num = len(next(iter(rows.values())))
+    batch_size = min(batch_size, num)
+    results = []
+    with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr) as bar:
+        for start in range(0, num, batch_size):
+            # The last chunk is filled up, since another size would be compiled anew.
+            index = np.minimum(np.arange(start, start + batch_size), num - 1)
+            results.append(mapped(variables, {name: row[index] for name, row in rows.items()}))
+            bar.update(min(batch_size, num - start))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *results)
+
+
+def output(out: str, workdir: str, name: str) -> str:
+    """The path, without ending, of what a command writes; its directory is made."""
+    path = pathlib.Path(out) if out else pathlib.Path(workdir) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return str(path)
+
+
+def write_json(path: str, report: dict[str, Any]) -> None:
+    """Writes a report, and shows it."""
+    text = json.dumps(report, indent=2)
+    pathlib.Path(path).write_text(text + "\n")
+    print(f"{text}\n{path}")
 
 
 def require_positive(**values: int) -> None:

@@ -20,9 +20,11 @@ WORKDIR = flags.DEFINE_string(
 def prepare() -> command.Job:
     config = command.config(CONFIG)
     from scorejax import systems
-    from scorejax.train import loop
+    from scorejax.train import loop, settings, workdir
 
+    settings.Settings.from_config(config)
     system = systems.load(config)
+    workdir.open_workdir(WORKDIR.value, config)
     return lambda: loop.train(system, config, WORKDIR.value)
 
 

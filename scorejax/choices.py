@@ -30,3 +30,10 @@ def require(
     for name in names:
         if not holds(values[name]):
             raise ValueError(f"{name} needs {needs}; got {values[name]!r}")
+
+
+def require_keys(values: Mapping[str, Any], names: Iterable[str]) -> None:
+    """Raises ValueError naming the keys that are missing."""
+    missing = [name for name in names if name not in values]
+    if missing:
+        raise ValueError(f"the config lacks {', '.join(missing)}")

@@ -1,49 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generative model shows of itself while it trains: held-out loss, bits/dim, pictures."""
+"""What a generative model shows of itself while it trains: held-out loss, bits/dim, samples.
 
-from collections.abc import Callable, Iterable
+A metric is a function (rng, variables) -> Evaluation; the makers here take what a system can do and
+bind it to held-out images.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from scorejax.evaluate import pictures
+from scorejax.evaluate.report import Evaluation
 from scorejax.typing import Array, Batch, PRNGKeyArray
 
+Metric = Callable[[PRNGKeyArray, Any], Evaluation]
 
-def held_out_mean(
-    row_values: Callable[[PRNGKeyArray, Array], Array],
-    rng: PRNGKeyArray,
-    batches: Iterable[Batch],
-) -> float:
-    """Mean of row_values(rng, images) -> (b,) over batches, of which only rows in the mask count.
 
-    Batch i gets fold_in(rng, i): with the same key, two models are compared on the same noise.
+def held_out_loss(
+    row_losses: Callable[[Any, PRNGKeyArray, Array], Array], batches: Sequence[Batch]
+) -> Metric:
+    """Mean of row_losses(variables, rng, images) -> (b,) over the rows that batches do not mask.
+
+    The noise is the same whatever the key: what moves the loss is the model.
     """
-    total, count = 0.0, 0
-    for number, batch in enumerate(batches):
-        values = np.asarray(row_values(jax.random.fold_in(rng, number), batch["image"]))
-        total += float(values[batch["mask"]].sum(dtype=np.float64))
-        count += int(batch["mask"].sum())
-    return total / count
+
+    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        total, count = 0.0, 0
+        for number, batch in enumerate(batches):
+            rng = jax.random.key(number)
+            losses = np.asarray(row_losses(variables, rng, batch["image"]))
+            total += float(losses[batch["mask"]].sum(dtype=np.float64))
+            count += int(batch["mask"].sum())
+        return Evaluation({"loss": total / count}, {})
+
+    return metric
 
 
-def finite_summary(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean, its standard error and the number of values that are not finite, over the rest."""
+def held_out_bits(measure: Callable[[Any, Batch], dict[str, Array]], images: Array) -> Metric:
+    """Bits per dimension of images, by measure(variables, {"image", "rng"}) -> bits_per_dim (b,).
+
+    The noise is the same whatever the key, as in `held_out_loss`.
+    """
+
+    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        rng = jax.random.split(jax.random.key(0), len(images))
+        rows = measure(variables, {"image": images, "rng": rng})
+        return Evaluation(summary("bits_per_dim", rows["bits_per_dim"][None]), {})
+
+    return metric
+
+
+def chain_pictures(
+    trajectory: Callable[[Any, PRNGKeyArray], Array], *, num_rows: int = 6
+) -> Metric:
+    """Pictures of trajectory(variables, rng) -> (frames, b, h, w, c): its end and its way there."""
+
+    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        frames = np.asarray(trajectory(variables, rng))
+        shown = {"samples": pictures.image_grid(frames[-1])}
+        shown["denoising"] = pictures.denoising_sequence(frames[:, :num_rows])
+        return Evaluation({}, shown)
+
+    return metric
+
+
+def summary(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean of values (repeats, n), its standard error over the n, and how many are not finite.
+
+    An example is averaged over its repeats first, since they are not independent. Those that failed
+    are left out, hence the count.
+    """
     values = np.asarray(values, np.float64)
-    finite = values[np.isfinite(values)]
-    error = finite.std(ddof=1) / np.sqrt(len(finite)) if len(finite) > 1 else np.nan
+    finite = np.isfinite(values)
+    counted = finite.any(axis=0)
+    means = np.where(finite, values, 0).sum(axis=0)[counted] / finite.sum(axis=0)[counted]
+    error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else np.nan
     return {
-        name: float(finite.mean()) if len(finite) else float("nan"),
+        name: float(means.mean()) if len(means) else float("nan"),
         f"{name}_standard_error": float(error),
-        f"{name}_failures": len(values) - len(finite),
-    }
-
-
-def sample_pictures(trajectory: Array, *, num_rows: int = 6) -> dict[str, np.ndarray]:
-    """Pictures of a chain (frames, b, h, w, c) of images in [0, 1]: its end, and its way there."""
-    trajectory = np.asarray(jnp.asarray(trajectory, jnp.float32))
-    return {
-        "samples": pictures.image_grid(trajectory[-1]),
-        "denoising": pictures.denoising_sequence(trajectory[:, :num_rows]),
+        f"{name}_failures": int(np.sum(~finite)),
     }

@@ -12,8 +12,8 @@ from scorejax.models.ncsnpp import NCSNpp, require_halvings
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
-_NCSNPP_OPTIONS = (
-    "nf", "num_res_blocks", "dropout", "conditional", "centered", "embedding_type", "fourier_scale",
+NCSNPP_OPTIONS = (
+    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "dtype", "conditional", "centered", "embedding_type", "fourier_scale",
     "resblock_type", "resamp_with_conv", "fir", "progressive", "progressive_input",
     "progressive_combine", "skip_rescale", "init_scale", "remat",
 )  # fmt: skip
@@ -41,9 +41,9 @@ def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
         raise ValueError(
             f"attn_resolutions needs sizes that the network reaches, {sizes}; got {resolutions}"
         )
-    return NCSNpp(
-        ch_mult=ch_mult,
-        attn_resolutions=resolutions,
-        dtype=choose("dtype", options["dtype"], DTYPES),
-        **{option: options[option] for option in _NCSNPP_OPTIONS},
-    )
+    given = {
+        "ch_mult": ch_mult,
+        "attn_resolutions": resolutions,
+        "dtype": choose("dtype", options["dtype"], DTYPES),
+    }
+    return NCSNpp(**{option: options[option] for option in NCSNPP_OPTIONS} | given)

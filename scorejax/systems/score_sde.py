@@ -9,6 +9,7 @@ networks sigma times the score.
 Source: Song et al. 2021, arXiv:2011.13456.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -17,16 +18,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from scorejax import parameterize
-from scorejax.choices import choose, require, unknown
-from scorejax.data import images, transforms
-from scorejax.data.source import BatchSource, memory_source, padded_batches, record_source
+from scorejax.choices import choose, require, require_keys, unknown
+from scorejax.data.source import padded_batches
+from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
 from scorejax.likelihood import bits_per_dim, log_prob
-from scorejax.models.build import build_network
+from scorejax.models.build import NCSNPP_OPTIONS, build_network
 from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import mean_except_batch
 from scorejax.objectives import ExampleLoss, denoising, make_loss_fn
@@ -40,7 +42,7 @@ from scorejax.systems import System
 from scorejax.train import parallel
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Batch, NetworkFn, Params, PRNGKeyArray, PyTree, ScoreFn, Shape
+from scorejax.typing import Array, Batch, NetworkFn, Params, PRNGKeyArray, PyTree, ScoreFn
 
 Variables = tuple[Params, PyTree]
 """What evaluation needs of a training state: (averaged parameters, model state)."""
@@ -54,30 +56,33 @@ OBJECTIVES = {"denoising": SDES, "likelihood": SDES, "ddpm": ("vp",), "smld": ("
 """The objectives, and the SDEs that each is for."""
 REDUCTIONS = {"mean": mean_except_batch, "half_sum": denoising.half_sum}
 NUM_FRAMES = 10
+KEYS = (
+    *(field.name for field in dataclasses.fields(ImageView)), *NCSNPP_OPTIONS, "model",
+    "sde", "beta_min", "beta_max", "sigma_min", "sigma_max", "objective", "num_scales", "reduction",
+    "learning_rate", "beta1", "adam_eps", "warmup", "grad_clip",
+    "predictor", "corrector", "snr", "num_corrector_steps", "num_sampling_steps", "denoise",
+    "rtol", "atol", "eval_examples", "eval_bits_examples", "eval_samples",
+)  # fmt: skip
+"""What is read of a config, beside `system` and what the training loop reads."""
 
 
 def build(config: ConfigDict) -> System:
     """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
-    sde, model, shape = make_sde(config), make_network(config), image_shape(config)
+    sde, model, images = make_sde(config), make_network(config), image_view(config)
 
     def init(rng: PRNGKeyArray) -> Variables:
-        variables = dict(model.init(rng, jnp.zeros((1, *shape)), jnp.ones(1)))
+        variables = dict(model.init(rng, jnp.zeros((1, *images.shape)), jnp.ones(1)))
         return variables.pop("params"), variables
 
-    jax.eval_shape(lambda: init(jax.random.key(0)))  # Raises what only the layers can know.
-    return System(
+    system = System(
         init=init,
         loss=make_loss_fn(make_example_loss(config, sde), model.apply),
-        tx=adam(
-            config.learning_rate,
-            b1=config.beta1,
-            eps=config.adam_eps,
-            warmup=config.warmup,
-            clip_norm=config.grad_clip or None,
-        ),
-        source=make_source(config),
+        tx=make_optimizer(config),
+        source=images.training_source(config.batch_size),
         evaluate=make_evaluate(config),
     )
+    jax.eval_shape(lambda: init(jax.random.key(0)))  # Raises what only the layers can know.
+    return system
 
 
 def sampler(config: ConfigDict, name: str, *, num_steps: int = 0) -> Callable:
@@ -86,13 +91,12 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0) -> Callable:
     The first key decides; the others count. `num_steps` 0 is the config's.
     Raises: ValueError for an unknown sampler, or a chain that the SDE does not have.
     """
-    sde, model, shape = make_sde(config), make_network(config), image_shape(config)
+    sde, model, images = make_sde(config), make_network(config), image_view(config)
     if name == "pc":
         chain = _chain(config, sde, num_steps)
         sample = functools.partial(pc.predictor_corrector, **chain, denoise=config.denoise)
     elif name == "ode" and not num_steps:
-        tolerances = _tolerances(config)
-        sample = functools.partial(probability_flow_ode, sde=sde, **tolerances)
+        sample = functools.partial(probability_flow_ode, sde=sde, **_tolerances(config))
     elif name == "ode":
         raise ValueError(f"the sampler 'ode' chooses its own steps; got num_steps={num_steps}")
     else:
@@ -100,8 +104,8 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0) -> Callable:
 
     def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
         score_fn = make_score_fn(config, sde, bind(model, variables))
-        x, nfe = sample(rngs[0], score_fn, (len(rngs), *shape))
-        return {"image": _to_unit(config, x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
+        x, nfe = sample(rngs[0], score_fn, (len(rngs), *images.shape))
+        return {"image": images.to_unit(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
 
     return draw
 
@@ -109,46 +113,31 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0) -> Callable:
 def likelihood(config: ConfigDict) -> Callable:
     """measure(variables, {"image": (b, h, w, c), "rng": keys (b,)}) -> bits_per_dim, nfe, success.
 
-    The images are as `dequantizer` returns them. An answer depends on its own image and key alone.
+    The images are as `ImageView.dequantized` returns them. An answer depends on its own image and
+    key alone.
     """
-    sde, model, shape = make_sde(config), make_network(config), image_shape(config)
+    sde, model, images = make_sde(config), make_network(config), image_view(config)
     solve = functools.partial(log_prob, **_tolerances(config))
-    to_bits = functools.partial(
-        bits_per_dim,
-        dim=math.prod(shape),
-        levels=images.image_set(config.dataset).levels,
-        data_range=(-1.0, 1.0) if config.centered else (0.0, 1.0),
-    )
+    dim, units = math.prod(images.shape), {"levels": images.levels, "data_range": images.data_range}
 
     def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
         score_fn = make_score_fn(config, sde, bind(model, variables))
         one = lambda rng, x: jax.tree.map(jnp.squeeze, solve(rng, sde, score_fn, x[None]))
         rows = jax.vmap(one)(batch["rng"], batch["image"])
-        return {"bits_per_dim": to_bits(rows.log_prob), "nfe": rows.nfe, "success": rows.success}
+        bits = bits_per_dim(rows.log_prob, dim, **units)
+        return {"bits_per_dim": bits, "nfe": rows.nfe, "success": rows.success}
 
     return measure
 
 
-def dequantizer(config: ConfigDict) -> transforms.Transform:
-    """Stored images -> a uniform point of their cells, in the range of the model."""
-    return _transform(config, random_flip=False, uniform_dequantization=True)
-
-
-def load_images(config: ConfigDict, split: str, limit: int | None = None) -> images.Images:
-    """The stored images of a split, or the first `limit` of them."""
-    return images.load(
-        config.dataset, split, image_size=config.image_size, data_dir=config.data_dir, limit=limit
-    )
-
-
-def image_shape(config: ConfigDict) -> Shape:
-    """(height, width, channels)."""
-    require(config, ("image_size",), lambda size: size >= 1, "to be at least 1")
-    return config.image_size, config.image_size, images.image_set(config.dataset).channels
+def image_view(config: ConfigDict) -> ImageView:
+    """The data of a config. Raises: ValueError for an unknown set or an impossible size."""
+    return ImageView(**{field.name: config[field.name] for field in dataclasses.fields(ImageView)})
 
 
 def make_sde(config: ConfigDict) -> SDE:
     """Raises: ValueError unless it exists, has positive noise and suits the objective."""
+    require_keys(config, KEYS)
     make = choose("sde", config.sde, SDES)
     suited = sorted(choose("objective", config.objective, OBJECTIVES))
     if config.sde not in suited:
@@ -206,55 +195,71 @@ def make_example_loss(config: ConfigDict, sde: SDE) -> ExampleLoss:
     )
 
 
-def make_source(config: ConfigDict) -> BatchSource:
-    """Batches of the training split. Raises: as `images.load`."""
-    transform = _transform(config, config.random_flip, config.uniform_dequantization)
-    if images.image_set(config.dataset).in_memory:
-        return memory_source(load_images(config, "train"), config.batch_size, transform)
-    records = images.records(
-        config.dataset, "train", image_size=config.image_size, data_dir=config.data_dir
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam behind warm-up and clipping. Raises: ValueError for impossible values."""
+    require(config, ("beta1",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
+    require(config, ("adam_eps",), lambda v: 0 < v < math.inf, "to be a positive number")
+    require(config, ("grad_clip",), lambda v: v >= 0, "to be positive, or 0 for none")
+    return adam(
+        config.learning_rate,
+        b1=config.beta1,
+        eps=config.adam_eps,
+        warmup=config.warmup,
+        clip_norm=config.grad_clip or None,
     )
-    return record_source(records, config.batch_size, transform)
 
 
-def make_evaluate(config: ConfigDict) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
-    """Of the averaged parameters: held-out loss, bits/dim of a few test images, samples."""
+def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
+    """By name: held-out loss, bits/dim of a few test images, samples and their way from noise."""
     require(config, ("eval_examples",), lambda v: v >= 1, "to be at least 1")
     counts = ("eval_bits_examples", "eval_samples")
     require(config, counts, lambda v: v >= 0, "to be at least 0")
-    sde, model, shape = make_sde(config), make_network(config), image_shape(config)
-    test = load_images(config, "test", max(config.eval_examples, config.eval_bits_examples))
-    stored_to_model = _transform(config, False, config.uniform_dequantization)
-    example_loss, chain = make_example_loss(config, sde), _chain(config, sde)
-    losses = jax.jit(lambda variables, rng, x: example_loss(bind(model, variables), rng, x))
-    measure = parallel.map_over_devices(likelihood(config))
+    images, noise = image_view(config), np.random.default_rng(0)
+    test = images.stored("test", max(config.eval_examples, config.eval_bits_examples))
+    batches = [
+        batch | {"image": images.as_trained(noise, batch["image"])}
+        for batch in padded_batches(test, config.batch_size)
+    ]
+    found = {"loss": progress.held_out_loss(_row_losses(config), batches)}
+    if config.eval_bits_examples:
+        measure = parallel.map_over_devices(likelihood(config))
+        x = images.dequantized(noise, test.image[: config.eval_bits_examples])
+        found["bits_per_dim"] = progress.held_out_bits(measure, x)
+    if config.eval_samples:
+        found["samples"] = progress.chain_pictures(_trajectory(config))
+    return found
+
+
+def make_evaluate(config: ConfigDict) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
+    """All metrics, of the averaged parameters."""
+    found = metrics(config)
+
+    def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
+        variables = state.ema_params, state.model_state
+        parts = [metric(rng, variables) for metric in found.values()]
+        scalars = {name: value for part in parts for name, value in part.scalars.items()}
+        return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
+
+    return evaluate
+
+
+def _row_losses(config: ConfigDict) -> Callable[[Variables, PRNGKeyArray, Array], Array]:
+    model, example_loss = make_network(config), make_example_loss(config, make_sde(config))
+    return jax.jit(lambda variables, rng, x: example_loss(bind(model, variables), rng, x))
+
+
+def _trajectory(config: ConfigDict) -> Callable[[Variables, PRNGKeyArray], Array]:
+    sde, model, images = make_sde(config), make_network(config), image_view(config)
+    chain, shape = _chain(config, sde), (config.eval_samples, *images.shape)
+    options = chain | {"num_frames": min(NUM_FRAMES, chain["num_steps"])}
 
     @jax.jit
     def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
         score_fn = make_score_fn(config, sde, bind(model, variables))
-        num_frames, size = min(NUM_FRAMES, chain["num_steps"]), (config.eval_samples, *shape)
-        chained = pc.predictor_corrector_trajectory(
-            rng, score_fn, size, num_frames=num_frames, **chain
-        )
-        return _to_unit(config, chained.x)
+        chained = pc.predictor_corrector_trajectory(rng, score_fn, shape, **options)
+        return images.to_unit(chained.x)
 
-    def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
-        variables = state.ema_params, state.model_state
-        # Loss and bits/dim with the same noise every time: what moves them is the network.
-        noise, fixed = np.random.default_rng(0), jax.random.key(0)
-        batches = padded_batches(test, config.batch_size)
-        batches = [{**b, "image": stored_to_model(noise, b["image"])} for b in batches]
-        loss = functools.partial(losses, variables)
-        scalars, shown = {"loss": progress.held_out_mean(loss, fixed, batches)}, {}
-        if config.eval_bits_examples:
-            x = dequantizer(config)(noise, test.image[: config.eval_bits_examples])
-            rows = measure(variables, {"image": x, "rng": jax.random.split(fixed, len(x))})
-            scalars |= progress.finite_summary("bits_per_dim", rows["bits_per_dim"])
-        if config.eval_samples:
-            shown = progress.sample_pictures(trajectory(variables, rng))
-        return Evaluation(scalars, shown)
-
-    return evaluate
+    return trajectory
 
 
 def _chain(config: ConfigDict, sde: SDE, num_steps: int = 0) -> dict[str, Any]:
@@ -273,7 +278,9 @@ def _chain(config: ConfigDict, sde: SDE, num_steps: int = 0) -> dict[str, Any]:
     }
     # Tracing alone finds what the SDE cannot do; which score it is does not matter for that.
     sample = functools.partial(pc.predictor_corrector, **chain)
-    jax.eval_shape(lambda: sample(jax.random.key(0), lambda x, t: -x, (1, *image_shape(config))))
+    jax.eval_shape(
+        lambda: sample(jax.random.key(0), lambda x, t: -x, (1, *image_view(config).shape))
+    )
     return chain
 
 
@@ -281,21 +288,6 @@ def _tolerances(config: ConfigDict) -> dict[str, float]:
     names = ("rtol", "atol")
     require(config, names, lambda v: 0 < v < 1, "to lie between 0 and 1")
     return {name: config[name] for name in names}
-
-
-def _transform(
-    config: ConfigDict, random_flip: bool, uniform_dequantization: bool
-) -> transforms.Transform:
-    return transforms.make_transform(
-        levels=images.image_set(config.dataset).levels,
-        random_flip=random_flip,
-        uniform_dequantization=uniform_dequantization,
-        centered=config.centered,
-    )
-
-
-def _to_unit(config: ConfigDict, x: Array) -> Array:
-    return transforms.uncentre(x) if config.centered else x
 
 
 def _divided_by_level(config: ConfigDict, network: NetworkFn) -> NetworkFn:

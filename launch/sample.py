@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draws samples from a trained model: <out>.png, a grid, and <out>.npz, images and evaluations.
+
+python -m launch.sample --workdir=runs/digits --num=64 --sampler=pc
+python -m launch.sample --workdir=runs/digits --sampler=ode --out=runs/digits/ode
+"""
+
+from absl import flags
+
+from launch import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.", required=True)
+SAMPLER = flags.DEFINE_string("sampler", "pc", "pc (predictor-corrector) or ode.")
+NUM = flags.DEFINE_integer("num", 64, "How many.")
+NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Of the pc chain; 0: what the config says.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "At most so many at a time, on all devices.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
+STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+OUT = flags.DEFINE_string("out", "", "Path without ending; <workdir>/samples by default.")
+
+
+def prepare() -> command.Job:
+    command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
+    config = command.saved_config(WORKDIR.value)
+    import numpy as np
+
+    from scorejax import systems
+    from scorejax.evaluate import pictures
+
+    make_draw = systems.capability(config, "sampler")
+    draw = make_draw(config, SAMPLER.value, num_steps=NUM_STEPS.value)
+    restored = command.restore(WORKDIR.value, STEP.value)
+
+    def job() -> None:
+        rows = {"rng": command.keys(SEED.value, NUM.value)}
+        variables = restored.params, restored.model_state
+        fn = lambda variables, batch: draw(variables, batch["rng"])
+        drawn = command.in_chunks(fn, variables, rows, BATCH_SIZE.value, "samples")
+        out = command.output(OUT.value, WORKDIR.value, "samples")
+        np.savez(f"{out}.npz", images=drawn["image"], nfe=drawn["nfe"], step=restored.step)
+        pictures.save_png(f"{out}.png", pictures.image_grid(drawn["image"][:100]))
+        nfe = drawn["nfe"].mean()
+        print(f"{NUM.value} samples, {nfe:.0f} evaluations each: {out}.png, {out}.npz")
+
+    return job
+
+
+if __name__ == "__main__":
+    command.run(prepare)

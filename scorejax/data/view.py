@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a model sees a data set of images: its size, its range of values, its noise."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Array
+
+from scorejax.data import images, transforms
+from scorejax.data.source import BatchSource, memory_source, record_source
+from scorejax.typing import Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageView:
+    """A data set by name, and what happens to its images on the way to the model.
+
+    Raises: ValueError for an unknown set or an impossible size.
+    """
+
+    dataset: str
+    image_size: int
+    data_dir: str = ""
+    centered: bool = True
+    """Values in [-1, 1]; else in [0, 1]."""
+    random_flip: bool = False
+    """In training."""
+    uniform_dequantization: bool = False
+    """In training; densities are always those of dequantised images."""
+
+    def __post_init__(self) -> None:
+        images.image_set(self.dataset)
+        if self.image_size < 1:
+            raise ValueError(f"image_size needs to be at least 1; got {self.image_size}")
+
+    @property
+    def shape(self) -> Shape:
+        """(height, width, channels)."""
+        return self.image_size, self.image_size, images.image_set(self.dataset).channels
+
+    @property
+    def levels(self) -> int:
+        """Grey levels per channel of the stored images."""
+        return images.image_set(self.dataset).levels
+
+    @property
+    def data_range(self) -> tuple[float, float]:
+        """What black and white are for the model."""
+        return (-1.0, 1.0) if self.centered else (0.0, 1.0)
+
+    def stored(self, split: str, limit: int | None = None) -> images.Images:
+        """The uint8 images of a split, or the first `limit` of them. Raises: as `images.load`."""
+        return images.load(
+            self.dataset, split, image_size=self.image_size, data_dir=self.data_dir, limit=limit
+        )
+
+    def training_source(self, batch_size: int) -> BatchSource:
+        """Batches of the training split. Raises: as `images.load`."""
+        transform = self._transform(self.random_flip, self.uniform_dequantization)
+        if images.image_set(self.dataset).in_memory:
+            return memory_source(self.stored("train"), batch_size, transform)
+        records = images.records(
+            self.dataset, "train", image_size=self.image_size, data_dir=self.data_dir
+        )
+        return record_source(records, batch_size, transform)
+
+    def as_trained(self, rng: np.random.Generator, stored: np.ndarray) -> np.ndarray:
+        """Stored images as they are in training, but never flipped."""
+        return self._transform(False, self.uniform_dequantization)(rng, stored)
+
+    def dequantized(self, rng: np.random.Generator, stored: np.ndarray) -> np.ndarray:
+        """Stored images as uniform points of their cells, for densities."""
+        return self._transform(False, True)(rng, stored)
+
+    def to_unit(self, x: Array) -> Array:
+        """From the range of the model to [0, 1], not clipped."""
+        return transforms.uncentre(x) if self.centered else x
+
+    def _transform(self, random_flip: bool, dequantize: bool) -> transforms.Transform:
+        return transforms.make_transform(
+            levels=self.levels,
+            random_flip=random_flip,
+            uniform_dequantization=dequantize,
+            centered=self.centered,
+        )

@@ -93,7 +93,8 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         mean, variance = channel_moments(x)
         if shift is not None:
-            mean = mean + jnp.broadcast_to(shift, mean.shape)
+            shift = jnp.broadcast_to(shift, mean.shape)
+            mean = mean + shift
         mean, variance = pool_groups(mean, variance, num_groups)
         multiplier = scale[None] * jax.lax.rsqrt(variance + self.epsilon)
         offset = bias[None] - mean * multiplier
@@ -150,6 +151,7 @@ def attend(
     query: Float[Array, "b q c"], key: Float[Array, "b k c"], value: Float[Array, "b k d"]
 ) -> Float[Array, "b q d"]:
     """Values averaged with weights softmax(query . key / sqrt(c)); the softmax in float32."""
+    # jax.nn.dot_product_attention takes the softmax in float32 even of float64: off by 1e-7.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=wide)
     weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)

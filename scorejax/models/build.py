@@ -13,9 +13,9 @@ from scorejax.models.ncsnpp import NCSNpp, require_halvings
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
 NCSNPP_OPTIONS = (
-    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "dtype", "conditional", "centered", "embedding_type", "fourier_scale",
-    "resblock_type", "resamp_with_conv", "fir", "progressive", "progressive_input",
-    "progressive_combine", "skip_rescale", "init_scale", "remat",
+    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "conditional", "centered",
+    "embedding_type", "fourier_scale", "resblock_type", "resamp_with_conv", "fir", "progressive",
+    "progressive_input", "progressive_combine", "skip_rescale", "init_scale", "dtype", "remat",
 )  # fmt: skip
 
 

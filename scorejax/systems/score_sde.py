@@ -68,7 +68,7 @@ KEYS = (
 
 def build(config: ConfigDict) -> System:
     """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
-    sde, model, images = make_sde(config), make_network(config), image_view(config)
+    sde, images, model = make_sde(config), image_view(config), make_network(config)
 
     def init(rng: PRNGKeyArray) -> Variables:
         variables = dict(model.init(rng, jnp.zeros((1, *images.shape)), jnp.ones(1)))
@@ -91,7 +91,7 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0) -> Callable:
     The first key decides; the others count. `num_steps` 0 is the config's.
     Raises: ValueError for an unknown sampler, or a chain that the SDE does not have.
     """
-    sde, model, images = make_sde(config), make_network(config), image_view(config)
+    sde, images, model = make_sde(config), image_view(config), make_network(config)
     if name == "pc":
         chain = _chain(config, sde, num_steps)
         sample = functools.partial(pc.predictor_corrector, **chain, denoise=config.denoise)
@@ -116,7 +116,7 @@ def likelihood(config: ConfigDict) -> Callable:
     The images are as `ImageView.dequantized` returns them. An answer depends on its own image and
     key alone.
     """
-    sde, model, images = make_sde(config), make_network(config), image_view(config)
+    sde, images, model = make_sde(config), image_view(config), make_network(config)
     solve = functools.partial(log_prob, **_tolerances(config))
     dim, units = math.prod(images.shape), {"levels": images.levels, "data_range": images.data_range}
 
@@ -231,8 +231,10 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
 
 
 def make_evaluate(config: ConfigDict) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
-    """All metrics, of the averaged parameters."""
+    """All metrics, of the averaged parameters. Raises: ValueError for an unknown best_metric."""
     found = metrics(config)
+    if config.best_metric not in ("", *found) or config.best_metric == "samples":
+        raise unknown("best_metric", config.best_metric, found.keys() - {"samples"})
 
     def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
         variables = state.ema_params, state.model_state
@@ -249,7 +251,7 @@ def _row_losses(config: ConfigDict) -> Callable[[Variables, PRNGKeyArray, Array]
 
 
 def _trajectory(config: ConfigDict) -> Callable[[Variables, PRNGKeyArray], Array]:
-    sde, model, images = make_sde(config), make_network(config), image_view(config)
+    sde, images, model = make_sde(config), image_view(config), make_network(config)
     chain, shape = _chain(config, sde), (config.eval_samples, *images.shape)
     options = chain | {"num_frames": min(NUM_FRAMES, chain["num_steps"])}
 

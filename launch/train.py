@@ -15,13 +15,20 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, and :
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where config, checkpoints, metrics and pictures go.", required=True
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "One of several processes, as on a TPU slice or under srun."
+)
 
 
 def prepare() -> command.Job:
     config = command.config(CONFIG)
+    import jax
+
     from scorejax import systems
     from scorejax.train import loop, settings, workdir
 
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
     settings.Settings.from_config(config)
     system = systems.load(config)
     workdir.open_workdir(WORKDIR.value, config)

@@ -20,13 +20,14 @@ def prepare() -> command.Job:
     config = command.saved_config(WORKDIR.value)
     from scorejax import systems
     from scorejax.choices import choose
-    from scorejax.evaluate import pictures
 
     known = systems.capability(config, "metrics")(config)
     chosen = {name: choose("metric", name, known) for name in METRICS.value or known}
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:
+        from scorejax.evaluate import pictures
+
         out = command.output(OUT.value, WORKDIR.value, "evaluation")
         report = {"step": restored.step}
         for rng, metric in zip(command.keys(SEED.value, len(chosen)), chosen.values(), strict=True):

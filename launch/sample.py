@@ -25,13 +25,14 @@ def prepare() -> command.Job:
     import numpy as np
 
     from scorejax import systems
-    from scorejax.evaluate import pictures
 
     make_draw = systems.capability(config, "sampler")
     draw = make_draw(config, SAMPLER.value, num_steps=NUM_STEPS.value)
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:
+        from scorejax.evaluate import pictures
+
         rows = {"rng": command.keys(SEED.value, NUM.value)}
         variables = restored.params, restored.model_state
         fn = lambda variables, batch: draw(variables, batch["rng"])

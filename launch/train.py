@@ -25,14 +25,20 @@ def prepare() -> command.Job:
     import jax
 
     from scorejax import systems
-    from scorejax.train import loop, settings, workdir
+    from scorejax.train import settings, workdir
 
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     settings.Settings.from_config(config)
     system = systems.load(config)
     workdir.open_workdir(WORKDIR.value, config)
-    return lambda: loop.train(system, config, WORKDIR.value)
+
+    def job() -> None:
+        from scorejax.train import loop  # Its writers of metrics take seconds to import.
+
+        loop.train(system, config, WORKDIR.value)
+
+    return job
 
 
 if __name__ == "__main__":

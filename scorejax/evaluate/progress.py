@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.evaluate import pictures
 from scorejax.evaluate.report import Evaluation
 from scorejax.typing import Array, Batch, PRNGKeyArray
 
@@ -58,6 +57,8 @@ def chain_pictures(
     """Pictures of trajectory(variables, rng) -> (frames, b, h, w, c): its end and its way there."""
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
+
         frames = np.asarray(trajectory(variables, rng))
         shown = {"samples": pictures.image_grid(frames[-1])}
         shown["denoising"] = pictures.denoising_sequence(frames[:, :num_rows])

@@ -39,6 +39,6 @@ def warmup_schedule(learning_rate: float, warmup: int) -> optax.Schedule:
     """Rate learning_rate * min(k / warmup, 1) of update k, counted from 0."""
 
     def schedule(count: Array) -> Array:
-        return learning_rate * jnp.minimum(count / warmup, 1.0)
+        return learning_rate * jnp.minimum(jnp.asarray(count, float) / warmup, 1.0)
 
     return schedule

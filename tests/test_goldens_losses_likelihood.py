@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorejax import parameterize
+from scorejax import likelihood, parameterize
 from scorejax.numerics import expand, mean_except_batch
 from scorejax.objectives import denoising
-from scorejax.sdes import VESDE, VPSDE, SubVPSDE, table_index
+from scorejax.sdes import VESDE, VPSDE, SubVPSDE, probability_flow, table_index
 
 RNG = jax.random.key(0)
 NUM_SCALES = 1000
@@ -168,3 +168,65 @@ def test_losses_along_training(golden, x64):
         score_fn, t = make_score_fn("vp", coefficients), uniform_to_time(file["in/u"][step])
         loss = jnp.mean(denoising.denoising_error(score_fn, VP, t, z, x))
         np.testing.assert_allclose(loss, file["out64/loss"][step], rtol=1e-8)
+
+
+def likelihood_case(golden, name, dtype):
+    file = golden(f"d_ode_likelihood_{name}")
+    sde = {"vp": VP, "ve": VE}[name]
+    arrays = {
+        key: jnp.asarray(channels_last(file[f"in/{key}"]), dtype) for key in ("data", "epsilon")
+    }
+    return file, sde, make_score_fn(name, COEFFICIENTS), arrays
+
+
+def bits_and_latents(sde, score_fn, x, epsilon, **solver):
+    """Solves row by row, since every row has its own given probe."""
+    rows = []
+    for i in range(len(x)):
+        divergence = lambda rng, x, i=i: likelihood.along(epsilon[i : i + 1])
+        rows.append(
+            likelihood.log_prob(RNG, sde, score_fn, x[i : i + 1], divergence=divergence, **solver)
+        )
+    log_prob = jnp.concatenate([row.log_prob for row in rows])
+    # The file scores VP on data in [-1, 1] and VE on data in [0, 1].
+    data_range = (-1.0, 1.0) if sde.name == "vp" else (0.0, 1.0)
+    bits = likelihood.bits_per_dim(log_prob, x[0].size, levels=256, data_range=data_range)
+    return bits, np.moveaxis(np.concatenate([row.latent for row in rows]), -1, 1)
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_likelihood_in_single_precision(golden, name):
+    file, sde, score_fn, arrays = likelihood_case(golden, name, jnp.float32)
+    bits, latents = bits_and_latents(sde, score_fn, arrays["data"], arrays["epsilon"])
+    # Three tolerances: two solvers with other step sizes, each within one of the truth.
+    assert np.all(np.abs(bits - file["out64/bpd_tight"]) <= 3 * file["tol/bpd_Rademacher"])
+    # The latents of VE lie further off than that: allow the reference's own distance as well.
+    truth = file["out64/latent_tight"]
+    distance = np.abs(file["out64/latent_Rademacher"] - truth).max()
+    assert np.all(np.abs(latents - truth) <= distance + 3 * file["tol/latent_Rademacher"])
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_likelihood_in_double_precision_with_a_tight_solver(golden, x64, name):
+    file, sde, score_fn, arrays = likelihood_case(golden, name, jnp.float64)
+    tight = {"rtol": 1e-10, "atol": 1e-10, "max_steps": 100_000}
+    bits, latents = bits_and_latents(sde, score_fn, arrays["data"], arrays["epsilon"], **tight)
+    np.testing.assert_allclose(bits, file["out64/bpd_tight"], rtol=1e-6)
+    expected = file["out64/latent_tight"]
+    np.testing.assert_allclose(latents, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_drift_divergence_and_prior_in_double_precision(golden, x64, name):
+    file, sde, score_fn, arrays = likelihood_case(golden, name, jnp.float64)
+    drift_fn = probability_flow(sde, score_fn)
+
+    def at(x, t, probe):
+        return likelihood.along(probe[None])(lambda x: drift_fn(x[None], t[None])[0], x)
+
+    t = jnp.asarray(file["in/t"], jnp.float64)
+    drift, divergence = jax.vmap(at)(arrays["data"], t, arrays["epsilon"])
+    assert_row_close(np.asarray(drift), channels_last(file["out64/drift_at_t"]), 1e-8)
+    np.testing.assert_allclose(divergence[:, 0], file["out64/hutchinson_at_t"], rtol=1e-8)
+    prior = sde.prior_log_prob(jnp.asarray(file["out64/latent_Rademacher"]))
+    np.testing.assert_allclose(prior, file["out64/prior_logp_z"], rtol=1e-8)

@@ -73,11 +73,12 @@ class Checkpoints:
         `scalars` are those of an evaluation of this state, empty if there was none.
         Raises: OSError with one line if this save cannot begin or the one before has failed.
         """
+        metrics = self._rank(scalars)
         with self._one_line_errors():
             self._manager.save(
                 int(state.step),
                 args=_composite(ocp.args.StandardSave, _items(state)),
-                metrics=self._rank(scalars),
+                metrics=metrics,
             )
 
     def restore_latest(self, like: TrainState) -> TrainState | None:

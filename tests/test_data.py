@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data sets hold what their sources hold; batches depend on the seed and the step alone."""
 
+import dataclasses
 import struct
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from sklearn.datasets import load_digits
 
 from scorejax.data import images, source, transforms
 from scorejax.data.images import IMAGE_SETS, Images
+from scorejax.data.view import ImageView
 
 KEY = jax.random.key(7)
 
@@ -285,3 +287,38 @@ def test_evaluation_drops_nothing_and_marks_the_padding():
     assert [len(b["label"]) for b in batches] == [4, 4, 4]
     kept = np.concatenate([b["label"][b["mask"]] for b in batches])
     np.testing.assert_array_equal(kept, np.arange(11))
+
+
+# The view of a model.
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_a_view_puts_images_into_the_range_of_the_model_and_back(centered):
+    view = ImageView("digits", 8, centered=centered)
+    stored = view.stored("test", 20)
+    x = view.as_trained(np.random.default_rng(0), stored.image)
+    assert x.min() == view.data_range[0] and x.max() == view.data_range[1]
+    np.testing.assert_allclose(view.to_unit(x) * 16, stored.image, atol=1e-5)
+    noisy = view.to_unit(view.dequantized(np.random.default_rng(0), stored.image)) * 17
+    # Centring and back rounds at 1e-7 of the range, which is 17 levels.
+    assert (noisy > stored.image - 1e-5).all() and (noisy < stored.image + 1 + 1e-5).all()
+    batch = draw(view.training_source(4), 0, 1)[0]
+    assert batch["image"].shape == (4, *view.shape)
+
+
+def test_a_view_of_a_large_set_reads_records(prepared, monkeypatch):
+    spec = dataclasses.replace(IMAGE_SETS["cifar10"], in_memory=False)
+    monkeypatch.setitem(IMAGE_SETS, "cifar10", spec)
+    view = ImageView("cifar10", 16, data_dir=str(prepared), centered=False)
+    batches = draw(view.training_source(4), 0, 3)
+    resized = images.load("cifar10", "train", image_size=16, data_dir=str(prepared))
+    got = np.concatenate([b["image"] for b in batches]) * 255
+    label = np.concatenate([b["label"] for b in batches])
+    np.testing.assert_allclose(sorted_rows(got.round(), label), sorted_rows(*resized), atol=1e-3)
+
+
+def test_a_view_names_what_it_cannot_show():
+    with pytest.raises(ValueError, match="image_size needs to be at least 1; got 0"):
+        ImageView("digits", 0)
+    with pytest.raises(ValueError, match="unknown dataset 'digts': did you mean 'digits'"):
+        ImageView("digts", 8)

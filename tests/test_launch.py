@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands, end to end at debug size, against what the library's functions give by hand."""
+
+import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from ml_collections import ConfigDict
+
+from scorejax.likelihood import bits_per_dim, log_prob
+from scorejax.parameterize import noise_prediction
+from scorejax.samplers.predictor_corrector import predictor_corrector
+from scorejax.samplers.predictors import euler_maruyama
+from scorejax.sdes import VPSDE
+from scorejax.systems import score_sde
+from scorejax.train import checkpoint
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "2",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),  # As in this process, whose answers are compared.
+}
+
+
+def run(command, *argv):
+    result = subprocess.run(
+        [sys.executable, "-m", f"launch.{command}", *argv],
+        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A debug run of 20 steps, resumed to 40."""
+    path = tmp_path_factory.mktemp("run")
+    train = ("--config=configs/score_sde/digits.py:debug", f"--workdir={path}")
+    # One picture and one likelihood are enough for what is tested here.
+    small = ("--config.eval_samples=2", "--config.eval_bits_examples=0", "--config.eval_every=40")
+    run("train", *train, *small, "--config.num_train_steps=20")
+    assert checkpoint.restore_for_inference(path).step == 20
+    run("train", *train, *small)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(workdir):
+    """The score of the restored model, put together by hand, and the images of the config."""
+    config = ConfigDict(checkpoint.load_config(workdir))
+    model, restored = score_sde.make_network(config), checkpoint.restore_for_inference(workdir)
+    network = lambda x, label: model.apply({"params": restored.params}, x, label)
+    return noise_prediction(VPSDE(0.1, 20.0), network), score_sde.image_view(config), config
+
+
+def test_train_goes_on_where_it_stopped(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [10, 20, 30, 40]
+    assert checkpoint.restore_for_inference(workdir).step == 40
+    assert (workdir / "pictures" / "samples_00000040.png").exists()
+
+
+def test_sample_writes_what_the_sampler_draws(workdir, trained, tmp_path):
+    run("sample", f"--workdir={workdir}", "--num=3", "--seed=5", f"--out={tmp_path}/pc")
+    score_fn, view, config = trained
+    saved = np.load(tmp_path / "pc.npz")
+    # Two devices take two samples each, the last one twice; the first key of each decides.
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(3))
+    draw = jax.jit(
+        lambda key: predictor_corrector(
+            key, score_fn, (2, 8, 8, 1), sde=VPSDE(0.1, 20.0), predictor=euler_maruyama,
+            num_steps=config.num_sampling_steps,
+        ).x
+    )  # fmt: skip
+    expected = np.concatenate([draw(keys[0]), draw(keys[2])])[:3]
+    # Rounding of another program, grown through 25 steps.
+    np.testing.assert_allclose(saved["images"], view.to_unit(expected), atol=1e-3)
+    assert (saved["nfe"] == config.num_sampling_steps).all() and saved["step"] == 40
+    assert PIL.Image.open(tmp_path / "pc.png").size[0] > 8
+
+
+def test_sample_by_the_ode_in_chunks(workdir, tmp_path):
+    argv = ("--sampler=ode", "--num=5", "--batch_size=2", f"--out={tmp_path}/deep/ode")
+    run("sample", f"--workdir={workdir}", *argv)
+    saved = np.load(tmp_path / "deep" / "ode.npz")
+    assert saved["images"].shape == (5, 8, 8, 1) and np.isfinite(saved["images"]).all()
+    assert (saved["nfe"] >= 9).all() and len(np.unique(saved["images"], axis=0)) == 5
+
+
+def test_likelihood_reports_what_log_prob_gives(workdir, trained, tmp_path):
+    argv = ("--num=3", "--repeats=2", "--batch_size=4", "--seed=1", f"--out={tmp_path}/bits")
+    run("likelihood", f"--workdir={workdir}", *argv)
+    report = json.loads((tmp_path / "bits.json").read_text())
+    score_fn, view, config = trained
+    stored = np.tile(view.stored("test", 3).image, (2, 1, 1, 1))
+    u = np.random.default_rng(1).random(stored.shape, dtype=np.float32)
+    x = jnp.asarray(2 * ((stored + u) / 17) - 1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(6))
+    solve = functools.partial(log_prob, rtol=config.rtol, atol=config.atol)
+    one = lambda key, x: solve(key, VPSDE(0.1, 20.0), score_fn, x[None])
+    solved = jax.jit(jax.vmap(one))(keys, x)
+    bits = bits_per_dim(solved.log_prob[:, 0], 64, levels=17, data_range=(-1.0, 1.0)).reshape(2, 3)
+    # The solver's tolerance is 1e-2 at debug size; rounding alone moves its steps far less.
+    np.testing.assert_allclose(np.load(tmp_path / "bits.npz")["bits_per_dim"], bits, atol=1e-3)
+    assert report["bits_per_dim"] == pytest.approx(float(bits.mean()), abs=1e-3)
+    error = bits.mean(axis=0).std(ddof=1) / np.sqrt(3)
+    assert report["bits_per_dim_standard_error"] == pytest.approx(float(error), abs=1e-3)
+    assert report["nfe"] == pytest.approx(float(solved.nfe.mean()), rel=0.1)
+    assert report["bits_per_dim_failures"] == 0 and report["num_images"] == 3
+
+
+def test_evaluate_repeats_the_evaluation_of_the_last_step(workdir, tmp_path):
+    run("evaluate", f"--workdir={workdir}", "--metrics=loss,samples", f"--out={tmp_path}/e")
+    report = json.loads((tmp_path / "e.json").read_text())
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    logged = [row["eval/loss"] for row in rows if "eval/loss" in row][-1]
+    assert report == {"step": 40, "loss": pytest.approx(logged, rel=1e-5)}
+    assert (tmp_path / "e_samples.png").exists() and (tmp_path / "e_denoising.png").exists()
+
+
+def environment_after_launch(tmp_path, **variables):
+    names = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
+    base = {key: value for key, value in os.environ.items() if key not in (*names, "JAX_PLATFORMS")}
+    code = f"import json, os, launch; print(json.dumps([os.environ.get(n) for n in {names}]))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**base, "HOME": str(tmp_path), **variables},
+        capture_output=True, text=True, cwd=ROOT, check=True,
+    )  # fmt: skip
+    return json.loads(result.stdout)
+
+
+def test_launch_sets_flags_only_where_they_help_and_nobody_else_did(tmp_path):
+    flags, cache = environment_after_launch(tmp_path, JAX_PLATFORMS="cpu")
+    has_accelerator = any(pathlib.Path("/dev").glob("nvidia*"))
+    assert (flags is None) == has_accelerator
+    assert cache == str(tmp_path / ".cache" / "scorejax" / "jax")
+    own = {"XLA_FLAGS": "--xla_cpu_enable_fast_math=false", "JAX_COMPILATION_CACHE_DIR": "/tmp/c"}
+    assert environment_after_launch(tmp_path, **own) == list(own.values())
+    assert environment_after_launch(tmp_path, JAX_PLATFORMS="tpu")[0] is None

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every system inherits: one table, each property for each system in it.
+
+A new system adds a row. The properties of its paper are tested in a file of its own.
+"""
+
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from scorejax import systems
+from scorejax.objectives import denoising
+from scorejax.systems import score_sde
+from scorejax.train import parallel
+from scorejax.train.checkpoint import Checkpoints
+from scorejax.train.state import TrainState
+from scorejax.train.step import make_train_step, scan_steps
+
+# Name -> module of the config and variant.
+TABLE = {
+    "score_sde-vp": ("configs.score_sde.digits", "vp,debug"),
+    "score_sde-subvp": ("configs.score_sde.digits", "subvp,debug"),
+    "score_sde-ve": ("configs.score_sde.digits", "ve,debug"),
+}
+
+
+def rows(in_full):
+    """The table as parameters; rows that are not tested in full are left to the slow suite."""
+    marks = lambda name: [] if name in in_full else [pytest.mark.slow]
+    return [pytest.param(name, marks=marks(name)) for name in TABLE]
+
+
+class Case:
+    """A system at debug size, the state it starts from, and its first batches."""
+
+    def __init__(self, name):
+        module, variant = TABLE[name]
+        self.config = importlib.import_module(module).get_config(variant)
+        self.system = systems.load(self.config)
+        self.state = self.create(jax.random.key(0))
+        carry = self.system.source.init(0, jax.random.key(1))
+        self.batches = []
+        for _ in range(4):
+            carry, batch = self.system.source.next(carry, self.state, jax.random.key(2))
+            self.batches.append(batch)
+        self.traces = 0
+        self.step = jax.jit(self._counted_step)
+
+    @functools.cached_property
+    def _plain_step(self):
+        return make_train_step(self.system.loss, self.system.tx, ema_rate=self.config.ema_rate)
+
+    def _counted_step(self, state, batch, rng):
+        self.traces += 1
+        return self._plain_step(state, batch, rng)
+
+    @functools.cached_property
+    def create(self):
+        return jax.jit(lambda rng: TrainState.create(*self.system.init(rng), self.system.tx))
+
+    def run(self, state, batches):
+        metrics = None
+        for batch in batches:
+            state, metrics = self.step(state, batch, jax.random.key(3))
+        return state, metrics
+
+
+# Sub-VP differs from VP in its SDE alone, which has tests of its own.
+@pytest.fixture(scope="module", params=rows(in_full=["score_sde-vp", "score_sde-ve"]))
+def case(request):
+    return Case(request.param)
+
+
+def assert_equal(left, right):
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_init_is_a_function_of_the_key(case):
+    assert_equal(case.create(jax.random.key(0)), case.state)
+    other = case.create(jax.random.key(1))
+    assert any(
+        (a != b).any() for a, b in zip(*map(jax.tree.leaves, (other, case.state)), strict=True)
+    )
+
+
+def test_metrics_are_scalars_with_stable_names(case):
+    _, first = case.run(case.state, case.batches[:1])
+    _, later = case.run(case.state, case.batches[:3])
+    assert first.keys() == later.keys() >= {"loss", "grad_norm", "finite"}
+    assert all(np.shape(value) == () for value in later.values())
+
+
+def test_the_loss_is_finite_and_falls(case):
+    # The same few batches again and again: 40 steps of the debug config at least halve the loss of
+    # the untrained network, whose noise prediction is zero.
+    state, first = case.run(case.state, case.batches[:1])
+    losses = []
+    for _ in range(10):
+        for batch in case.batches:
+            state, metrics = case.step(state, batch, jax.random.key(3))
+            losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-8:]) < 0.6 * float(first["loss"])
+
+
+def test_the_step_traces_once(case):
+    case.run(case.state, case.batches)
+    assert case.traces == 1
+
+
+def test_saved_and_restored_a_run_goes_on_bit_for_bit(case, tmp_path):
+    whole, _ = case.run(case.state, case.batches)
+    half, _ = case.run(case.state, case.batches[:2])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(jax.device_get(half), {})
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_latest(jax.eval_shape(lambda: case.state))
+    resumed, _ = case.run(jax.device_put(restored), case.batches[2:])
+    assert_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("case", rows(in_full=["score_sde-vp"]), indirect=True)
+def test_two_devices_do_what_one_does_with_the_joined_batch(case):
+    # With plain gradient descent the change of a parameter is its gradient, and is compared as
+    # such. Adam divides gradients by their own size, those that are nothing but rounding too.
+    tx = optax.sgd(1.0)
+    make = functools.partial(make_train_step, case.system.loss, tx, ema_rate=0.9)
+    single = jax.jit(scan_steps(make(accumulation=2)))
+    mapped = parallel.map_step(scan_steps(make(axis_name=parallel.AXIS)))
+    start, rng = TrainState.create(case.state.params, case.state.model_state, tx), jax.random.key(3)
+    batches = case.batches[:1]
+    expected, _ = single(start, jax.tree.map(lambda leaf: leaf[None], batches[0]), rng)
+    state, _ = mapped(parallel.replicate(start), parallel.shard(batches), rng)
+    got = parallel.unreplicate(state)
+    change = jax.tree.map(lambda new, old: np.abs(new - old).max(), expected.params, start.params)
+    # Sums in another order, in single precision: 1e-5 of the largest gradient.
+    atol = 1e-5 * max(jax.tree.leaves(change))
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=atol),
+        got.params, jax.device_get(expected.params),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ["t_min", "t_max"])
+def test_gradients_are_finite_at_both_ends_of_time(case, end):
+    sde, model = score_sde.make_sde(case.config), score_sde.make_network(case.config)
+    x = jnp.asarray(case.batches[0]["image"])
+    t, noise = jnp.full(len(x), getattr(sde, end)), jax.random.normal(jax.random.key(5), x.shape)
+
+    def loss(params):
+        network = score_sde.bind(model, (params, case.state.model_state))
+        score_fn = score_sde.make_score_fn(case.config, sde, network)
+        return jnp.mean(denoising.denoising_error(score_fn, sde, t, noise, x))
+
+    gradient = jax.jit(jax.grad(loss))(case.state.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_evaluation_gives_numbers_and_pictures_and_repeats_itself(case):
+    first, again = (case.system.evaluate(jax.random.key(4), case.state) for _ in range(2))
+    assert first.scalars == again.scalars and all(np.isfinite(list(first.scalars.values())))
+    for name, picture in first.pictures.items():
+        assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3
+        np.testing.assert_array_equal(picture, again.pictures[name])
+
+
+def test_an_unknown_system_names_the_nearest():
+    config = importlib.import_module("configs.score_sde.digits").get_config("debug")
+    config.system = "scoresde"
+    with pytest.raises(ValueError, match="unknown system 'scoresde': did you mean 'score_sde'"):
+        systems.load(config)
+    config.system = "score_sde"
+    with pytest.raises(ValueError, match="the system 'score_sde' has no search"):
+        systems.capability(config, "search")

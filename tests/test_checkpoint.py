@@ -35,7 +35,8 @@ def save_steps(workdir: pathlib.Path, steps, **options) -> None:
 
 
 def steps_in(workdir: pathlib.Path) -> list[int]:
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.is_dir())
+    names = (path.name for path in (workdir / "checkpoints").iterdir())
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def assert_equal(a, b):

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs that are killed, and go on as if they had not been."""
+
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_checkpoint import assert_equal, harm, mounted, steps_in
+from toy_system import CONFIG, build
+
+from scorejax.train.checkpoint import Checkpoints
+from scorejax.train.loop import train
+from scorejax.train.state import TrainState
+
+TOY = str(pathlib.Path(__file__).resolve().parent / "toy_system.py")
+
+
+def start(workdir: pathlib.Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, TOY, str(workdir), *arguments], stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(workdir: pathlib.Path, *arguments: str) -> tuple[int, str]:
+    """Runs to the end; returns the exit status and what was on stderr."""
+    process = start(workdir, *arguments)
+    _, stderr = process.communicate(timeout=120)
+    return process.returncode, stderr
+
+
+def final_state(workdir: pathlib.Path) -> TrainState:
+    system = build(CONFIG)
+    like = jax.eval_shape(
+        lambda rng: TrainState.create(*system.init(rng), system.tx), jax.random.key(0)
+    )
+    with Checkpoints(workdir) as checkpoints:
+        return checkpoints.restore_latest(like)
+
+
+def metrics_of(workdir: pathlib.Path) -> list[dict]:
+    """The lines of the log without the rate, which no two runs share."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [{k: v for k, v in row.items() if k != "train/steps_per_second"} for row in rows]
+
+
+def assert_same_run(workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    assert_equal(final_state(workdir), final_state(reference))
+    assert metrics_of(workdir) == metrics_of(reference)
+
+
+def kill_at(process: subprocess.Popen, reached) -> bool:
+    """Sends SIGKILL as soon as `reached()`; False if the process ended before."""
+    drain = threading.Thread(target=process.stderr.read)
+    drain.start()
+    while process.poll() is None:
+        if reached():
+            process.kill()
+            process.wait()
+            drain.join()
+            return True
+        time.sleep(0.0005)
+    drain.join()
+    return False
+
+
+def saving(workdir: pathlib.Path):
+    return list((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+# Long enough to be killed many times: a checkpoint every ten steps.
+NUM_STEPS = 400
+LONG = (f"--num_train_steps={NUM_STEPS}", "--save_every=10", "--eval_every=200", "--log_every=10")
+
+
+@pytest.fixture(scope="module")
+def unkilled(tmp_path_factory):
+    """A run that was never killed, on one device."""
+    workdir = tmp_path_factory.mktemp("unkilled")
+    assert finish(workdir, *LONG)[0] == 0
+    return workdir
+
+
+def kill_and_resume(workdir: pathlib.Path, num_kills: int, seed: int) -> int:
+    """Kills a run at random moments, every other time during a save; then lets it end.
+
+    Returns how many times a save was interrupted.
+    """
+    rng, interrupted = np.random.default_rng(seed), 0
+    for number in range(num_kills):
+        latest = max(steps_in(workdir), default=0) if (workdir / "checkpoints").exists() else 0
+        room = (NUM_STEPS - 40 - latest) // 10  # checkpoints that are left for all the kills
+        goal = latest + 10 * rng.integers(1, 2 + max(room // (num_kills - number), 0))
+        delay = rng.uniform(0, 0.03)
+
+        def reached(goal=goal, delay=delay, during_save=number % 2 == 0):
+            if not (workdir / "checkpoints" / str(goal)).exists():
+                return False
+            time.sleep(delay)
+            return not during_save or bool(saving(workdir))
+
+        assert kill_at(start(workdir, *LONG), reached), "the run ended before it was killed"
+        interrupted += bool(saving(workdir))
+    assert finish(workdir, *LONG)[0] == 0
+    return interrupted
+
+
+def test_a_run_killed_twice_ends_where_one_never_killed_ends(unkilled, tmp_path):
+    kill_and_resume(tmp_path, num_kills=2, seed=0)
+    assert_same_run(tmp_path, unkilled)
+
+
+@pytest.mark.slow
+def test_a_run_killed_twelve_times_ends_where_one_never_killed_ends(unkilled, tmp_path):
+    assert kill_and_resume(tmp_path, num_kills=12, seed=1) >= 2
+    assert_same_run(tmp_path, unkilled)
+
+
+def test_sigterm_saves_and_the_run_goes_on(unkilled, tmp_path):
+    process = start(tmp_path, *LONG)
+    while not (tmp_path / "checkpoints" / "50").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    step = int(re.search(r"terminated at step (\d+), which is saved", stderr)[1])
+    assert max(steps_in(tmp_path)) == step < NUM_STEPS
+    assert finish(tmp_path, *LONG)[0] == 0
+    assert_equal(final_state(tmp_path), final_state(unkilled))
+    steps = [row["step"] for row in metrics_of(tmp_path) if "train/loss" in row]
+    assert steps == list(range(10, NUM_STEPS + 1, 10))
+
+
+def test_the_number_of_devices_may_change_at_the_restart(tmp_path):
+    # Two parts on one device are the two devices' parts: the noise is the same.
+    config = CONFIG | {"accumulation": 2}
+    one = train_on_one_device(tmp_path / "one", 40)
+    train_on_one_device(tmp_path / "changed", 20)
+    two = train(build(config), config | {"accumulation": 1}, tmp_path / "changed")
+    assert jax.device_count() == 2
+    assert int(two.step) == int(one.step) == 40
+    # Sums of float32 in another order, amplified by twenty steps of Adam at rate 0.01.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), two, one)
+
+
+def train_on_one_device(workdir: pathlib.Path, num_steps: int) -> TrainState:
+    arguments = ("--devices=1", "--accumulation=2", f"--num_train_steps={num_steps}")
+    status, stderr = finish(workdir, *arguments)
+    assert status == 0, stderr
+    return final_state(workdir)
+
+
+@pytest.mark.parametrize("how", ["bit", "truncated"])
+def test_a_run_goes_on_from_the_step_before_a_damaged_one(how, tmp_path, capfd):
+    expected = train(build(CONFIG), CONFIG, tmp_path / "sound")
+    train(build(CONFIG), CONFIG | {"num_train_steps": 20}, tmp_path / "harmed")
+    harm(tmp_path / "harmed" / "checkpoints" / "20", how)
+    capfd.readouterr()
+    state = train(build(CONFIG), CONFIG, tmp_path / "harmed")
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "damaged" in line]
+    assert "damaged checkpoint 20" in line
+    assert "using step 16" in line
+    assert_equal(state, expected)
+    assert metrics_of(tmp_path / "harmed") == metrics_of(tmp_path / "sound")
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoint(tmp_path):
+    # The update numbered 27 is the 28th.
+    poisoned = CONFIG | {"poison_step": 27}
+    message = "not finite at step 28; the checkpoint of step 24 is kept"
+    with pytest.raises(RuntimeError, match=message):
+        train(build(poisoned), poisoned, tmp_path)
+    assert max(steps_in(tmp_path)) == 24
+    state = final_state(tmp_path)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(state))
+    assert max(row["step"] for row in metrics_of(tmp_path)) == 26
+
+
+def test_a_finished_run_is_left_as_it_is(tmp_path):
+    first = train(build(CONFIG), CONFIG, tmp_path)
+    before = metrics_of(tmp_path)
+    again = train(build(CONFIG), CONFIG, tmp_path)
+    assert_equal(first, again)
+    assert metrics_of(tmp_path) == before
+
+
+def test_a_run_may_be_prolonged(tmp_path):
+    whole = train(build(CONFIG), CONFIG | {"eval_every": 0}, tmp_path / "whole")
+    short = CONFIG | {"eval_every": 0, "num_train_steps": 12}
+    train(build(short), short, tmp_path / "parts")
+    longer = train(build(CONFIG), CONFIG | {"eval_every": 0}, tmp_path / "parts")
+    assert_equal(longer, whole)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_train_steps": 41}, "num_train_steps=41 .* multiple .* 40 or 42"),
+        ({"save_every": 1}, "save_every=1 .* multiple .* nearest is 2"),
+        ({"batch_size": 15}, "batch_size=15 .* nearest .* 14 or 16"),
+        ({"ema_rate": 1.0}, "ema_rate"),
+        ({"keep_latest": 0}, "keep_latest needs to be at least 1; got 0"),
+        ({"best_mode": "least"}, "best_mode .* 'least'"),
+        ({"best_metric": "size", "eval_every": 0}, "best_metric='size' needs eval_every > 0"),
+        ({"log_every": 0}, "log_every needs to be at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_written(change, words, tmp_path):
+    with pytest.raises(ValueError, match=words) as error:
+        train(build(CONFIG), CONFIG | change, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_without_a_key_is_refused(tmp_path):
+    config = {key: value for key, value in CONFIG.items() if key != "seed"}
+    with pytest.raises(ValueError, match="the config lacks seed"):
+        train(build(CONFIG), config, tmp_path / "run")
+
+
+def test_a_disk_that_fills_up_stops_the_run_with_one_line(tmp_path):
+    with mounted(tmp_path, "-t", "tmpfs", "-o", "size=800k", "tmpfs"):
+        assert finish(tmp_path, "--num_train_steps=8")[0] == 0
+        free = os.statvfs(tmp_path)
+        (tmp_path / "ballast").write_bytes(bytes(free.f_bavail * free.f_bsize - 24 * 1024))
+        status, stderr = finish(tmp_path)
+        assert status == 1
+        lines = [line for line in stderr.splitlines() if not line.startswith("step ")]
+        assert len(lines) == 1, stderr
+        assert "No space left on device" in lines[0]
+        (tmp_path / "ballast").unlink()
+        assert 8 in steps_in(tmp_path)
+        assert finish(tmp_path)[0] == 0
+        assert max(steps_in(tmp_path)) == 40

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics and pictures on disk, read back with what others would read them with."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from scorejax.evaluate.report import Evaluation
+from scorejax.train.logging import RunLog, read_metrics
+
+
+def open_log(workdir, start_step=0, **changes):
+    options = {"num_train_steps": 20, "log_every": 5} | changes
+    return RunLog(workdir, start_step=start_step, **options)
+
+
+def events_in(workdir):
+    """(step, tag, value) of every scalar in the event files, each record's checksum verified."""
+    scalars = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        content, position = path.read_bytes(), 0
+        while position < len(content):
+            length = int.from_bytes(content[position : position + 8], "little")
+            data = content[position + 12 : position + 12 + length]
+            checksum = content[position + 12 + length : position + 16 + length]
+            assert int.from_bytes(checksum, "little") == masked_crc32c(data)
+            event = Event.FromString(data)
+            scalars += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
+            position += 16 + length
+    return scalars
+
+
+def test_a_line_has_the_mean_over_the_steps_since_the_last(tmp_path):
+    losses = np.random.default_rng(0).normal(size=12)
+    with open_log(tmp_path) as log:
+        for step, loss in enumerate(losses, start=1):
+            log.train(step, {"loss": loss})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [5, 10]
+    # One mean of five doubles.
+    np.testing.assert_allclose(rows[0]["train/loss"], losses[:5].mean(), rtol=1e-14)
+    np.testing.assert_allclose(rows[1]["train/loss"], losses[5:10].mean(), rtol=1e-14)
+
+
+def test_event_files_hold_the_same_numbers(tmp_path):
+    with open_log(tmp_path, log_every=1) as log:
+        for step in (1, 2, 3):
+            log.train(step, {"loss": step / 4, "grad_norm": float(step)})
+        log.evaluation(3, Evaluation({"bits_per_dim": 2.5}, {}))
+    found = {(step, tag): value for step, tag, value in events_in(tmp_path)}
+    assert found[2, "train/loss"] == 0.5
+    assert found[3, "train/grad_norm"] == 3.0
+    assert found[3, "eval/bits_per_dim"] == 2.5
+
+
+def test_a_resumed_log_has_every_step_once_though_a_line_was_cut_short(tmp_path):
+    with open_log(tmp_path, log_every=2) as log:
+        for step in range(1, 13):
+            log.train(step, {"loss": 1.0})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 14, "train/lo')
+    with open_log(tmp_path, start_step=8, log_every=2) as log:
+        for step in range(9, 21):
+            log.train(step, {"loss": 2.0})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(2, 21, 2))
+    assert [row["train/loss"] for row in rows] == [1.0] * 4 + [2.0] * 6
+
+
+def test_a_value_that_is_not_finite_leaves_the_lines_readable(tmp_path):
+    with open_log(tmp_path, log_every=1) as log:
+        log.train(1, {"loss": 1.0, "ratio": float("inf")})
+
+    def refuse(word):
+        raise AssertionError(f"{word} is not JSON")
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line, parse_constant=refuse)["train/ratio"] is None
+
+
+def test_pictures_and_curves_are_png_files(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    with open_log(tmp_path, log_every=1) as log:
+        for step in range(1, 11):
+            log.train(step, {"loss": 1 / step})
+        log.evaluation(10, Evaluation({"bits_per_dim": 3.0}, {"samples": picture}))
+    with PIL.Image.open(tmp_path / "pictures" / "samples_00000010.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), picture)
+    with PIL.Image.open(tmp_path / "pictures" / "loss.png") as image:
+        curves = np.asarray(image.convert("L"))
+    # Two panels of 260 points of height, with something drawn in each.
+    assert curves.shape == (520, 700)
+    assert curves[:260].min() < 200
+    assert curves[260:].min() < 200
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, capfd):
+    with open_log(tmp_path, num_train_steps=3) as log:
+        for step in (1, 2, 3):
+            log.train(step, {"loss": 0.25})
+        log.say("a word")
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("step 1 came after")
+    assert lines[1].startswith("step 3/3  loss 0.25")
+    assert lines[1].endswith("00:00 left")
+    assert lines[2:] == ["a word"]
+
+
+@pytest.mark.parametrize("num_lines", [0, 3])
+def test_a_directory_without_metrics_is_a_new_run(tmp_path, num_lines):
+    with open_log(tmp_path, log_every=1) as log:
+        for step in range(1, num_lines + 1):
+            log.train(step, {"loss": 1.0})
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == num_lines

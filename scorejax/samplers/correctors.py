@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scorejax.choices import unknown
 from scorejax.numerics import expand, norm_except_batch
-from scorejax.samplers.predictors import Move, Times, X, look_up
+from scorejax.samplers.predictors import Move, Times, X
 from scorejax.sdes import SDE
 from scorejax.typing import ScoreFn
 
@@ -120,7 +121,9 @@ CORRECTORS: Mapping[str, Corrector] = {
 
 def get_corrector(name: str) -> Corrector:
     """The corrector of that name. Raises: ValueError with the nearest name and all of them."""
-    return look_up("corrector", CORRECTORS, name)
+    if name not in CORRECTORS:
+        raise unknown("corrector", name, CORRECTORS)
+    return CORRECTORS[name]
 
 
 def _ratio(noise_norm: Array, score_norm: Array) -> Array:

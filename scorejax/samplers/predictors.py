@@ -8,7 +8,6 @@ alone, with the noise z as an argument, and return (x, x_mean).
 Source: Song et al. 2021, arXiv:2011.13456, Appendices E, F and G.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
@@ -16,6 +15,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scorejax.choices import unknown
 from scorejax.numerics import expand
 from scorejax.sdes import SDE, probability_flow, reverse_drift
 from scorejax.typing import ScoreFn
@@ -126,13 +126,6 @@ PREDICTORS: Mapping[str, Predictor] = {
 
 def get_predictor(name: str) -> Predictor:
     """The predictor of that name. Raises: ValueError with the nearest name and all of them."""
-    return look_up("predictor", PREDICTORS, name)
-
-
-def look_up(kind: str, table: Mapping[str, Callable], name: str) -> Callable:
-    """table[name], or a ValueError that says which name was probably meant."""
-    if name not in table:
-        near = difflib.get_close_matches(str(name), table, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(table)}.")
-    return table[name]
+    if name not in PREDICTORS:
+        raise unknown("predictor", name, PREDICTORS)
+    return PREDICTORS[name]

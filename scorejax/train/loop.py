@@ -21,7 +21,7 @@ from scorejax.train.logging import RunLog
 from scorejax.train.preemption import notice_of_termination
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState
-from scorejax.train.step import make_train_step, scan_steps
+from scorejax.train.step import TrainStep, make_train_step, scan_steps
 from scorejax.train.workdir import open_workdir
 from scorejax.typing import Array, LossFn, Params, PRNGKeyArray, PyTree
 
@@ -98,14 +98,7 @@ def _run(
             f"the run stands at step {start_step}, which num_steps_per_call={steps_per_call} does "
             "not divide; resume it with the value that it had."
         )
-    step_fn = make_train_step(
-        system.loss,
-        system.tx,
-        ema_rate=settings.ema_rate,
-        axis_name=parallel.AXIS,
-        accumulation=settings.accumulation,
-    )
-    call = parallel.map_step(scan_steps(step_fn))
+    call = _compiled_call(system, settings)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)
     carry = system.source.init(start_step, keys.data)
@@ -128,10 +121,7 @@ def _run(
                 _report(in_flight.drain(), log, checkpoints)
                 state, scalars = parallel.unreplicate(replicated), {}
                 if evaluates:
-                    rng = jax.random.fold_in(keys.evaluate, step)
-                    evaluation = system.evaluate(rng, jax.device_put(state))
-                    log.evaluation(step, evaluation)
-                    scalars = evaluation.scalars
+                    scalars = _evaluate(system, keys, state, log)
                 log.flush()
                 if saves:
                     checkpoints.save(state, scalars)
@@ -139,6 +129,24 @@ def _run(
                 log.say(f"terminated at step {step}, which is saved; run it again to go on.")
                 break
     return state
+
+
+def _compiled_call(system: System, settings: Settings) -> TrainStep:
+    step = make_train_step(
+        system.loss,
+        system.tx,
+        ema_rate=settings.ema_rate,
+        axis_name=parallel.AXIS,
+        accumulation=settings.accumulation,
+    )
+    return parallel.map_step(scan_steps(step))
+
+
+def _evaluate(system: System, keys: _Keys, state: TrainState, log: RunLog) -> dict[str, float]:
+    rng = jax.random.fold_in(keys.evaluate, int(state.step))
+    evaluation = system.evaluate(rng, jax.device_put(state))
+    log.evaluation(int(state.step), evaluation)
+    return evaluation.scalars
 
 
 def _report(

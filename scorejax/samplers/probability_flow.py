@@ -21,8 +21,6 @@ CHAIN_STEPS = 1000
 """Length of the chain whose last step denoises a sample, as in the published code."""
 FIRST_STEP = 1e-3
 """First step of the solver, as a fraction of the way."""
-SMALLEST_STEP = 1e-10
-"""A solver that needs a smaller step in time has failed."""
 
 
 def probability_flow_ode(
@@ -108,6 +106,9 @@ def solve_flow(
     # The automatic choice of a first step costs two evaluations, may look beyond the ends of time
     # and returns NaN there; from a thousandth of the way the controller recovers in a few steps.
     first_step = FIRST_STEP * (t_to - t_from)
+    # Where the score is NaN the step shrinks until t + dt = t, and then for ever. This ends it; the
+    # event does where a step of just this size is let pass.
+    smallest_step = float(jnp.finfo(x.dtype).eps) * sde.t_max
 
     def field(t, y, args):
         return drift(y[None], jnp.full((1,), t, y.dtype))[0]
@@ -121,8 +122,8 @@ def solve_flow(
             t1=t_to,
             dt0=first_step,
             y0=jnp.where(finite, start, 0.0),
-            # Where the score is NaN the step shrinks for ever; dtmin ends it after a few tries.
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=SMALLEST_STEP),
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest_step),
+            event=diffrax.Event(lambda t, y, args, **_: ~jnp.all(jnp.isfinite(y))),
             max_steps=max_steps,
             throw=False,
         )

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sampling under linear measurements y = A x of the data: inpainting, colorization and their like.
+
+After every update of a sampler, the part of x_t that A sees is replaced by a noisy copy of what was
+measured: x <- x + A^+ (scale y + std A z - A x), with A^+ the pseudo-inverse. Wrapping predictors
+and correctors does it, so that every pair of them works. The replacement is an approximation: it
+does not draw from the exact conditional law where known and unknown parts are correlated.
+
+Source: Song et al. 2021, arXiv:2011.13456, Sec. 5 and Appendix I.2.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scorejax.numerics import expand
+from scorejax.samplers.correctors import Corrector, no_corrector
+from scorejax.samplers.predictor_corrector import predictor_corrector
+from scorejax.samplers.predictors import Move, Predictor, reverse_diffusion
+from scorejax.sdes import SDE
+from scorejax.typing import Sampled, ScoreFn
+
+
+class LinearOperator(NamedTuple):
+    """A linear map A of a batch (b, *d), and its pseudo-inverse A^+.
+
+    pinv(forward(x)) must be an orthogonal projection, so that noise in the measured part stays
+    white.
+    """
+
+    forward: Callable[[Array], Array]
+    pinv: Callable[[Array], Array]
+
+    def project(self, x: Array) -> Array:
+        """A^+ A x: the part of x that is measured."""
+        return self.pinv(self.forward(x))
+
+
+def mask_operator(mask: Array) -> LinearOperator:
+    """Keeps the entries where mask is 1 and drops those where it is 0; it broadcasts to (b, *d)."""
+    keep = lambda x: jnp.broadcast_to(mask, x.shape).astype(x.dtype) * x
+    return LinearOperator(keep, keep)
+
+
+def colour_matrix() -> Float[np.ndarray, "3 3"]:
+    """Orthogonal 3 x 3 matrix in float64; on row vectors, its first column takes the grey value.
+
+    The grey coordinate is (r + g + b) / sqrt(3).
+    """
+    columns = [(1.0, 1.0, 1.0), (-2.0, 1.0, 1.0), (0.0, 1.0, -1.0)]
+    return np.stack([np.asarray(column) / np.linalg.norm(column) for column in columns], axis=1)
+
+
+def grey_operator() -> LinearOperator:
+    """Takes the grey coordinate (b, h, w, 1) of images (b, h, w, 3)."""
+    column = colour_matrix()[:, :1]
+
+    def forward(x):
+        return x @ jnp.asarray(column, x.dtype)
+
+    def pinv(y):
+        return y @ jnp.asarray(column.T, y.dtype)
+
+    return LinearOperator(forward, pinv)
+
+
+def replace_measured(
+    operator: LinearOperator, sde: SDE, y: Array, x: Array, x_mean: Array, t: Array, z: Array
+) -> tuple[Array, Array]:
+    """x and x_mean with the part that is measured as y replaced by what y is at time t.
+
+    x gets a copy with the noise z, x_mean one without noise; the rest of each stays as it is.
+    """
+    scale, std = (expand(value, x) for value in sde.marginal(t))
+    known_mean = scale * operator.pinv(y)
+    noise = std * operator.project(z)
+    return (
+        x - operator.project(x) + known_mean + noise,
+        x_mean - operator.project(x_mean) + known_mean,
+    )
+
+
+def conditioned(update: Callable[..., Move], operator: LinearOperator, y: Array) -> Any:
+    """A predictor or corrector that imposes the measurement y after each of its calls."""
+
+    def conditioned_update(rng: PRNGKeyArray, sde, score_fn, x, t, *args, **kwargs) -> Move:
+        update_rng, noise_rng = jax.random.split(rng)
+        moved = update(update_rng, sde, score_fn, x, t, *args, **kwargs)
+        z = jax.random.normal(noise_rng, x.shape, x.dtype)
+        x, x_mean = replace_measured(operator, sde, y, moved.x, moved.x_mean, t, z)
+        return Move(x, x_mean, moved.nfe)
+
+    return conditioned_update
+
+
+def sample_given(
+    rng: PRNGKeyArray,
+    score_fn: ScoreFn,
+    shape: tuple[int, ...],
+    *,
+    sde: SDE,
+    operator: LinearOperator,
+    y: Float[Array, "b *m"],
+    predictor: Predictor = reverse_diffusion,
+    corrector: Corrector = no_corrector,
+    **chain: Any,
+) -> Sampled:
+    """Draws x of the given shape with A x = y, exactly so at the end.
+
+    `chain` is what `predictor_corrector` takes beside: num_steps, snr, num_inner, t_min, denoise.
+    """
+    prior_rng, chain_rng = jax.random.split(rng)
+    prior = sde.sample_prior(prior_rng, shape)
+    x, nfe = predictor_corrector(
+        chain_rng,
+        score_fn,
+        shape,
+        sde=sde,
+        predictor=conditioned(predictor, operator, y),
+        corrector=conditioned(corrector, operator, y),
+        x_init=operator.pinv(y) + prior - operator.project(prior),
+        **chain,
+    )
+    return Sampled(x - operator.project(x) + operator.pinv(y), nfe)
+
+
+def inpaint(
+    rng: PRNGKeyArray,
+    score_fn: ScoreFn,
+    image: Float[Array, "b *d"],
+    mask: Float[Array, "*m"],
+    *,
+    sde: SDE,
+    **chain: Any,
+) -> Sampled:
+    """Fills in the entries of image where mask is 0, given the others; see `sample_given`."""
+    operator = mask_operator(mask)
+    return sample_given(
+        rng, score_fn, image.shape, sde=sde, operator=operator, y=operator.forward(image), **chain
+    )
+
+
+def colorize(
+    rng: PRNGKeyArray,
+    score_fn: ScoreFn,
+    grey: Float[Array, "b h w 1"],
+    *,
+    sde: SDE,
+    **chain: Any,
+) -> Sampled:
+    """Draws colour images (b, h, w, 3) whose channels average to grey; see `sample_given`."""
+    operator = grey_operator()
+    shape = (*grey.shape[:-1], 3)
+    y = operator.forward(jnp.broadcast_to(grey, shape))
+    return sample_given(rng, score_fn, shape, sde=sde, operator=operator, y=y, **chain)

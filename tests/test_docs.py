@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What README and docs say is executed: code runs, names and files exist, commands parse."""
+
+import contextlib
+import importlib
+import io
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+CODE = [
+    pytest.param(block, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
+]
+
+
+def resolve(dotted: str) -> object:
+    """The object behind `scorejax.a.b.c`, importing as many leading parts as are modules."""
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            found = importlib.import_module(".".join(parts[:cut]))
+            for name in parts[cut:]:
+                found = getattr(found, name)
+            return found
+    raise ModuleNotFoundError(dotted)
+
+
+@pytest.mark.parametrize("block", CODE)
+def test_python_examples_run_and_print_what_they_say(block, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(block, "example", "exec"), {"__name__": "example"})
+    for promised in re.findall(r"^# prints: (.*)$", block, re.M):
+        assert promised in printed.getvalue()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_names_and_files_that_a_page_mentions_exist(page):
+    text = page.read_text()
+    for dotted in sorted(set(re.findall(r"\bscorejax(?:\.[a-z_]\w*|\.[A-Z]\w*)+", text))):
+        resolve(dotted.removesuffix(".py"))
+    for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", text):
+        assert (page.parent / name).exists(), f"{page.name} links to {name}"
+    folders = "configs|tests|launch|benchmarks|colabs|docs"
+    pattern = rf"\b((?:{folders})/[\w/.-]+\.(?:py|md|sh|ipynb|sbatch))"
+    for name in re.findall(pattern, text):
+        assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}"

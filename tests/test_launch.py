@@ -47,8 +47,10 @@ def workdir(tmp_path_factory):
     """A debug run of 20 steps, resumed to 40."""
     path = tmp_path_factory.mktemp("run")
     train = ("--config=configs/score_sde/digits.py:debug", f"--workdir={path}")
-    # One picture and one likelihood are enough for what is tested here.
+    # Few pictures, no likelihoods in between; and a solver whose answers can be compared: at the
+    # tolerance of debug size, 1e-2, rounding alone can make it take another step.
     small = ("--config.eval_samples=2", "--config.eval_bits_examples=0", "--config.eval_every=40")
+    small += ("--config.rtol=1e-4", "--config.atol=1e-4")
     run("train", *train, *small, "--config.num_train_steps=20")
     assert checkpoint.restore_for_inference(path).step == 20
     run("train", *train, *small)
@@ -111,11 +113,12 @@ def test_likelihood_reports_what_log_prob_gives(workdir, trained, tmp_path):
     one = lambda key, x: solve(key, VPSDE(0.1, 20.0), score_fn, x[None])
     solved = jax.jit(jax.vmap(one))(keys, x)
     bits = bits_per_dim(solved.log_prob[:, 0], 64, levels=17, data_range=(-1.0, 1.0)).reshape(2, 3)
-    # The solver's tolerance is 1e-2 at debug size; rounding alone moves its steps far less.
-    np.testing.assert_allclose(np.load(tmp_path / "bits.npz")["bits_per_dim"], bits, atol=1e-3)
-    assert report["bits_per_dim"] == pytest.approx(float(bits.mean()), abs=1e-3)
+    # Measured: images moved by one rounding, 1e-7, take other steps and differ by 0.005; images
+    # measured with other keys by 0.1 to 0.7.
+    np.testing.assert_allclose(np.load(tmp_path / "bits.npz")["bits_per_dim"], bits, atol=0.02)
+    assert report["bits_per_dim"] == pytest.approx(float(bits.mean()), abs=0.01)
     error = bits.mean(axis=0).std(ddof=1) / np.sqrt(3)
-    assert report["bits_per_dim_standard_error"] == pytest.approx(float(error), abs=1e-3)
+    assert report["bits_per_dim_standard_error"] == pytest.approx(float(error), abs=0.01)
     assert report["nfe"] == pytest.approx(float(solved.nfe.mean()), rel=0.1)
     assert report["bits_per_dim_failures"] == 0 and report["num_images"] == 3
 

@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must a model of the handwritten digits beat? Bits/dim of three classical densities.
 
-A full-covariance Gaussian, a kernel density and Gaussian mixtures, each tuned by cross-validation
-on the training half alone, then read off once on the test half. The convention is the library's:
-level k becomes a uniform draw from [k, k + 1) / 17, the density lives on [0, 1]^64, and
-bits/dim = -log2 p / 64 + log2 17.
+    python -m benchmarks.digits_baselines [--out=runs/digits_baselines.json]
+
+Answer, on the test half, with standard errors over its images (two cores, under three minutes):
+
+    full-covariance Gaussian               2.939 ± 0.011
+    kernel density                         2.752 ± 0.009
+    Gaussian mixture                       2.533 ± 0.013    15 components
+    Gaussian mixture, mean of 20 starts    2.338 ± 0.011    20 x 30 components
+
+Each is tuned by cross-validation on the training half alone, then read off once on the test half.
+The convention is the library's: level k becomes a uniform draw from [k, k + 1) / 17, the density
+lives on [0, 1]^64, and bits/dim = -log2 p / 64 + log2 17.
 
 Every model is fitted to *all* dequantisation draws at once: their mean is the middle of the cell
 and their variance that of a uniform, 1 / (12 * 17^2), which every covariance receives (scikit-learn
-calls the term reg_covar). Ten actual draws per image did worse in cross-validation: the mixture
-2.69 instead of 2.68, the kernel density 2.90 instead of 2.81.
-
-    python -m benchmarks.digits_baselines --out=runs/digits_baselines.json
+calls the term reg_covar). Ten actual draws per image did worse in cross-validation: a mixture 2.69
+instead of 2.68, the kernel density 2.90 instead of 2.81.
 """
 
 import argparse
@@ -34,7 +40,8 @@ from scorejax.data import images
 LEVELS = 17
 CELL_VARIANCE = 1 / (12 * LEVELS**2)
 NUM_FOLDS = 3
-NUM_STARTS = 10
+NUM_STARTS = 20
+SHRINKAGES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 NUM_TEST_DRAWS = 10
 
 
@@ -54,7 +61,9 @@ def log_density(mixture: Mixture, x: np.ndarray) -> np.ndarray:
         root = np.linalg.cholesky(covariance)
         white_x = solve_triangular(root, x.T, lower=True)
         white_means = solve_triangular(root, means.T, lower=True)
-        square = (white_x**2).sum(0)[:, None] + (white_means**2).sum(0) - 2 * white_x.T @ white_means
+        square = (
+            (white_x**2).sum(0)[:, None] + (white_means**2).sum(0) - 2 * white_x.T @ white_means
+        )
         constant = np.log(np.diag(root)).sum() + d / 2 * math.log(2 * math.pi)
         group = logsumexp(log_weight - square / 2, axis=1) - constant
         total = np.logaddexp(total, group)
@@ -144,14 +153,15 @@ def tune(fit, grid: list[dict], folds, levels: np.ndarray) -> Tuned:
 def tune_mixtures(folds, levels: np.ndarray) -> tuple[Tuned, Tuned]:
     """The best mixture from one start of EM, and the best average of mixtures over all starts.
 
-    Both come from the same fits. The first is judged by its mean over starts, not by a lucky one.
+    Both come from the same fits, half as many in cross-validation as at the end. The first is
+    judged by its mean over starts, not by a lucky one.
     """
     single, averaged = {}, {}
     for kind, num_components in _mixture_grid():
         for kept, left in folds:
             x = draws(levels[left], 2, seed=1)
             fits = _starts(levels[kept], kind, num_components, NUM_STARTS // 2)
-            for shrinkage in (0.0, 0.1, 0.2, 0.3, 0.4) if kind == "full" else (0.0,):
+            for shrinkage in SHRINKAGES if kind == "full" else (0.0,):
                 log_probs = np.stack([log_density(shrunk(fit, shrinkage), x) for fit in fits])
                 key = (kind, num_components, shrinkage)
                 mean = logsumexp(log_probs, axis=0) - math.log(len(fits))
@@ -163,8 +173,8 @@ def tune_mixtures(folds, levels: np.ndarray) -> tuple[Tuned, Tuned]:
 def _mixture_grid():
     return [
         *itertools.product(["diag"], [20, 40, 60, 90]),
-        *itertools.product(["tied"], [40, 80]),
-        *itertools.product(["full"], [10, 15, 20, 30]),
+        *itertools.product(["tied"], [40]),
+        *itertools.product(["full"], [10, 15, 20, 30, 45, 60]),
     ]
 
 
@@ -209,7 +219,9 @@ def run() -> dict[str, dict]:
     shrinkages = [{"shrinkage": s} for s in (0.0, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1)]
     kernels = [
         {"shrinkage": s, "bandwidth": h}
-        for s, h in itertools.product((0.1, 0.2, 0.3, 0.4, 0.6, 1.0), (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8))
+        for s, h in itertools.product(
+            (0.1, 0.2, 0.3, 0.4, 0.6, 1.0), (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+        )
     ]
     mixture, averaged = tune_mixtures(folds, levels)
     tuned = {

@@ -40,7 +40,7 @@ class LinearOperator(NamedTuple):
         return self.pinv(self.forward(x))
 
 
-def mask_operator(mask: Array) -> LinearOperator:
+def mask_operator(mask: Array | np.ndarray) -> LinearOperator:
     """Keeps the entries where mask is 1 and drops those where it is 0; it broadcasts to (b, *d)."""
     keep = lambda x: jnp.broadcast_to(mask, x.shape).astype(x.dtype) * x
     return LinearOperator(keep, keep)
@@ -132,7 +132,7 @@ def inpaint(
     rng: PRNGKeyArray,
     score_fn: ScoreFn,
     image: Float[Array, "b *d"],
-    mask: Float[Array, "*m"],
+    mask: Array | np.ndarray,
     *,
     sde: SDE,
     **chain: Any,

@@ -35,7 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.num_sampling_steps = 200
     config.rtol = config.atol = (
-        1e-4  # bits/dim are within 0.002 of those at 1e-5, at a quarter of the cost
+        1e-4  # within 0.002 bits/dim of 1e-5
     )
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898

@@ -73,7 +73,7 @@ def in_chunks(fn: Callable, variables: Any, rows: dict, batch_size: int, unit: s
     num = len(next(iter(rows.values())))
     batch_size = min(batch_size, num)
     results = []
-    with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr) as bar:
+    with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr, disable=None) as bar:
         for start in range(0, num, batch_size):
             # The last chunk is filled up, since another size would be compiled anew.
             index = np.minimum(np.arange(start, start + batch_size), num - 1)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+import scorejax
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
@@ -84,3 +86,16 @@ def test_importing_the_package_touches_no_device_and_no_tensorflow():
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_every_public_name_is_where_the_package_says():
+    assert {"VPSDE", "log_prob", "predictor_corrector", "NCSNpp"} <= set(dir(scorejax))
+    for name in scorejax.__all__:
+        assert getattr(scorejax, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'VPSED'"):
+        scorejax.VPSED  # noqa: B018
+
+
+def test_importing_the_package_imports_not_even_jax():
+    code = "import sys, scorejax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

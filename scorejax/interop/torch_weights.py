@@ -35,14 +35,17 @@ CONV = Turn(lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1]
 
 
 def affine(official: str, ours: str, turn: Turn) -> dict[str, tuple[str, Turn]]:
+    """Names of a convolution or a linear map, with its bias."""
     return {f"{official}weight": (f"{ours}kernel", turn), f"{official}bias": (f"{ours}bias", SAME)}
 
 
 def norm(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
+    """Names of a group normalisation."""
     return {f"{official}weight": (f"{ours}scale", SAME), f"{official}bias": (f"{ours}bias", SAME)}
 
 
 def nin(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
+    """Names of a network in network, whose matrix is stored as ours is."""
     return {f"{official}W": (f"{ours}kernel", SAME), f"{official}b": (f"{ours}bias", SAME)}
 
 

@@ -24,7 +24,7 @@ demo: install
 	@$(RUN) -m launch.demo --workdir=runs/demo
 
 test: install
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	@$(RUN) -m pytest -m slow

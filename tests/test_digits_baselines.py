@@ -5,11 +5,12 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy.stats import multivariate_normal, ttest_1samp
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
 
 from benchmarks import digits_baselines as baselines
+from benchmarks import digits_quality as quality
 from scorejax.data import images
 
 
@@ -98,3 +99,29 @@ def test_published_number_of_the_gaussian():
     fitted = baselines.fit_gaussian(train.astype(np.float64), shrinkage=0.03)
     row = baselines.evaluate(baselines.Tuned([fitted], {}, 0.0), test.astype(np.float64))
     assert round(row["bits_per_dim"], 3) == 2.939 and round(row["standard_error"], 3) == 0.011
+
+
+def test_samples_of_a_mixture_follow_its_weights_means_and_covariances():
+    # Two components, far apart and far inside [0, 1]^64, where nothing is clipped.
+    root = 0.003 * np.random.default_rng(0).normal(size=(64, 64))
+    covariances = np.stack([root @ root.T + 1e-4 * np.eye(64), 1e-4 * np.eye(64)])
+    weights = np.log([[0.25], [0.75]])
+    mixture = baselines.Mixture(weights, np.full((2, 1, 64), [[[0.3]], [[0.7]]]), covariances)
+    n = 4000
+    x = quality.mixture_samples(np.random.default_rng(1), mixture, n).reshape(n, 64)
+    first = x.mean(1) < 0.5
+    # Five standard errors: of a share, of 64 means, and of a variance along a fixed direction.
+    assert abs(first.mean() - 0.25) < 5 * math.sqrt(0.25 * 0.75 / n)
+    error = math.sqrt(covariances[0].diagonal().max() / first.sum())
+    np.testing.assert_allclose(x[first].mean(0), 0.3, atol=5 * error)
+    direction = np.linspace(-1, 1, 64)
+    expected = direction @ covariances[0] @ direction
+    ratio = (x[first] @ direction).var() / expected
+    assert abs(ratio - 1) < 5 * math.sqrt(2 / first.sum())
+
+
+def test_interval_over_seeds_is_students():
+    mean, half = quality.interval([2.10, 2.13, 2.08])
+    expected = ttest_1samp([2.10, 2.13, 2.08], 0).confidence_interval(0.95)
+    np.testing.assert_allclose([mean - half, mean + half], expected, rtol=1e-12)
+    assert math.isnan(quality.interval([2.1])[1])

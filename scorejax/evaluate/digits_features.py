@@ -9,8 +9,8 @@ import functools
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 
 from scorejax.data import images
 

@@ -10,8 +10,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 
 
 class Moments(NamedTuple):

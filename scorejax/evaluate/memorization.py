@@ -8,8 +8,8 @@ than held-out images do, the model has not memorised it; if they lie closer, it 
 from typing import NamedTuple
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, Int
-from numpy.typing import ArrayLike
 
 
 class Nearest(NamedTuple):

@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Mapping
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
-from numpy.typing import ArrayLike
 
 Picture = UInt8[np.ndarray, "height width 3"]
 

@@ -2,6 +2,7 @@
 """The two networks that are timed, each in Flax and, with the same weights, in PyTorch."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,16 @@ import numpy as np
 import torch
 
 from benchmarks.torch_twin import TorchNCSNpp, copy_weights
+from scorejax.data import images
+from scorejax.data.transforms import centre, dequantize
 from scorejax.models.ncsnpp import NCSNpp
+from scorejax.objectives import make_loss_fn
+from scorejax.objectives.denoising import denoising_score_matching
+from scorejax.parameterize import noise_prediction
+from scorejax.sdes import VPSDE
+from scorejax.train.optimizer import adam
+from scorejax.train.state import TrainState
+from scorejax.train.step import TrainStep, make_train_step
 from scorejax.typing import Params
 
 
@@ -40,12 +50,52 @@ class Size:
         return {name: getattr(self, name) for name in names}
 
 
-DIGITS = Size("digits", 8, 1, 128, ch_mult=(1, 2), attn_resolutions=(4,))
-CIFAR = Size("CIFAR-shaped", 32, 3, 16, ch_mult=(1, 2, 2), attn_resolutions=(16,))
+SIZES = {
+    "digits": Size("digits", 8, 1, 128, ch_mult=(1, 2), attn_resolutions=(4,)),
+    "cifar": Size("CIFAR-shaped", 32, 3, 16, ch_mult=(1, 2, 2), attn_resolutions=(16,)),
+}
+LEARNING_RATE, CLIP_NORM, EMA_RATE = 2e-4, 1.0, 0.999
 
 
 def flax_network(size: Size) -> NCSNpp:
     return NCSNpp(**size.options(), fir=False, embedding_type="positional", dropout=0.0)
+
+
+def our_step(
+    size: Size, learning_rate: float = LEARNING_RATE
+) -> tuple[TrainStep, Callable[[Params], TrainState]]:
+    """The training step of the VP noise-prediction loss, and the maker of its first state."""
+    sde, tx = VPSDE(), adam(learning_rate, clip_norm=CLIP_NORM)
+
+    def example_loss(network, rng, x):
+        return denoising_score_matching(noise_prediction(sde, network), sde, rng, x)
+
+    step = make_train_step(
+        make_loss_fn(example_loss, flax_network(size).apply), tx, ema_rate=EMA_RATE
+    )
+    return step, lambda params: TrainState.create(jax.tree.map(jnp.copy, params), {}, tx)
+
+
+def trained_params(size: Size, num_steps: int = 300) -> Params:
+    """Parameters after a short training on real images."""
+    step, create = our_step(size, learning_rate=1e-3)
+    step = jax.jit(step, donate_argnums=0)
+    state, digits = create(random_params(size)), real_images(size, 898)
+    generator = np.random.default_rng(0)
+    for _ in range(num_steps):
+        batch = {"image": generator.choice(digits, size.batch_size)}
+        state, metrics = step(state, batch, jax.random.key(1))
+        jax.block_until_ready(metrics)
+    print(f"{size}: loss {metrics['loss']:.3f} after {num_steps} steps")
+    return state.params
+
+
+def real_images(size: Size, num: int) -> np.ndarray:
+    """Handwritten digits in [-1, 1], enlarged and repeated over channels to the shape asked for."""
+    data = images.load("digits", "train", limit=num).image
+    factor = size.image_size // data.shape[1]
+    enlarged = data.repeat(factor, axis=1).repeat(factor, axis=2).repeat(size.channels, axis=3)
+    return centre(dequantize(np.random.default_rng(0), enlarged, levels=17))
 
 
 def random_params(size: Size, seed: int = 0) -> Params:

@@ -5,7 +5,7 @@ A round gives each contender one turn, in an order that rotates, so that whateve
 down slows all of them; a ratio is taken within a round. Before each turn the process sleeps until
 the last contender's threads do: PyTorch's OpenMP pool spins for up to 9 ms after its last work
 (with OMP_WAIT_POLICY=passive it does not, but is then 1.7 times slower at small convolutions),
-XLA's pool does not spin. Then follows one call that is not timed, and the calls that are.
+XLA's pool does not spin. A first round warms up and is not counted.
 """
 
 import os
@@ -28,19 +28,18 @@ Times = dict[str, list[float]]
 
 
 def compare(contenders: dict[str, Callable[[], object]], *, rounds: int, calls: int) -> Times:
-    """Seconds per call of each contender in each round. Contenders block until they are done."""
+    """Seconds per call of each contender in each round; calls block until they are done."""
     times: Times = {name: [] for name in contenders}
     names = list(contenders)
-    for first in range(rounds):
+    for first in range(1 + rounds):
         for offset in range(len(names)):
             name = names[(first + offset) % len(names)]
             times[name].append(_turn(contenders[name], calls))
-    return times
+    return {name: taken[1:] for name, taken in times.items()}
 
 
 def _turn(call: Callable[[], object], calls: int) -> float:
     time.sleep(PAUSE)
-    call()
     start = time.perf_counter()
     for _ in range(calls):
         call()

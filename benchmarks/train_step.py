@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast is a training step on a CPU, compared with PyTorch?
 
-    python -m benchmarks.train_step [--rounds=15]
+    python -m benchmarks.train_step [--networks digits cifar] [--rounds=15]
 
 One update of a small DDPM++ (Adam, clipping, moving average) by our step, one at a time and ten
 scanned in one call, against a PyTorch twin with the same weights and batch: eager, eager with
@@ -21,34 +21,25 @@ import numpy as np
 import torch
 
 from benchmarks import torch_twin
-from benchmarks.pairs import CIFAR, DIGITS, Size, flax_network, random_params, twin
-from scorejax.objectives import make_loss_fn
-from scorejax.objectives.denoising import denoising_score_matching
-from scorejax.parameterize import noise_prediction
-from scorejax.sdes import VPSDE
-from scorejax.train.optimizer import adam
+from benchmarks.pairs import (
+    CLIP_NORM,
+    EMA_RATE,
+    LEARNING_RATE,
+    SIZES,
+    Size,
+    our_step,
+    random_params,
+    real_images,
+    twin,
+)
 from scorejax.train.state import TrainState
-from scorejax.train.step import TrainStep, make_train_step, scan_steps
+from scorejax.train.step import TrainStep, scan_steps
 from scorejax.typing import Params
 
-LEARNING_RATE, CLIP_NORM, EMA_RATE = 2e-4, 1.0, 0.999
 SCANNED = 10
 OURS = ("ours", f"ours, {SCANNED} scanned")
 
 Turn = Callable[[], object]
-
-
-def our_step(size: Size) -> tuple[TrainStep, Callable[[Params], TrainState]]:
-    """The training step of the VP noise-prediction loss, and the maker of its first state."""
-    sde, tx = VPSDE(), adam(LEARNING_RATE, clip_norm=CLIP_NORM)
-
-    def example_loss(network, rng, x):
-        return denoising_score_matching(noise_prediction(sde, network), sde, rng, x)
-
-    step = make_train_step(
-        make_loss_fn(example_loss, flax_network(size).apply), tx, ema_rate=EMA_RATE
-    )
-    return step, lambda params: TrainState.create(jax.tree.map(jnp.copy, params), {}, tx)
 
 
 def our_turns(size: Size, params: Params, images: np.ndarray) -> tuple[dict[str, Turn], dict]:
@@ -105,10 +96,10 @@ def torch_turns(size: Size, params: Params, images: np.ndarray) -> tuple[dict[st
 
 def measure(size: Size, rounds: int) -> None:
     params = random_params(size)
-    images = np.random.default_rng(0).uniform(-1, 1, (size.batch_size, *size.image_shape))
-    ours, our_compile_times = our_turns(size, params, images.astype(np.float32))
-    theirs, their_compile_times = torch_turns(size, params, images.astype(np.float32))
-    times = timing.compare(ours | theirs, rounds=rounds, calls=2)
+    images = real_images(size, size.batch_size)
+    ours, our_compile_times = our_turns(size, params, images)
+    theirs, their_compile_times = torch_turns(size, params, images)
+    times = timing.compare(ours | theirs, rounds=rounds, calls=3)
     times[OURS[1]] = [taken / SCANNED for taken in times[OURS[1]]]
     notes = {
         name: f"compiled in {taken:.0f} s"
@@ -119,10 +110,11 @@ def measure(size: Size, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    for size in (DIGITS, CIFAR):
-        measure(size, rounds)
+    options = parser.parse_args()
+    for name in options.networks:
+        measure(SIZES[name], options.rounds)
 
 
 if __name__ == "__main__":

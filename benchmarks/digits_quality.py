@@ -223,8 +223,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/digits_quality"))
-    parser.add_argument("--num_bits", type=int, default=899, help="test images for bits/dim")
-    parser.add_argument("--num_samples", type=int, default=899)
+    parser.add_argument("--num_bits", type=int, default=898, help="test images for bits/dim")
+    parser.add_argument("--num_samples", type=int, default=898)
     arguments = parser.parse_args()
     counts = {"num_bits": arguments.num_bits, "num_samples": arguments.num_samples}
     runs = {str(workdir): measure(workdir, **counts) for workdir in arguments.workdirs}

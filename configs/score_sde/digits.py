@@ -34,9 +34,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema_rate = 0.995
 
     config.num_sampling_steps = 200
-    config.rtol = config.atol = (
-        1e-4  # within 0.002 bits/dim of 1e-5
-    )
+    config.rtol = config.atol = 1e-4  # within 0.002 bits/dim of 1e-5
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
     config.eval_bits_examples = 32

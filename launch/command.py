@@ -58,7 +58,9 @@ def keys(seed: int, num: int):
     """Random keys (num,), of which the first ones do not depend on how many there are."""
     import jax
 
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jax.numpy.arange(num))
+    from scorejax.random import row_keys
+
+    return row_keys(jax.random.key(seed), num)
 
 
 def in_chunks(fn: Callable, variables: Any, rows: dict, batch_size: int, unit: str) -> dict:

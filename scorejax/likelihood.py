@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from scorejax.random import row_keys
 from scorejax.sdes import SDE, probability_flow
 from scorejax.typing import ScoreFn
 
@@ -129,8 +130,7 @@ def log_prob(
     solve = functools.partial(
         _solve, sde, drift_fn, divergence=divergence, controller=controller, max_steps=max_steps
     )
-    # fold_in, not split: the key of a row does not depend on the number of rows.
-    rngs = jax.vmap(jax.random.fold_in, (None, 0))(rng, jnp.arange(x.shape[0]))
+    rngs = row_keys(rng, x.shape[0])
     latent, integral, steps = jax.vmap(solve)(rngs, x)
     change, error = _mean_and_standard_error(integral)
     value = sde.prior_log_prob(latent) + change

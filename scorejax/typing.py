@@ -35,7 +35,11 @@ class Aux(NamedTuple):
 
 @runtime_checkable
 class LossFn(Protocol):
-    """A training loss: (params, state, rng, batch) -> (scalar, Aux)."""
+    """A training loss: (params, state, rng, batch) -> (scalar, Aux).
+
+    The training step adds batch["rng"], a key for each example; `rng` is the shard's own. See
+    `train/step.py`.
+    """
 
     def __call__(
         self, params: Params, state: Any, rng: PRNGKeyArray, batch: Batch

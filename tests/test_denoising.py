@@ -12,6 +12,7 @@ from scipy import stats
 
 from scorejax.objectives import denoising, make_loss_fn
 from scorejax.parameterize import ddpm_marginals
+from scorejax.random import row_keys, split
 from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.oracles import Gaussian
@@ -188,8 +189,8 @@ def test_the_training_loss_is_the_batch_mean_and_reaches_the_parameters():
     state = SimpleNamespace(model_state={"constants": {"shift": jnp.float32(0.25)}})
     seen = {}
 
-    def apply_fn(variables, x, label, *, train, rngs):
-        seen.update(train=train, rngs=rngs)
+    def apply_fn(variables, x, label, *, dropout_rng):
+        seen.update(dropout_rng=dropout_rng)
         shift = variables["constants"]["shift"]
         return variables["params"]["slope"] * x + shift
 
@@ -199,13 +200,14 @@ def test_the_training_loss_is_the_batch_mean_and_reaches_the_parameters():
 
     loss_fn = make_loss_fn(example_loss, apply_fn)
     rng, params = jax.random.key(1), {"slope": jnp.float32(0.5)}
-    loss, aux = loss_fn(params, state, rng, {"image": x})
+    batch = {"image": x, "rng": row_keys(jax.random.key(2), 64)}
+    loss, aux = loss_fn(params, state, rng, batch)
 
-    loss_rng, dropout_rng = jax.random.split(rng)
+    loss_rng, dropout_rng = split(batch["rng"])
     score_fn = lambda x, t: -(0.5 * x + 0.25)
     expected = denoising.denoising_score_matching(score_fn, sde, loss_rng, x).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-6)  # the same sums, fused differently
     assert aux.metrics == {"loss": loss} and aux.model_state is state.model_state
-    assert seen["train"] and seen["rngs"] == {"dropout": dropout_rng}
+    np.testing.assert_array_equal(*map(jax.random.key_data, (seen["dropout_rng"], dropout_rng)))
     gradient = jax.grad(lambda p: loss_fn(p, state, rng, {"image": x})[0])(params)
     assert gradient["slope"] != 0

@@ -141,11 +141,9 @@ def test_sigterm_saves_and_the_run_goes_on(unkilled, tmp_path):
 
 
 def test_the_number_of_devices_may_change_at_the_restart(tmp_path):
-    # Two parts on one device are the two devices' parts: the noise is the same.
-    config = CONFIG | {"accumulation": 2}
     one = train_on_one_device(tmp_path / "one", 40)
     train_on_one_device(tmp_path / "changed", 20)
-    two = train(build(config), config | {"accumulation": 1}, tmp_path / "changed")
+    two = train(build(CONFIG), CONFIG, tmp_path / "changed")
     assert jax.device_count() == 2
     assert int(two.step) == int(one.step) == 40
     # Sums of float32 in another order, amplified by twenty steps of Adam at rate 0.01.
@@ -153,7 +151,7 @@ def test_the_number_of_devices_may_change_at_the_restart(tmp_path):
 
 
 def train_on_one_device(workdir: pathlib.Path, num_steps: int) -> TrainState:
-    arguments = ("--devices=1", "--accumulation=2", f"--num_train_steps={num_steps}")
+    arguments = ("--devices=1", f"--num_train_steps={num_steps}")
     status, stderr = finish(workdir, *arguments)
     assert status == 0, stderr
     return final_state(workdir)

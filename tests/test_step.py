@@ -9,6 +9,7 @@ import pytest
 from toy_system import CONFIG, build
 
 from scorejax.numerics import expand
+from scorejax.random import draw_rows
 from scorejax.sdes import VPSDE
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
@@ -138,8 +139,8 @@ def test_every_shard_and_every_step_has_its_own_noise_and_repeats_it():
         return -jax.jit(step)(state, batch, key)[0].params["w"]
 
     def noise(step, shard):
-        rng = jax.random.fold_in(jax.random.fold_in(key, step), shard)
-        return jax.random.normal(rng, (4,))
+        shard_rng, _ = jax.random.split(jax.random.fold_in(key, step))
+        return jax.random.normal(jax.random.fold_in(shard_rng, shard), (4,))
 
     later = state.replace(step=jnp.int32(5))
     np.testing.assert_array_equal(update(state, 1), noise(0, 0))
@@ -147,6 +148,22 @@ def test_every_shard_and_every_step_has_its_own_noise_and_repeats_it():
     # One sum and one division in float32.
     expected = (noise(5, 0) + noise(5, 1)) / 2
     np.testing.assert_allclose(update(later, 2), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 6])
+def test_an_example_draws_the_same_however_the_batch_is_divided(accumulation):
+    def loss(params, state, rng, batch):
+        noise = draw_rows(jax.random.normal, batch["rng"], batch["x"].shape)
+        return jnp.mean(noise * params["w"][batch["x"]]), Aux({}, state.model_state)
+
+    tx, key = optax.sgd(1.0), jax.random.key(3)
+    state = TrainState.create({"w": jnp.zeros(6)}, {}, tx).replace(step=jnp.int32(5))
+    step = make_train_step(loss, tx, ema_rate=0.0, accumulation=accumulation)
+    noise = -6 * jax.jit(step)(state, {"x": jnp.arange(6)}, key)[0].params["w"]
+    _, example_rng = jax.random.split(jax.random.fold_in(key, 5))
+    # Multiplications and divisions by 6 in float32.
+    expected = [jax.random.normal(jax.random.fold_in(example_rng, row)) for row in range(6)]
+    np.testing.assert_allclose(noise, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("num_steps", [1, 5])
@@ -199,10 +216,11 @@ def test_what_is_not_finite_is_reported(poison):
 
     tx = optax.sgd(jnp.nan if poison == "update" else 0.1)
     state = TrainState.create({"w": jnp.ones(2)}, {}, tx)
-    _, metrics = make_train_step(loss, tx, ema_rate=0.9)(state, {}, jax.random.key(0))
+    batch = {"x": jnp.zeros((1, 2))}
+    _, metrics = make_train_step(loss, tx, ema_rate=0.9)(state, batch, jax.random.key(0))
     assert metrics["finite"] == 0
     _, metrics = make_train_step(quadratic_loss, optax.sgd(0.1), ema_rate=0.9)(
-        state, {"x": jnp.zeros((1, 2))}, jax.random.key(0)
+        state, batch, jax.random.key(0)
     )
     assert metrics["finite"] == 1
 

@@ -130,7 +130,7 @@ def test_two_devices_do_what_one_does_with_the_joined_batch(case):
     # such. Adam divides gradients by their own size, those that are nothing but rounding too.
     tx = optax.sgd(1.0)
     make = functools.partial(make_train_step, case.system.loss, tx, ema_rate=0.9)
-    single = jax.jit(scan_steps(make(accumulation=2)))
+    single = jax.jit(scan_steps(make()))
     mapped = parallel.map_step(scan_steps(make(axis_name=parallel.AXIS)))
     start, rng = TrainState.create(case.state.params, case.state.model_state, tx), jax.random.key(3)
     batches = case.batches[:1]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax.evaluate.report import Evaluation
+from scorejax.random import draw_rows, example_keys, split
 from scorejax.train.loop import train
 from scorejax.train.optimizer import adam
 from scorejax.typing import Aux
@@ -58,10 +59,10 @@ class ToySystem(NamedTuple):
         return params, {"mean": jnp.zeros(2), "seen": jnp.zeros((), jnp.int32)}
 
     def loss(self, params, state, rng, batch):
-        level_rng, noise_rng = jax.random.split(rng)
+        level_rng, noise_rng = split(example_keys(rng, batch))
         x = batch["x"]
-        sigma = jax.random.uniform(level_rng, (x.shape[0], 1), minval=0.1, maxval=1.0)
-        noise = jax.random.normal(noise_rng, x.shape)
+        sigma = 0.1 + 0.9 * draw_rows(jax.random.uniform, level_rng, (x.shape[0], 1))
+        noise = draw_rows(jax.random.normal, noise_rng, x.shape)
         features = jnp.concatenate([x + sigma * noise, sigma], axis=1)
         output = jnp.tanh(features @ params["hidden"]["kernel"]) @ params["out"]["kernel"]
         error = jnp.mean((output + params["out"]["bias"][None] + noise) ** 2)

@@ -21,6 +21,7 @@ from scorejax.models.layers import (
     Attention,
     Combine,
     Conv,
+    Dropout,
     FourierEmbedding,
     GroupNorm,
     TimeEmbedding,
@@ -29,6 +30,7 @@ from scorejax.models.layers import (
     residual_sum,
     sinusoidal_embedding,
 )
+from scorejax.random import Rng
 
 Dtype = Any
 
@@ -44,7 +46,8 @@ _CHOICES = {
 class ResidualBlock(nn.Module):
     """What both residual blocks of the family share: the fields and the second half.
 
-    `temb` (b, d) is the embedding of the label, or None in an unconditional network.
+    `temb` (b, d) is the embedding of the label, or None in an unconditional network; `rng` the keys
+    of dropout, or None.
     """
 
     features: int
@@ -54,7 +57,7 @@ class ResidualBlock(nn.Module):
     num_groups: int | None = None
     dtype: Dtype = None
 
-    def transform(self, h: Array, temb: Array | None, train: bool) -> Array:
+    def transform(self, h: Array, temb: Array | None, rng: Rng | None) -> Array:
         """Convolution, label, normalisation, activation, dropout, convolution."""
         h = Conv(self.features, use_bias=False, dtype=self.dtype, name="conv_0")(h)
         # The bias and the label only shift the channels that are normalised next.
@@ -62,7 +65,7 @@ class ResidualBlock(nn.Module):
         if temb is not None:
             shift = shift[None] + dense(self.features, name="temb")(nn.silu(temb))
         h = nn.silu(GroupNorm(self.num_groups, name="norm_1")(h, shift))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, name="dropout")(h, rng)
         return Conv(self.features, init_scale=self.init_scale, dtype=self.dtype, name="conv_1")(h)
 
 
@@ -76,9 +79,9 @@ class DDPMBlock(ResidualBlock):
     conv_shortcut: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], temb: Array | None, train: bool) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"], temb: Array | None, rng: Rng | None) -> Array:
         h = nn.silu(GroupNorm(self.num_groups, name="norm_0")(x))
-        h = self.transform(h, temb, train)
+        h = self.transform(h, temb, rng)
         if x.shape[-1] != self.features:
             layer = Conv if self.conv_shortcut else nin
             x = layer(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -94,11 +97,11 @@ class BigGANBlock(ResidualBlock):
     resample: Callable[[Array], Array] | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], temb: Array | None, train: bool) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"], temb: Array | None, rng: Rng | None) -> Array:
         h = nn.silu(GroupNorm(self.num_groups, name="norm_0")(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
-        h = self.transform(h, temb, train)
+        h = self.transform(h, temb, rng)
         if self.resample is not None or x.shape[-1] != self.features:
             x = dense(self.features, dtype=self.dtype, name="shortcut")(x)
         return residual_sum(x, h, rescale=self.rescale)
@@ -115,7 +118,8 @@ class NCSNpp(nn.Module):
 
     `dtype` is the type of the arithmetic in the body (bfloat16, say); parameters, normalisation,
     softmax and the head keep float32. `remat` recomputes each residual block in the backward pass
-    instead of storing what is inside. `train` switches dropout on, which needs the rng "dropout".
+    instead of storing what is inside. `dropout_rng`, a key or a key for each example, switches
+    dropout on.
 
     Raises: ValueError for an unknown option, an image that is not square or cannot be halved
     len(ch_mult) - 1 times, and widths that cannot be normalised in groups.
@@ -152,15 +156,15 @@ class NCSNpp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], label: Array, *, train: bool = False
+        self, x: Float[Array, "b h w c"], label: Array, *, dropout_rng: Rng | None = None
     ) -> Float[Array, "b h w c"]:
         require_halvings(x.shape, len(self.ch_mult) - 1)
         temb = self._embed(label) if self.conditional else None
         if not self.centered:
             x = 2 * x - 1
-        h, skips = self._encode(x, temb, train)
-        h = self._middle(h, temb, train)
-        h, pyramid = self._decode(h, skips, temb, train, channels=x.shape[-1])
+        h, skips = self._encode(x, temb, dropout_rng)
+        h = self._middle(h, temb, dropout_rng)
+        h, pyramid = self._decode(h, skips, temb, dropout_rng, channels=x.shape[-1])
         if self.progressive == "output_skip":
             return pyramid
         return self._head(h, x.shape[-1], name="out")
@@ -175,41 +179,41 @@ class NCSNpp(nn.Module):
             embedding = sinusoidal_embedding(label, self.nf)
         return TimeEmbedding(4 * self.nf, name="temb")(embedding)
 
-    def _encode(self, x: Array, temb: Array | None, train: bool) -> tuple[Array, list[Array]]:
+    def _encode(self, x: Array, temb: Array | None, rng: Rng | None) -> tuple[Array, list[Array]]:
         """Features of the coarsest level, and those of every block on the way for `_decode`."""
         pyramid = x
         h = Conv(self.nf, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
         for level, width in enumerate(self._widths):
             for i in range(self.num_res_blocks):
-                h = self._block(width, name=f"down_{level}_block_{i}")(h, temb, train)
+                h = self._block(width, name=f"down_{level}_block_{i}")(h, temb, rng)
                 h = self._attend(h, name=f"down_{level}_attn_{i}")
                 skips.append(h)
             if level + 1 < len(self.ch_mult):
-                h = self._resample(h, temb, train, up=False, name=f"down_{level}_resample")
+                h = self._resample(h, temb, rng, up=False, name=f"down_{level}_resample")
                 h, pyramid = self._join_input(h, pyramid, name=f"down_{level}_pyramid")
                 skips.append(h)
         return h, skips
 
-    def _middle(self, h: Array, temb: Array | None, train: bool) -> Array:
+    def _middle(self, h: Array, temb: Array | None, rng: Rng | None) -> Array:
         width = self._widths[-1]
-        h = self._block(width, name="middle_block_0")(h, temb, train)
+        h = self._block(width, name="middle_block_0")(h, temb, rng)
         h = self._attention(name="middle_attn")(h)
-        return self._block(width, name="middle_block_1")(h, temb, train)
+        return self._block(width, name="middle_block_1")(h, temb, rng)
 
     def _decode(
-        self, h: Array, skips: list[Array], temb: Array | None, train: bool, *, channels: int
+        self, h: Array, skips: list[Array], temb: Array | None, rng: Rng | None, *, channels: int
     ) -> tuple[Array, Array | None]:
         """Features of the finest level, and the output pyramid, which some networks have."""
         pyramid = None
         for level in reversed(range(len(self.ch_mult))):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(self._widths[level], name=f"up_{level}_block_{i}")(h, temb, train)
+                h = self._block(self._widths[level], name=f"up_{level}_block_{i}")(h, temb, rng)
             h = self._attend(h, name=f"up_{level}_attn")
             h, pyramid = self._join_output(h, pyramid, channels, name=f"up_{level}_pyramid")
             if level:
-                h = self._resample(h, temb, train, up=True, name=f"up_{level}_resample")
+                h = self._resample(h, temb, rng, up=True, name=f"up_{level}_resample")
         return h, pyramid
 
     def _join_input(self, h: Array, pyramid: Array, *, name: str) -> tuple[Array, Array]:
@@ -248,18 +252,20 @@ class NCSNpp(nn.Module):
     def _block(self, width: int, *, name: str, **options: Any) -> nn.Module:
         kind = {"ddpm": DDPMBlock, "biggan": BigGANBlock}[self.resblock_type]
         if self.remat:
-            kind = nn.remat(kind, static_argnums=(3,))
+            kind = nn.remat(kind)
         return kind(
             width, dropout=self.dropout, init_scale=self.init_scale, rescale=self.skip_rescale,
             num_groups=self.num_groups, dtype=self.dtype, name=name, **options,
         )  # fmt: skip
 
-    def _resample(self, h: Array, temb: Array | None, train: bool, *, up: bool, name: str) -> Array:
+    def _resample(
+        self, h: Array, temb: Array | None, rng: Rng | None, *, up: bool, name: str
+    ) -> Array:
         """Features of the next level, of unchanged width."""
         plain, layer = (upsample, ConvUpsample) if up else (downsample, ConvDownsample)
         if self.resblock_type == "biggan":
             resample = functools.partial(plain, taps=self._taps)
-            return self._block(h.shape[-1], resample=resample, name=name)(h, temb, train)
+            return self._block(h.shape[-1], resample=resample, name=name)(h, temb, rng)
         if self.resamp_with_conv:
             return layer(h.shape[-1], self._taps, dtype=self.dtype, name=name)(h)
         return plain(h, self._taps)

@@ -11,6 +11,7 @@ functions too, so that other draws, weightings and reductions can be combined:
 Source: Song et al. 2021, arXiv:2011.13456, Eq. 7; Vincent 2011, doi:10.1162/NECO_a_00142.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,13 +21,14 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scorejax.numerics import expand, mean_except_batch, sum_except_batch
 from scorejax.parameterize import ddpm_marginals
+from scorejax.random import Rng, draw_rows, split
 from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import SDE, VESDE, VPSDE
 from scorejax.typing import NetworkFn, ScoreFn, Shape
 
 Weighting = Callable[[SDE, Float[Array, "b"]], Float[Array, "b"]]
 Reduction = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
-UnitDraw = Callable[[PRNGKeyArray, Shape], Float[Array, "b"]]
+UnitDraw = Callable[[PRNGKeyArray, Shape], Array]
 
 
 class Times(NamedTuple):
@@ -36,7 +38,7 @@ class Times(NamedTuple):
     weight: Float[Array, "b"]
 
 
-TimeSampler = Callable[[PRNGKeyArray, SDE, int], Times]
+TimeSampler = Callable[[Rng, SDE, int], Times]
 
 
 def variance_weighting(sde: SDE, t: Float[Array, "b"]) -> Float[Array, "b"]:
@@ -57,17 +59,13 @@ def half_sum(square: Float[Array, "b *d"]) -> Float[Array, "b"]:
     return sum_except_batch(square) / 2
 
 
-def uniform_times(
-    rng: PRNGKeyArray, sde: SDE, num: int, *, draw: UnitDraw = jax.random.uniform
-) -> Times:
+def uniform_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.random.uniform) -> Times:
     """Times uniform on [t_min, t_max]."""
-    t = sde.t_min + (sde.t_max - sde.t_min) * draw(rng, (num,))
+    t = sde.t_min + (sde.t_max - sde.t_min) * draw_rows(draw, rng, (num,))
     return Times(t, jnp.ones_like(t))
 
 
-def likelihood_times(
-    rng: PRNGKeyArray, sde: SDE, num: int, *, draw: UnitDraw = jax.random.uniform
-) -> Times:
+def likelihood_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.random.uniform) -> Times:
     """Times of density proportional to g^2 / std^2, at which `likelihood_weighting` varies least.
 
     That is the derivative of log(std^2 / scale^2), so these times are uniform in the logarithm of
@@ -77,7 +75,7 @@ def likelihood_times(
     if sde.t_min <= 0:
         raise ValueError(f"likelihood_times needs t_min > 0; got t_min={sde.t_min}.")
     first, last = log_noise_to_signal(sde, jnp.array([sde.t_min, sde.t_max]))
-    t = _time_of_log_noise_to_signal(sde, first + (last - first) * draw(rng, (num,)))
+    t = _time_of_log_noise_to_signal(sde, first + (last - first) * draw_rows(draw, rng, (num,)))
     density = (sde.diffusion(t) / sde.marginal(t)[1]) ** 2 / (last - first)
     return Times(t, 1 / (density * (sde.t_max - sde.t_min)))
 
@@ -85,9 +83,11 @@ def likelihood_times(
 def low_discrepancy(rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b"]:
     """Uniform numbers in [0, 1), evenly spaced from one random start: a `draw` of less variance.
 
-    Each is uniform on its own, so that averages stay unbiased.
+    Each is uniform on its own, so that averages stay unbiased. Needs one key for the batch.
     Source: Kingma et al. 2021, arXiv:2107.00630 (their low-discrepancy sampler of times).
     """
+    if len(shape) != 1:
+        raise ValueError("low_discrepancy spaces a batch from one key; got a key per example.")
     (num,) = shape
     return (jax.random.uniform(rng) + jnp.arange(num) / num) % 1.0
 
@@ -124,7 +124,7 @@ def perturb(
 def denoising_score_matching(
     score_fn: ScoreFn,
     sde: SDE,
-    rng: PRNGKeyArray,
+    rng: Rng,
     x: Float[Array, "b *d"],
     *,
     time_sampler: TimeSampler = uniform_times,
@@ -136,9 +136,9 @@ def denoising_score_matching(
     Its mean is that over t uniform on [t_min, t_max], whatever the time sampler.
     Source: arXiv:2011.13456, Eq. 7.
     """
-    time_rng, noise_rng = jax.random.split(rng)
+    time_rng, noise_rng = split(rng)
     t, weight = time_sampler(time_rng, sde, x.shape[0])
-    noise = jax.random.normal(noise_rng, x.shape, x.dtype)
+    noise = draw_rows(_normal(x), noise_rng, x.shape)
     loss = denoising_error(score_fn, sde, t, noise, x, weighting=weighting, reduction=reduction)
     return weight * loss
 
@@ -163,7 +163,7 @@ def denoising_error(
 def ddpm_loss(
     network: NetworkFn,
     sde: VPSDE,
-    rng: PRNGKeyArray,
+    rng: Rng,
     x: Float[Array, "b *d"],
     *,
     num_scales: int,
@@ -173,9 +173,9 @@ def ddpm_loss(
 
     Source: Ho et al. 2020, arXiv:2006.11239, Eq. 14.
     """
-    step_rng, noise_rng = jax.random.split(rng)
-    steps = jax.random.randint(step_rng, x.shape[:1], 0, num_scales)
-    noise = jax.random.normal(noise_rng, x.shape, x.dtype)
+    step_rng, noise_rng = split(rng)
+    steps = draw_rows(_scales(num_scales), step_rng, x.shape[:1])
+    noise = draw_rows(_normal(x), noise_rng, x.shape)
     return ddpm_error(network, sde, steps, noise, x, num_scales=num_scales, reduction=reduction)
 
 
@@ -201,7 +201,7 @@ def ddpm_error(
 def smld_loss(
     network: NetworkFn,
     sde: VESDE,
-    rng: PRNGKeyArray,
+    rng: Rng,
     x: Float[Array, "b *d"],
     *,
     num_scales: int,
@@ -211,9 +211,9 @@ def smld_loss(
 
     Source: Song and Ermon 2019, arXiv:1907.05600, Eqs. 5-6.
     """
-    level_rng, noise_rng = jax.random.split(rng)
-    levels = jax.random.randint(level_rng, x.shape[:1], 0, num_scales)
-    noise = jax.random.normal(noise_rng, x.shape, x.dtype)
+    level_rng, noise_rng = split(rng)
+    levels = draw_rows(_scales(num_scales), level_rng, x.shape[:1])
+    noise = draw_rows(_normal(x), noise_rng, x.shape)
     return smld_error(network, sde, levels, noise, x, num_scales=num_scales, reduction=reduction)
 
 
@@ -231,3 +231,11 @@ def smld_error(
     ladder = geometric_sigmas(sde.sigma_min, sde.sigma_max, num_scales)
     sigma = expand(jnp.asarray(ladder, x.dtype)[levels], x)
     return reduction((sigma * network(x + sigma * noise, levels) + noise) ** 2)
+
+
+def _normal(like: Array) -> Callable[[PRNGKeyArray, Shape], Array]:
+    return functools.partial(jax.random.normal, dtype=like.dtype)
+
+
+def _scales(num_scales: int) -> Callable[[PRNGKeyArray, Shape], Array]:
+    return functools.partial(jax.random.randint, minval=0, maxval=num_scales)

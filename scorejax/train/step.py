@@ -4,10 +4,11 @@
 A step is a pure function of (state, batch, key), the same for every system: the loss and the
 optimiser are whatever the caller gives, several players under `optax.multi_transform` included.
 
-The key given is the run's one key. Inside, the batch is a row of shards, `accumulation` of them on
-each device, and shard i of step n draws its noise from fold_in(fold_in(key, n), i). So a step
-repeats its noise whenever it is repeated, and two devices do what one device does with twice the
-accumulation, up to the rounding of a sum in another order.
+The key given is the run's one key, from which follow that of the step and, from this, those of the
+examples: the loss finds them as batch["rng"] (b,). What it draws from them is the same however the
+batch is divided, over devices or by accumulation, and whenever the step is repeated; gradients
+differ by the rounding of a sum in another order. The key that the loss is given beside the batch is
+its shard's own: for draws that belong to no example.
 """
 
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from scorejax.random import row_keys
 from scorejax.train.state import TrainState
 from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree
 
@@ -49,9 +51,9 @@ def make_train_step(
     def step(
         state: TrainState, batch: Batch, rng: PRNGKeyArray
     ) -> tuple[TrainState, dict[str, Array]]:
-        rng = jax.random.fold_in(rng, state.step)
+        rngs = jax.random.split(jax.random.fold_in(rng, state.step))
         first_shard = 0 if axis_name is None else jax.lax.axis_index(axis_name) * accumulation
-        loss, aux, grads = _accumulate(loss_fn, state, batch, rng, first_shard, accumulation)
+        loss, aux, grads = _accumulate(loss_fn, state, batch, rngs, first_shard, accumulation)
         if axis_name is not None:
             loss, aux, grads = _average_over_devices((loss, aux, grads), axis_name)
 
@@ -99,14 +101,17 @@ def _accumulate(
     loss_fn: LossFn,
     state: TrainState,
     batch: Batch,
-    rng: PRNGKeyArray,
+    rngs: Array,
     first_shard: int | Array,
     num_shards: int,
 ) -> tuple[Array, Aux, Params]:
     """Loss, report and gradient averaged over the shards of this device's batch."""
+    shard_rng, example_rng = rngs
 
     def gradient(shard: Array | int, part: Batch) -> tuple[Array, Aux, Params]:
-        key = jax.random.fold_in(rng, first_shard + shard)
+        number, size = first_shard + shard, len(jax.tree.leaves(part)[0])
+        key = jax.random.fold_in(shard_rng, number)
+        part = {**part, "rng": row_keys(example_rng, size, first=number * size)}
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, aux), grads = value_and_grad(state.params, state, key, part)
         metrics = {name: jnp.asarray(value, loss.dtype) for name, value in aux[0].items()}

@@ -20,7 +20,8 @@ PAUSE = 0.03  # seconds, three times as long as the idle pool was seen to spin
 # Both libraries count the cores that this process may use as they start.
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:THREADS])
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot")  # as launch does
+import launch  # noqa: E402, F401  (XLA's flags and the allocator's settings, for both libraries)
+
 # A cold cache, for honest compile times.
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_")
 

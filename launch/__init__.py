@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Commands: thin, one file each. What the environment must say before JAX starts is said here."""
 
+import ctypes
 import glob
 import importlib.util
 import os
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
 
 
 def _only_cpu() -> bool:
@@ -13,7 +16,22 @@ def _only_cpu() -> bool:
     return not glob.glob("/dev/nvidia*") and importlib.util.find_spec("libtpu") is None
 
 
+def _keep_memory() -> None:
+    """Makes glibc's allocator reuse the memory of large arrays; whoever set it keeps their own.
+
+    Otherwise every buffer of a step is mapped anew, 25,000 page faults a step of a small network:
+    a fifth of its time.
+    """
+    if any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: None)
+    mallopt(_ARENA_MAX, 1)
+    mallopt(_MMAP_THRESHOLD, 1 << 30)
+    mallopt(_TRIM_THRESHOLD, 1 << 30)
+
+
 if _only_cpu():
+    _keep_memory()
     # 3x3 convolutions are 1.3 to 1.8 times faster with it; whoever sets flags keeps their own.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_experimental_ynn_fusion_type=dot")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.expanduser("~/.cache/scorejax/jax"))

@@ -153,7 +153,7 @@ class Checkpoints:
         return {self._best_metric: float(scalars[self._best_metric])}
 
     def _require_space(self, state: TrainState) -> None:
-        # A write that fails half way is reported too, but its threads print tracebacks of their own.
+        # A write that fails half way is reported too, but amid tracebacks from its threads.
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + FILES_OF_A_STEP
         if shutil.disk_usage(self._directory).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

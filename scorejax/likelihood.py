@@ -12,16 +12,15 @@ stay the same along a trajectory (`hutchinson`, `gaussian_hutchinson`).
 Source: Song et al. 2021, arXiv:2011.13456, Appendix D.1 and D.2.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from scorejax import ode
 from scorejax.random import row_keys
 from scorejax.sdes import SDE, probability_flow
 from scorejax.typing import ScoreFn
@@ -35,9 +34,8 @@ The random probes are drawn in the first call, once per trajectory. The divergen
 is exact, or has one entry per probe.
 """
 
-EVALUATIONS_PER_STEP = 6
-"""Dormand-Prince 5(4) has seven stages; the last is the first of the next step, also after a
-rejection."""
+FIRST_STEP = 1e-2
+"""First step of the solver, as a fraction of the way."""
 
 
 class LogProb(NamedTuple):
@@ -119,19 +117,14 @@ def log_prob(
             f"got rtol={rtol}, atol={atol}, max_steps={max_steps}."
         )
     drift_fn = probability_flow(sde, score_fn)
-    controller = diffrax.PIDController(
-        rtol=rtol,
-        atol=atol,
-        norm=_largest_rms,
-        # A smaller step does not move the time; a drift that is NaN ends here, not at max_steps.
-        dtmin=float(jnp.finfo(x.dtype).eps) * (sde.t_max - sde.t_min),
-        force_dtmin=False,
-    )
-    solve = functools.partial(
-        _solve, sde, drift_fn, divergence=divergence, controller=controller, max_steps=max_steps
-    )
+
+    def solve(rng, x):
+        return _solve(
+            sde, drift_fn, divergence(rng, x), x, rtol=rtol, atol=atol, max_steps=max_steps
+        )
+
     rngs = row_keys(rng, x.shape[0])
-    latent, integral, steps = jax.vmap(solve)(rngs, x)
+    (latent, integral), steps, nfe, _ = jax.vmap(solve)(rngs, x)
     change, error = _mean_and_standard_error(integral)
     value = sde.prior_log_prob(latent) + change
     return LogProb(
@@ -139,38 +132,22 @@ def log_prob(
         standard_error=error,
         latent=latent,
         steps=steps,
-        nfe=1 + EVALUATIONS_PER_STEP * steps,
+        nfe=nfe,
         success=jnp.isfinite(value),
     )
 
 
-def _solve(sde, drift_fn, rng, x, *, divergence, controller, max_steps):
-    """Latent and integrated divergence of one example, NaN unless it got there, and its steps."""
-    # The step control does not recover from a start that is not finite: it would use max_steps.
-    finite = jnp.all(jnp.isfinite(x))
-    x = jnp.where(finite, x, 0.0)
-    drift_and_divergence = divergence(rng, x)
+def _solve(sde, drift_fn, drift_and_divergence, x, **solver):
+    """Latent and integrated divergence of one example."""
 
-    def joint_drift(t, state, args):
-        point_drift = lambda x: drift_fn(x[None], t[None])[0]
-        return drift_and_divergence(point_drift, state[0])
+    def joint_drift(state, t):
+        return drift_and_divergence(lambda x: drift_fn(x[None], t[None])[0], state[0])
 
-    t_min, t_max = (jnp.asarray(t, x.dtype) for t in (sde.t_min, sde.t_max))
-    shapes = jax.eval_shape(joint_drift, t_min, (x,), None)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(joint_drift),
-        diffrax.Dopri5(),
-        t_min,
-        t_max,
-        dt0=(t_max - t_min) / 100,
-        y0=(x, jnp.zeros(shapes[1].shape, x.dtype)),
-        stepsize_controller=controller,
-        max_steps=max_steps,
-        throw=False,
+    _, divergence = jax.eval_shape(joint_drift, (x, None), jnp.asarray(sde.t_min, x.dtype))
+    start = x, jnp.zeros(divergence.shape, x.dtype)
+    return ode.dormand_prince(
+        joint_drift, start, sde.t_min, sde.t_max, first_step=FIRST_STEP, norm=_largest_rms, **solver
     )
-    solved = finite & (solution.result == diffrax.RESULTS.successful)
-    latent, integral = (jnp.where(solved, final[0], jnp.nan) for final in solution.ys)
-    return latent, integral, solution.stats["num_steps"]
 
 
 def _largest_rms(state):
@@ -197,7 +174,7 @@ def bits_per_dim(
 ) -> Float[Array, "b"]:
     """Bits per dimension of images of `levels` grey levels, from nats of their dequantised form.
 
-    data_range is where the model sees the interval [0, 1] of `dequantize_uniform`: (-1, 1) or
+    data_range is where the model sees the interval [0, 1] of the dequantised image: (-1, 1) or
     (0, 1). It adds 7 or 8 bits for 256 levels. In the mean over the noise the answer is an upper
     bound of the bits of the discrete image. Source: Theis et al. 2016, arXiv:1511.01844, Sec. 3.1.
     """
@@ -208,10 +185,3 @@ def bits_per_dim(
             f"got dim={dim}, levels={levels}, data_range={data_range}."
         )
     return -log_prob / (dim * math.log(2)) + math.log2(levels) - math.log2(high - low)
-
-
-def dequantize_uniform(
-    rng: PRNGKeyArray, x: Float[Array, "b *d"] | Int[Array, "b *d"], *, levels: int
-) -> Float[Array, "b *d"]:
-    """Takes grey levels 0 .. levels - 1 to uniform points of their cells in [0, 1]."""
-    return (x + jax.random.uniform(rng, x.shape)) / levels

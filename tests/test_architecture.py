@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
-    {"typing", "numerics", "random", "choices"},
+    {"typing", "numerics", "random", "choices", "ode"},
     {"sdes", "schedules", "parameterize"},
     {"objectives", "samplers", "likelihood", "inverse", "density", "bregman", "rl", "models"},
     {"train", "data", "evaluate", "interop"},

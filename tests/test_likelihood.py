@@ -225,12 +225,3 @@ def test_bits_do_not_depend_on_the_range_of_the_model():
 def test_bits_per_dim_names_an_impossible_range():
     with pytest.raises(ValueError, match=r"increasing data_range; .* data_range=\(1.0, -1.0\)"):
         likelihood.bits_per_dim(jnp.zeros(1), 10, levels=256, data_range=(1.0, -1.0))
-
-
-def test_dequantization_is_uniform_within_the_cell_of_its_level():
-    levels = 17
-    grey = jax.random.randint(RNG, (50, 100), 0, levels)
-    x = likelihood.dequantize_uniform(jax.random.key(1), grey, levels=levels)
-    np.testing.assert_array_equal(jnp.floor(x * levels + 1e-6), grey)
-    offset = np.asarray(x * levels - grey)
-    assert stats.kstest(offset.ravel(), "uniform").pvalue > 1e-5  # the false-alarm rate

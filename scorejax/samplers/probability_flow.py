@@ -8,11 +8,11 @@ not depend on its batch mates; the batch costs as many network calls as its slow
 Source: Song et al. 2021, arXiv:2011.13456, Sec. 4.3 and Appendix D.
 """
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scorejax import ode
 from scorejax.samplers.predictors import reverse_diffusion_step
 from scorejax.sdes import SDE, probability_flow
 from scorejax.typing import Sampled, ScoreFn, Shape
@@ -102,36 +102,20 @@ def solve_flow(
     max_steps: int = 4096,
 ) -> Sampled:
     """Solves the probability-flow ODE from t_from to t_to, either way, by Dormand-Prince 5(4)."""
-    drift = probability_flow(sde, score_fn)
-    # The automatic choice of a first step costs two evaluations, may look beyond the ends of time
-    # and returns NaN there; from a thousandth of the way the controller recovers in a few steps.
-    first_step = FIRST_STEP * (t_to - t_from)
-    # Where the score is NaN the step shrinks until t + dt = t, and then for ever. This ends it; the
-    # event does where a step of just this size is let pass.
-    smallest_step = float(jnp.finfo(x.dtype).eps) * sde.t_max
-
-    def field(t, y, args):
-        return drift(y[None], jnp.full((1,), t, y.dtype))[0]
+    drift_fn = probability_flow(sde, score_fn)
 
     def solve(start):
-        finite = jnp.all(jnp.isfinite(start))
-        solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            diffrax.Dopri5(),
-            t0=t_from,
-            t1=t_to,
-            dt0=first_step,
-            y0=jnp.where(finite, start, 0.0),
-            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, dtmin=smallest_step),
-            event=diffrax.Event(lambda t, y, args, **_: ~jnp.all(jnp.isfinite(y))),
+        return ode.dormand_prince(
+            lambda x, t: drift_fn(x[None], t[None])[0],
+            start,
+            t_from,
+            t_to,
+            # From a thousandth of the way the controller recovers in a few steps.
+            first_step=FIRST_STEP,
+            rtol=rtol,
+            atol=atol,
             max_steps=max_steps,
-            throw=False,
         )
-        finished = finite & (solution.result == diffrax.RESULTS.successful)
-        # An unfinished solve holds a finite state of some earlier time.
-        x = jnp.where(finished, solution.ys[0], jnp.nan)
-        # Six evaluations a step, accepted or not, as the last stage of one step is the first of the
-        # next; and one for the very first stage.
-        return x, 6 * solution.stats["num_steps"] + 1
 
-    return Sampled(*jax.vmap(solve)(x))
+    solved = jax.vmap(solve)(x)
+    return Sampled(solved.state, solved.nfe)

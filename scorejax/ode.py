@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adaptive solves of ordinary differential equations that finish or say that they did not.
+
+A solver that runs out of steps holds a finite state of some earlier time. Here it is NaN, and a
+drift that is not finite ends the solve within tens of steps, not at the last one allowed.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+Drift = Callable[[PyTree, Float[Array, ""]], PyTree]
+"""(state, t) -> d state / dt, of the same structure and shapes as the state."""
+
+Norm = Callable[[PyTree], Float[Array, ""]]
+"""Errors in units of their tolerances, shaped as the state -> one number; a step passes below 1."""
+
+EVALUATIONS_PER_STEP = 6
+"""Dormand-Prince 5(4) has seven stages; the last is the first of the next step, also after a
+rejection."""
+
+
+class Solved(NamedTuple):
+    """Where a solve ended, NaN in every entry unless it got there, and what it took."""
+
+    state: PyTree
+    steps: Int[Array, ""]  # accepted and rejected
+    nfe: Int[Array, ""]  # evaluations of the drift
+    success: Bool[Array, ""]
+
+
+def root_mean_square(state: PyTree) -> Float[Array, ""]:
+    """Over all entries of all leaves."""
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(state)]
+    return jnp.sqrt(jnp.mean(jnp.concatenate(leaves) ** 2))
+
+
+class _StepControl(diffrax.PIDController):
+    """Gives up where a rejected step shrinks below `resolution`, which hardly moves the time.
+
+    PIDController's own dtmin keeps a step of exactly that size whatever its error, and all that
+    follow it: they go on with NaN until max_steps, or walk across a pole.
+    """
+
+    resolution: float = 0.0  # units of time
+
+    def adapt_step_size(self, *args):
+        keep, t, t_next, *rest, result = super().adapt_step_size(*args)
+        stuck = ~keep & (t_next - t < self.resolution)
+        result = diffrax.RESULTS.where(stuck, diffrax.RESULTS.dt_min_reached, result)
+        return keep, t, t_next, *rest, result
+
+
+def dormand_prince(
+    drift_fn: Drift,
+    start: PyTree,
+    t_from: float,
+    t_to: float,
+    *,
+    first_step: float,
+    rtol: float,
+    atol: float,
+    max_steps: int,
+    norm: Norm = root_mean_square,
+) -> Solved:
+    """Solves d state / dt = drift from t_from to t_to, either way, by Dormand-Prince 5(4).
+
+    For one example: vmap it, and each row takes steps of its own. Times are in the precision of
+    the state; first_step is a fraction of the way. A solve fails, and raises nothing, if the start
+    is not finite, max_steps do not suffice, or the tolerance asks for steps below the resolution of
+    time, as it does where the drift is not finite.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(start))
+    controller = _StepControl(
+        rtol=rtol,
+        atol=atol,
+        norm=_infinite_for_nan(norm),
+        resolution=float(jnp.finfo(dtype).eps) * max(abs(t_from), abs(t_to)),
+    )
+    # The step control does not recover from a start that is not finite: it would use max_steps.
+    finite = _all_finite(start)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(lambda t, state, args: drift_fn(state, t)),
+        diffrax.Dopri5(),
+        t0=jnp.asarray(t_from, dtype),
+        t1=jnp.asarray(t_to, dtype),
+        # The automatic choice costs two evaluations, may look beyond t_to and returns NaN there.
+        dt0=jnp.asarray(first_step * (t_to - t_from), dtype),
+        y0=jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), start),
+        stepsize_controller=controller,
+        max_steps=max_steps,
+        throw=False,
+    )
+    end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
+    success = finite & (solution.result == diffrax.RESULTS.successful) & _all_finite(end)
+    state = jax.tree.map(lambda leaf: jnp.where(success, leaf, jnp.nan), end)
+    steps = solution.stats["num_steps"]
+    return Solved(state, steps, 1 + EVALUATIONS_PER_STEP * steps, success)
+
+
+def _infinite_for_nan(norm):
+    """The norm, but infinite where it is NaN, so that the step is rejected and shortened.
+
+    The scaled error of a drift that overflows is infinity over infinity. From a NaN the controller
+    makes a step of NaN, and goes on trying it until max_steps.
+    """
+
+    def guarded(error):
+        value = norm(error)
+        return jnp.where(jnp.isnan(value), jnp.inf, value)
+
+    return guarded
+
+
+def _all_finite(state):
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]).all()

@@ -6,7 +6,7 @@
 Each workdir is measured once and keeps its numbers in quality.npz, so that a call that was stopped
 goes on; a newer checkpoint is measured anew. Then tables (also as JSON) and pictures are written.
 
-Bits/dim: the whole test half, against the densities of `benchmarks/digits_baselines.py`.
+Bits/dim: of the test half, to be held against the densities of `benchmarks/digits_baselines.py`.
 Samples: as many as the test half has images, by the probability-flow ODE, and by the chains
 (predictor alone, and with Langevin correctors) at the same number of evaluations (NFE).
 Judged in the features of a classifier of digits, against the test half. The training half, real and
@@ -174,11 +174,9 @@ def summarise(runs: dict[str, dict[str, np.ndarray]], num_samples: int) -> dict:
     }
 
 
-def tables(report: dict, baseline_bits: dict[str, dict]) -> str:
+def tables(report: dict) -> str:
     """The report in markdown."""
     lines = ["| model | test bits/dim |", "|---|---|"]
-    for name, row in baseline_bits.items():
-        lines.append(f"| {name} | {row['bits_per_dim']:.3f} |")
     for sde, (mean, half) in report["bits_per_dim"].items():
         lines.append(f"| {sde} score SDE | {_with_interval(mean, half)} |")
     lines += ["", "| samples | " + " | ".join(SAMPLE_COLUMNS) + " |"]
@@ -224,10 +222,10 @@ def main() -> None:
     runs = {str(workdir): measure(workdir, **counts) for workdir in arguments.workdirs}
     arguments.out.mkdir(parents=True, exist_ok=True)
     with threadpool_limits(1):
-        report = summarise(runs, arguments.num_samples) | {"baselines": baselines.run()}
+        report = summarise(runs, arguments.num_samples)
         for found in {str(found["sde"]): found for found in runs.values()}.values():
             draw_pictures(found, arguments.out)
-    print(tables(report, report["baselines"]))
+    print(tables(report))
     (arguments.out / "digits_quality.json").write_text(json.dumps(report, indent=2) + "\n")
 
 

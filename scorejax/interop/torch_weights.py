@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
 from scorejax.choices import unknown
+from scorejax.interop.fit import require_fit
 from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import expand
 
@@ -178,6 +179,8 @@ _ARCHITECTURES: dict[str, Callable[[Mapping[str, Any]], NCSNpp]] = {
     "score_sde/ncsnpp": _build_ncsnpp,
     "score_sde/ddpm": lambda hyper: _build_ncsnpp({**hyper, **_DDPM}).clone(num_groups=32),
 }
+ARCHITECTURES = tuple(_ARCHITECTURES)
+"""Names of the networks whose weights `load_torch` of this module loads."""
 
 
 def load_torch(
@@ -233,33 +236,9 @@ def _fill(
     shapes = {name: turn.shape(targets[path].shape) for name, (path, turn) in table.items()}
     if hyper.get("scale_by_sigma", False) and net.embedding_type == "positional":
         shapes["sigmas"] = (hyper.get("num_scales", 1000),)
-    _require_fit(architecture, {k: a.shape for k, a in state.items()}, shapes, tolerated)
+    require_fit(architecture, state, shapes, tolerated)
     flat = {path: jnp.asarray(turn.tensor(state[k]), float) for k, (path, turn) in table.items()}
     return unflatten_dict(flat, sep="/")
-
-
-def _require_fit(
-    architecture: str, given: Mapping[str, tuple], expected: Mapping[str, tuple], tolerated: set
-) -> None:
-    """Raises ValueError unless the given shapes are the expected ones, name by name."""
-    missing = [name for name in expected if name not in given]
-    surplus = [name for name in given if name not in expected and name not in tolerated]
-    misshapen = [n for n, shape in expected.items() if n in given and given[n] != shape]
-    complaints = []
-    if missing:
-        complaints.append(f"{len(missing)} missing, first {missing[0]}")
-    if surplus:
-        complaints.append(f"{len(surplus)} surplus, first {surplus[0]}")
-    if misshapen:
-        first = misshapen[0]
-        complaints.append(
-            f"{len(misshapen)} misshapen, first {first} {given[first]} for {expected[first]}"
-        )
-    if complaints:
-        raise ValueError(
-            f"the tensors are not those of {architecture} with these settings: "
-            + "; ".join(complaints)
-        )
 
 
 def _divide_by_sigma(

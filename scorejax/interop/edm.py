@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of the networks published with EDM, tensor by tensor, for our modules.
+
+The official tensors are named by level: `enc.16x16_block0.conv0.weight` belongs to the first block
+at 16 pixels on the way down. `_walk` pairs our layers with theirs, the rules say what each kind
+of layer holds. Buffers with resampling filters are compared with the setting and not loaded.
+Source of the names: Karras et al. 2022, arXiv:2206.00364, published code.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from scorejax.choices import choose, unknown
+from scorejax.interop.fit import require_fit
+from scorejax.interop.torch_weights import CONV, LINEAR, POINTWISE, SAME, Turn
+from scorejax.models.dhariwal import DhariwalUNet
+from scorejax.models.songunet import SongUNet
+
+_COMMON = {
+    "model_channels": "nf", "channel_mult": "ch_mult", "num_blocks": "num_res_blocks",
+    "attn_resolutions": "attn_resolutions", "dropout": "dropout", "label_dim": "label_dim",
+    "label_dropout": "label_dropout", "augment_dim": "augment_dim", "out_channels": "out_channels",
+    "channel_mult_emb": "channel_mult_emb",
+}  # fmt: skip
+_SONG = _COMMON | {
+    "embedding_type": "embedding_type", "channel_mult_noise": "channel_mult_noise",
+    "encoder_type": "progressive_input", "decoder_type": "progressive",
+    "resample_filter": "fir_kernel",
+}  # fmt: skip
+_MEANS = {
+    "encoder_type": {"standard": "none", "skip": "input_skip", "residual": "residual"},
+    "decoder_type": {"standard": "none", "skip": "output_skip"},
+    "embedding_type": {"positional": "positional", "fourier": "fourier"},
+}
+_OTHER_SETTINGS = (
+    "img_resolution", "in_channels", "img_channels", "class_name", "model_type", "use_fp16",
+    "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "M", "epsilon_t", "C_1", "C_2",
+)  # fmt: skip
+"""Settings of the image, of the preconditioner and of the arithmetic."""
+
+_NETWORKS = {"edm/song_unet": (SongUNet, _SONG), "edm/dhariwal_unet": (DhariwalUNet, _COMMON)}
+ARCHITECTURES = tuple(_NETWORKS)
+"""Names of the networks whose weights `load_torch` of this module loads."""
+
+
+def _part(index: int) -> tuple[Turn, Turn]:
+    """Query, key or value: one channel in three of a joint 1x1 convolution; kernel and bias."""
+    kernel = Turn(
+        lambda a: a.reshape(-1, 3, a.shape[1])[:, index].T, lambda s: (3 * s[1], s[0], 1, 1)
+    )
+    return kernel, Turn(lambda a: a.reshape(-1, 3)[:, index], lambda s: (3 * s[0],))
+
+
+Rules = dict[str, tuple[str, Turn]]
+"""Our parameter -> (official tensor, how its axes turn), both relative to a layer."""
+
+
+def _affine(ours: str, official: str, turn: Turn) -> Rules:
+    return {f"{ours}kernel": (f"{official}weight", turn), f"{ours}bias": (f"{official}bias", SAME)}
+
+
+def _norm(ours: str, official: str) -> Rules:
+    return {f"{ours}scale": (f"{official}weight", SAME), f"{ours}bias": (f"{official}bias", SAME)}
+
+
+def _attention() -> Rules:
+    rules = _norm("norm/", "norm2.") | _affine("out/", "proj.", POINTWISE)
+    for index, name in enumerate(("query", "key", "value")):
+        kernel, bias = _part(index)
+        rules |= {f"{name}/kernel": ("qkv.weight", kernel), f"{name}/bias": ("qkv.bias", bias)}
+    return rules
+
+
+_BLOCK = {
+    **_norm("norm_0/", "norm0."),
+    **_affine("conv_0/", "conv0.", CONV),
+    "conv_0_bias": ("conv0.bias", SAME),
+    **_affine("temb/", "affine.", LINEAR),
+    **_norm("norm_1/", "norm1."),
+    **_affine("conv_1/", "conv1.", CONV),
+    **_affine("shortcut/", "skip.", POINTWISE),
+}
+_ATTENTION = _attention()
+_CONV, _LINEAR, _NORM = _affine("", "", CONV), _affine("", "", LINEAR), _norm("", "")
+_COMBINE = _affine("conv/", "", POINTWISE)
+
+
+def load_torch(
+    architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
+) -> tuple[nn.Module, dict]:
+    """The module of a network published with EDM and its variables.
+
+    The network is the bare one, without its preconditioner: (x (b, h, w, c), noise_label (b,)[,
+    class_labels[, augment_labels]]). `hyper` holds its official settings, `img_resolution` among
+    them; a prefix `module.` or `model.` of all names is dropped.
+
+    Raises: ValueError for an unknown setting, and for tensors that do not fit.
+    """
+    kind, options = _NETWORKS[architecture]
+    net = kind(**_module_options(options, hyper))
+    state = {re.sub(r"^(module\.|model\.)+", "", k): np.asarray(a) for k, a in state_dict.items()}
+    size = hyper["img_resolution"]
+    table, shapes = {}, {}
+    targets = _our_shapes(net, hyper)
+    for layer, prefix, rules in _walk(net, size):
+        for leaf, (tensor, turn) in rules.items():
+            path, official = f"{layer}/{leaf}", f"{prefix}.{tensor}"
+            if path in targets:
+                table[path] = (official, turn)
+                shapes[official] = turn.shape(targets[path])
+    assert table.keys() == targets.keys(), "the walk passes every layer"
+    require_fit(architecture, state, shapes, _filters(net, state))
+    flat = {path: jnp.asarray(turn.tensor(state[k]), float) for path, (k, turn) in table.items()}
+    return net, {"params": unflatten_dict(flat, sep="/")}
+
+
+def _module_options(options: Mapping[str, str], hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The official settings under our names."""
+    for key in hyper:
+        if key not in (*options, *_OTHER_SETTINGS):
+            raise unknown("setting", key, (*options, *_OTHER_SETTINGS))
+    if "img_resolution" not in hyper:
+        raise ValueError("EDM's networks need the setting img_resolution, the height in pixels.")
+    given = {}
+    for key, value in hyper.items():
+        if key in options:
+            value = choose(key, value, _MEANS[key]) if key in _MEANS else value
+            given[options[key]] = tuple(value) if isinstance(value, list) else value
+    return given
+
+
+def _our_shapes(net: nn.Module, hyper: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), image, label)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+Walk = Iterator[tuple[str, str, Rules]]
+"""(our layer, the official one, what they hold); layers that a network does not have among them."""
+
+
+def _walk(net: nn.Module, size: int) -> Walk:
+    yield "fourier", "map_noise", {"frequencies": ("freqs", SAME)}
+    for i in range(2):
+        for layer in (f"temb/dense_{i}", f"temb_{i}"):
+            yield layer, f"map_layer{i}", _LINEAR
+    yield "class_embedding", "map_label", _LINEAR
+    yield "augment_embedding", "map_augment", _LINEAR
+    names = [f"{size >> level}x{size >> level}" for level in range(len(net.ch_mult))]
+    yield "conv_in", f"enc.{names[0]}_conv", _CONV
+    for level, name in enumerate(names):
+        yield from _walk_level(level, name, net.num_res_blocks)
+        yield f"down_{level - 1}_resample", f"enc.{name}_down", _BLOCK
+        yield f"down_{level - 1}_pyramid", f"enc.{name}_aux_residual", _CONV
+        yield f"down_{level - 1}_pyramid", f"enc.{name}_aux_skip", _COMBINE
+        yield f"up_{level + 1}_resample", f"dec.{name}_up", _BLOCK
+    for i in range(2):
+        yield f"middle_block_{i}", f"dec.{names[-1]}_in{i}", _BLOCK
+    yield "middle_attn", f"dec.{names[-1]}_in0", _ATTENTION
+    prefix = f"dec.{names[0]}_aux" if isinstance(net, SongUNet) else "out"
+    yield "out_norm", f"{prefix}_norm", _NORM
+    yield "out_conv", f"{prefix}_conv", _CONV
+
+
+def _walk_level(level: int, name: str, num_blocks: int) -> Walk:
+    for i in range(num_blocks + 1):
+        for ours, official in (("down", "enc"), ("up", "dec")):
+            yield f"{ours}_{level}_block_{i}", f"{official}.{name}_block{i}", _BLOCK
+            yield f"{ours}_{level}_attn_{i}", f"{official}.{name}_block{i}", _ATTENTION
+    yield f"up_{level}_attn", f"dec.{name}_block{num_blocks}", _ATTENTION
+    yield f"up_{level}_pyramid_norm", f"dec.{name}_aux_norm", _NORM
+    yield f"up_{level}_pyramid_conv", f"dec.{name}_aux_conv", _CONV
+
+
+def _filters(net: nn.Module, state: Mapping[str, np.ndarray]) -> set[str]:
+    """Names of the buffers that hold the resampling filter.
+
+    Raises: ValueError if one is not the filter of the setting.
+    """
+    taps = np.asarray(getattr(net, "fir_kernel", (1, 1)), float)
+    expected = np.outer(taps, taps) / taps.sum() ** 2
+    names = {name for name in state if name.endswith(".resample_filter")}
+    for name in names:
+        given = state[name].reshape(state[name].shape[-2:])
+        if given.shape != expected.shape or not np.allclose(given, expected, atol=1e-6):
+            raise ValueError(f"{name} is not the setting resample_filter={tuple(taps)}.")
+    return names

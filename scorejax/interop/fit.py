@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether tensors from outside are those of an architecture: one line if not."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def require_fit(
+    architecture: str,
+    state: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    tolerated: set[str],
+) -> None:
+    """Raises ValueError unless the arrays are real numbers of the expected shapes, all of them."""
+    given = {name: array.shape for name, array in state.items()}
+    missing = [name for name in expected if name not in given]
+    surplus = [name for name in given if name not in expected and name not in tolerated]
+    misshapen = [n for n, shape in expected.items() if n in given and given[n] != shape]
+    # By kind: the bfloat16 of JAX is a type that NumPy does not count among its own.
+    odd = [n for n in expected if n in given and not jnp.issubdtype(state[n].dtype, jnp.floating)]
+    complaints = []
+    if missing:
+        complaints.append(f"{len(missing)} missing, first {missing[0]}")
+    if surplus:
+        complaints.append(f"{len(surplus)} surplus, first {surplus[0]}")
+    if misshapen:
+        first = misshapen[0]
+        complaints.append(
+            f"{len(misshapen)} misshapen, first {first} {given[first]} for {expected[first]}"
+        )
+    if odd:
+        complaints.append(f"{len(odd)} not real numbers, first {odd[0]} {state[odd[0]].dtype}")
+    if complaints:
+        raise ValueError(
+            f"the tensors are not those of {architecture} with these settings: "
+            + "; ".join(complaints)
+        )

@@ -9,8 +9,9 @@ import numpy as np
 
 from scorejax.choices import choose
 from scorejax.interop import edm, torch_weights
+from scorejax.interop.checkpoint_files import read_checkpoint
 
-__all__ = ["load_torch"]
+__all__ = ["load_torch", "read_checkpoint"]
 
 _LOADERS = dict.fromkeys(torch_weights.ARCHITECTURES, torch_weights.load_torch)
 _LOADERS |= dict.fromkeys(edm.ARCHITECTURES, edm.load_torch)

@@ -3,8 +3,9 @@
 
     python -m benchmarks.digits_quality runs/digits_{vp,subvp,ve}_seed{0,1,2} --out=docs/results
 
-Each workdir is measured once and keeps its numbers in quality.npz, so that a call that was stopped
-goes on; a newer checkpoint is measured anew. Then tables (also as JSON) and pictures are written.
+Each workdir is measured once and keeps its numbers in quality_<num_bits>_<num_samples>.npz, so that
+a call that was stopped goes on; a newer checkpoint is measured anew. `--num_samples=0` is bits/dim
+alone. Then tables (also as JSON) and pictures are written.
 
 Bits/dim: of the test half, to be held against the densities of `benchmarks/digits_baselines.py`.
 Samples: as many as the test half has images, by the probability-flow ODE, and by the chains
@@ -41,16 +42,16 @@ SAMPLE_COLUMNS = ("NFE", "Fréchet distance", "precision", "recall", "class bala
 def measure(workdir: pathlib.Path, *, num_bits: int, num_samples: int) -> dict[str, np.ndarray]:
     """Bits/dim of test images and samples by every method, from the workdir if they are there."""
     restored = command.restore(str(workdir), None)
-    asked = np.array([restored.step, num_bits, num_samples])
-    path = workdir / "quality.npz"
+    path = workdir / f"quality_{num_bits}_{num_samples}.npz"
     if path.exists():
         with np.load(path) as file:
-            if np.array_equal(file["asked"], asked):
+            if file["step"] == restored.step:
                 return dict(file)
     config, variables = command.saved_config(str(workdir)), (restored.params, restored.model_state)
-    found = {"asked": asked, "sde": np.array(config.sde)}
+    found = {"step": np.array(restored.step), "sde": np.array(config.sde)}
     found["bits_per_dim"] = measure_bits(config, variables, num_bits)
-    found |= draw_all(config, variables, num_samples)
+    if num_samples:
+        found |= draw_all(config, variables, num_samples)
     np.savez(path, **found)
     return found
 
@@ -152,8 +153,8 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
-def summarise(runs: dict[str, dict[str, np.ndarray]], num_samples: int) -> dict:
-    """Everything the tables show: intervals over the runs of each SDE, and the references."""
+def summarise(runs: dict[str, dict[str, np.ndarray]]) -> dict:
+    """What the tables show: intervals over the runs of each SDE."""
     bits, samples = collections.defaultdict(list), collections.defaultdict(list)
     for found in runs.values():
         sde = str(found["sde"])
@@ -170,7 +171,6 @@ def summarise(runs: dict[str, dict[str, np.ndarray]], num_samples: int) -> dict:
             name: {column: interval([row[column] for row in rows]) for column in rows[0]}
             for name, rows in samples.items()
         },
-        "references": references(num_samples),
     }
 
 
@@ -179,6 +179,8 @@ def tables(report: dict) -> str:
     lines = ["| model | test bits/dim |", "|---|---|"]
     for sde, (mean, half) in report["bits_per_dim"].items():
         lines.append(f"| {sde} score SDE | {_with_interval(mean, half)} |")
+    if "references" not in report:
+        return "\n".join(lines)
     lines += ["", "| samples | " + " | ".join(SAMPLE_COLUMNS) + " |"]
     lines.append("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
     for name, row in report["samples"].items():
@@ -222,9 +224,11 @@ def main() -> None:
     runs = {str(workdir): measure(workdir, **counts) for workdir in arguments.workdirs}
     arguments.out.mkdir(parents=True, exist_ok=True)
     with threadpool_limits(1):
-        report = summarise(runs, arguments.num_samples)
-        for found in {str(found["sde"]): found for found in runs.values()}.values():
-            draw_pictures(found, arguments.out)
+        report = summarise(runs)
+        if arguments.num_samples:
+            report |= {"references": references(arguments.num_samples)}
+            for found in {str(found["sde"]): found for found in runs.values()}.values():
+                draw_pictures(found, arguments.out)
     print(tables(report))
     (arguments.out / "digits_quality.json").write_text(json.dumps(report, indent=2) + "\n")
 

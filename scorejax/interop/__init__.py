@@ -1,31 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published weights, loaded into our networks."""
+"""Published weights, loaded into our networks, and ours written for the published ones."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import flax.linen as nn
-import numpy as np
-
-from scorejax.choices import choose
-from scorejax.interop import edm, torch_weights
 from scorejax.interop.checkpoint_files import read_checkpoint
+from scorejax.interop.published import load_checkpoint
+from scorejax.interop.state_dict import load_torch
+from scorejax.interop.torch_export import export_torch
 
-__all__ = ["load_torch", "read_checkpoint"]
-
-_LOADERS = dict.fromkeys(torch_weights.ARCHITECTURES, torch_weights.load_torch)
-_LOADERS |= dict.fromkeys(edm.ARCHITECTURES, edm.load_torch)
-
-
-def load_torch(
-    architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
-) -> tuple[nn.Module, dict]:
-    """The module of a published network and its variables, from the official state dictionary.
-
-    `hyper` holds the official settings under their official names. Images go in and out as (b, h,
-    w, c), else the module computes what the official network does.
-
-    Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
-    surplus or misshapen.
-    """
-    return choose("architecture", architecture, _LOADERS)(architecture, state_dict, **hyper)
+__all__ = ["export_torch", "load_checkpoint", "load_torch", "read_checkpoint"]

@@ -140,7 +140,9 @@ def _our_shapes(net: nn.Module, hyper: Mapping[str, Any]) -> dict[str, tuple[int
     size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.float32)
-    params = jax.eval_shape(net.init, jax.random.key(0), image, label)["params"]
+    # The key is made inside: outside it would be computed, by a program that is compiled.
+    init = lambda image, label: net.init(jax.random.key(0), image, label)
+    params = jax.eval_shape(init, image, label)["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 

@@ -6,6 +6,7 @@ Each architecture has a walk over its layers in the order in which the official 
 it, and how its axes are turned.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ Walk = Iterator[tuple[str, str]]
 """(name of our layer, its kind) in the official order."""
 
 
-def _walk_ncsnpp(net: NCSNpp, image_size: int) -> Walk:
-    """Layers of NCSN++, DDPM++ and DDPM."""
+def walk(net: NCSNpp, image_size: int) -> Walk:
+    """Layers of NCSN++, DDPM++ and DDPM, in the order in which they act."""
     if net.embedding_type == "fourier":
         yield "fourier", "fourier"
     if net.conditional:
@@ -163,6 +164,8 @@ _OTHER_OPTIONS = (
     "attention_type", "beta_max", "beta_min", "continuous", "conv_size", "ema_rate", "name", "sde",
     "sigma_max", "sigma_min",
 )  # fmt: skip
+SETTINGS = _NETWORK_OPTIONS + _OTHER_OPTIONS
+"""Names of the official settings of models and data."""
 
 
 def _build_ncsnpp(hyper: Mapping[str, Any]) -> NCSNpp:
@@ -195,16 +198,21 @@ def load_torch(
     Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
     surplus or misshapen.
     """
+    net = build(architecture, hyper)
+    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
+    params = _fill(architecture, net, state, hyper)
+    return _divide_by_sigma(net, params, state, hyper)
+
+
+def build(architecture: str, hyper: Mapping[str, Any]) -> NCSNpp:
+    """The network that the official settings describe. Raises: ValueError as `load_torch`."""
     if architecture not in _ARCHITECTURES:
         raise unknown("architecture", architecture, _ARCHITECTURES)
     for key in hyper:
-        if key not in _NETWORK_OPTIONS + _OTHER_OPTIONS:
-            raise unknown("setting", key, _NETWORK_OPTIONS + _OTHER_OPTIONS)
+        if key not in SETTINGS:
+            raise unknown("setting", key, SETTINGS)
     _require_settings(architecture, hyper)
-    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
-    net = _ARCHITECTURES[architecture](hyper)
-    params = _fill(architecture, net, state, hyper)
-    return _divide_by_sigma(net, params, state, hyper)
+    return _ARCHITECTURES[architecture](hyper)
 
 
 def _require_settings(architecture: str, hyper: Mapping[str, Any]) -> None:
@@ -215,29 +223,55 @@ def _require_settings(architecture: str, hyper: Mapping[str, Any]) -> None:
             raise ValueError(f"{architecture} has {key}={only!r} only; got {hyper[key]!r}.")
 
 
+class Correspondence(NamedTuple):
+    """The official tensors of a network, by name, and what each is for us."""
+
+    ours: dict[str, tuple[str, Turn]]
+    """The parameter, as a path `layer/kernel`, and how its axes turn; in the official order."""
+    shapes: dict[str, tuple[int, ...]]
+    tolerated: set[str]
+    """Tensors that the official network has and does not use."""
+
+
+def correspondence(net: NCSNpp, hyper: Mapping[str, Any]) -> Correspondence:
+    """Pairs the official tensors with the parameters of a network."""
+    size = hyper["image_size"]
+    targets = _our_shapes(net, size, hyper.get("num_channels", 3))
+    ours, tolerated = {}, {"sigmas"}
+    for index, (layer, kind) in enumerate(walk(net, size)):
+        for tensor, (leaf, turn) in TENSORS[kind].items():
+            official, path = f"all_modules.{index}.{tensor}", f"{layer}/{leaf}"
+            if path in targets:
+                ours[official] = (path, turn)
+            elif not net.conditional and leaf.startswith(("temb", "frequencies")):
+                tolerated.add(official)
+    shapes = {name: turn.shape(targets[path]) for name, (path, turn) in ours.items()}
+    return Correspondence(ours, shapes, tolerated)
+
+
+@functools.lru_cache(maxsize=8)  # Raw and averaged weights ask for the same; tracing takes seconds.
+def _our_shapes(net: NCSNpp, size: int, channels: int) -> dict[str, tuple[int, ...]]:
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.float32)
+    # The key is made inside: outside it would be computed, by a program that is compiled.
+    init = lambda image, label: net.init(jax.random.key(0), image, label)
+    params = jax.eval_shape(init, image, label)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
 def _fill(
     architecture: str, net: NCSNpp, state: Mapping[str, np.ndarray], hyper: Mapping[str, Any]
 ) -> dict:
     """Our parameters, each from its official tensor."""
-    size = hyper["image_size"]
-    image = jax.ShapeDtypeStruct((1, size, size, hyper.get("num_channels", 3)), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.float32)
-    targets = flatten_dict(
-        jax.eval_shape(net.init, jax.random.key(0), image, label)["params"], sep="/"
-    )
-    table, tolerated = {}, {"sigmas"}
-    for index, (layer, kind) in enumerate(_walk_ncsnpp(net, size)):
-        for tensor, (ours, turn) in TENSORS[kind].items():
-            official, path = f"all_modules.{index}.{tensor}", f"{layer}/{ours}"
-            if path in targets:
-                table[official] = (path, turn)
-            elif not net.conditional and ours.startswith(("temb", "frequencies")):
-                tolerated.add(official)
-    shapes = {name: turn.shape(targets[path].shape) for name, (path, turn) in table.items()}
+    table = correspondence(net, hyper)
+    shapes = dict(table.shapes)
     if hyper.get("scale_by_sigma", False) and net.embedding_type == "positional":
         shapes["sigmas"] = (hyper.get("num_scales", 1000),)
-    require_fit(architecture, state, shapes, tolerated)
-    flat = {path: jnp.asarray(turn.tensor(state[k]), float) for k, (path, turn) in table.items()}
+    require_fit(architecture, state, shapes, table.tolerated)
+    flat = {
+        path: jnp.asarray(turn.tensor(state[name]), float)
+        for name, (path, turn) in table.ours.items()
+    }
     return unflatten_dict(flat, sep="/")
 
 

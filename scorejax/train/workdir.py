@@ -42,6 +42,17 @@ def open_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathl
     return path
 
 
+def open_new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
+    """Creates the directory of a run that is to begin with weights of another's.
+
+    Raises: ValueError if a run is there, OSError if it cannot be written; one line each.
+    """
+    path = pathlib.Path(workdir).absolute()
+    if (path / CONFIG).exists():
+        raise ValueError(f"workdir {path} already holds a run; choose another workdir.")
+    return open_workdir(path, config)
+
+
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
     """The config of the run in a directory.
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes a run of a published checkpoint, from which launch.sample and the others go on.
+
+    python -m launch.import_weights --architecture=score_sde/ncsnpp --weights=ckpt.pth \
+        --config=configs/score_sde/digits.py:ve --workdir=runs/published
+
+Nothing in the file is executed. Its tensors have to be those of the config's network; what does not
+show in their shapes (fir, skip_rescale, centered, the SDE) is the config's word alone.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import command
+
+ARCHITECTURE = flags.DEFINE_string(
+    "architecture", None, "Whose names: score_sde/ncsnpp or score_sde/ddpm.", required=True
+)
+WEIGHTS = flags.DEFINE_string("weights", None, "The file, of any known kind.", required=True)
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, and :its,variant.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Of the new run; it has none yet.", required=True)
+
+
+def prepare() -> command.Job:
+    config = command.config(CONFIG)
+    import jax
+
+    from scorejax import interop, systems
+    from scorejax.interop import published
+    from scorejax.train import checkpoint, state, workdir
+
+    network, optimizer, view = (
+        systems.capability(config, name)(config)
+        for name in ("make_network", "make_optimizer", "image_view")
+    )
+    found = interop.read_checkpoint(WEIGHTS.value)
+    settings = {**config, "num_channels": view.shape[-1]}
+    raw, averaged = published.params_for(network, ARCHITECTURE.value, found, settings)
+    path = workdir.open_new_workdir(WORKDIR.value, config)
+
+    def job() -> None:
+        imported = state.TrainState.create(raw, {}, optimizer)
+        step = imported.step + found.step
+        imported = jax.device_get(imported.replace(step=step, ema_params=averaged))
+        with checkpoint.Checkpoints(path) as checkpoints:
+            checkpoints.save(imported, {})
+        kinds = [kind for kind in ("raw", "averaged") if getattr(found, kind) is not None]
+        print(f"step {found.step}, {' and '.join(kinds)} weights: {path}")
+
+    return job
+
+
+if __name__ == "__main__":
+    command.run(prepare)

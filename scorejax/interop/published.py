@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a published checkpoint to a network of ours: which of its weights, and whether they fit."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+
+from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
+from scorejax.interop.flax_weights import load_flax
+from scorejax.interop.state_dict import load_torch
+from scorejax.interop.torch_weights import SETTINGS, build
+from scorejax.models.layers import group_count
+from scorejax.models.ncsnpp import NCSNpp
+
+_LOADERS = {"torch": load_torch, "flax": load_flax}
+# What changes neither the parameters nor, in evaluation, what is computed with them.
+_FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
+_CLASSES = {"edm/song_unet": "SongUNet", "edm/dhariwal_unet": "DhariwalUNet"}
+
+
+def load_checkpoint(
+    architecture: str, path: str | os.PathLike, *, averaged: bool = True, **hyper: Any
+) -> tuple[nn.Module, dict]:
+    """The module and the variables of a published file; settings and errors as of `load_torch`.
+
+    Takes the moving average of the weights, which all published results are from, or with
+    `averaged=False` the raw ones. Settings that the file itself states need not be given.
+    Nothing in the file is executed.
+
+    Raises: FileNotFoundError, and ValueError with one line for a file that is damaged or hostile,
+    that lacks the weights asked for, or whose tensors are not those of the architecture.
+    """
+    checkpoint = read_checkpoint(path)
+    stated = _stated(architecture, checkpoint, hyper)
+    return _load(architecture, checkpoint, checkpoint.weights(averaged=averaged), stated | hyper)
+
+
+def params_for(
+    network: NCSNpp, architecture: str, checkpoint: Checkpoint, config: Mapping[str, Any]
+) -> tuple[dict, dict]:
+    """(raw, averaged) parameters for `network`, which `config` describes, without a division by
+    sigma; where the file has one kind only, it is both.
+
+    Raises: ValueError with one line if the network or the tensors are others.
+    """
+    hyper = {key: config[key] for key in SETTINGS if key in config}
+    require_same_network(architecture, build(architecture, hyper), network)
+    given = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
+    params = [_load(architecture, checkpoint, w, hyper)[1]["params"] for w in given]
+    return params[0], params[-1]
+
+
+def require_same_network(architecture: str, published: NCSNpp, network: NCSNpp) -> None:
+    """Raises ValueError naming the first setting in which two networks contradict each other."""
+    for field in dataclasses.fields(NCSNpp):
+        if field.name in ("parent", "name", *_FREE_FIELDS):
+            continue
+        theirs, ours = getattr(published, field.name), getattr(network, field.name)
+        if theirs != ours:
+            raise ValueError(f"{architecture} has {field.name}={theirs!r}; the config has {ours!r}")
+    smallest = network.nf * min(network.ch_mult)
+    groups = [n or group_count(smallest) for n in (published.num_groups, network.num_groups)]
+    if groups[0] != groups[1]:
+        raise ValueError(
+            f"{architecture} normalises {groups[0]} groups of channels, the config's network has "
+            f"{groups[1]} where there are {smallest} channels; they agree from 128 on"
+        )
+
+
+def _load(
+    architecture: str, checkpoint: Checkpoint, weights: StateDict, hyper: Mapping[str, Any]
+) -> tuple[nn.Module, dict]:
+    return _LOADERS[checkpoint.layout](architecture, weights, **hyper)
+
+
+def _stated(architecture: str, checkpoint: Checkpoint, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings in the file. Raises: ValueError if it holds another class or other settings."""
+    if not checkpoint.settings:
+        return {}
+    name = _CLASSES.get(architecture)
+    if name not in checkpoint.settings:
+        raise ValueError(f"{architecture}: the file holds {', '.join(checkpoint.settings)}")
+    stated = dict(checkpoint.settings[name])
+    for key in hyper.keys() & stated.keys():
+        if _listed(hyper[key]) != _listed(stated[key]):
+            raise ValueError(f"the file has {key}={stated[key]!r}; got {hyper[key]!r}")
+    return stated
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

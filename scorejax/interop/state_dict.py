@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""State dictionaries of published PyTorch networks, of every family."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import numpy as np
+
+from scorejax.choices import choose
+from scorejax.interop import edm, torch_weights
+
+_LOADERS = dict.fromkeys(torch_weights.ARCHITECTURES, torch_weights.load_torch)
+_LOADERS |= dict.fromkeys(edm.ARCHITECTURES, edm.load_torch)
+
+
+def load_torch(
+    architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
+) -> tuple[nn.Module, dict]:
+    """The module of a published network and its variables, from the official state dictionary.
+
+    `hyper` holds the official settings under their official names. Images go in and out as (b, h,
+    w, c), else the module computes what the official network does.
+
+    Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
+    surplus or misshapen.
+    """
+    return choose("architecture", architecture, _LOADERS)(architecture, state_dict, **hyper)

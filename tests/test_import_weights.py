@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A published file becomes a run, from which the other commands go on; a wrong one is one line."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from flax.serialization import msgpack_serialize
+
+from configs.score_sde import digits
+from scorejax import interop, systems
+from scorejax.interop.torch_weights import build, correspondence
+from scorejax.train import checkpoint
+from scorejax.train.state import TrainState
+from tests.jax_skeleton import jax_layout
+from tests.published_files import Call, Stored, score_sde_checkpoint, torch_zip
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+}
+HYPER = {
+    "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "image_size": 8,
+    "num_channels": 1, "embedding_type": "fourier", "fir": True, "centered": False,
+    "progressive_input": "residual",
+}  # fmt: skip
+"""What the debug config of the digits says of the network for the VE SDE."""
+NCSNPP = "score_sde/ncsnpp"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """(raw, averaged) state dictionaries of the config's network, of small numbers."""
+    rng, table = np.random.default_rng(0), correspondence(build(NCSNPP, HYPER), HYPER)
+    draw = lambda shape: (0.05 * rng.normal(size=shape)).astype("f4")
+    raw = {"sigmas": np.ones(10)} | {name: draw(shape) for name, shape in table.shapes.items()}
+    frozen = ("sigmas", "all_modules.0.W")
+    return raw, {name: a if name in frozen else draw(a.shape) for name, a in raw.items()}
+
+
+@pytest.fixture(scope="module")
+def files(weights, tmp_path_factory):
+    """The same weights in two official layouts, and a hostile file; and a run that is there."""
+    path = tmp_path_factory.mktemp("files")
+    raw, averaged = weights
+    shadow = [a for name, a in averaged.items() if name not in ("sigmas", "all_modules.0.W")]
+    (path / "torch.pth").write_bytes(torch_zip(score_sde_checkpoint(raw, shadow)))
+    tree = jax_layout(averaged, HYPER)
+    optimizer = {"target": jax_layout(raw, HYPER), "state": {}}
+    saved = {"step": 1234, "optimizer": optimizer, "params_ema": tree}
+    (path / "checkpoint_9").write_bytes(msgpack_serialize(saved))
+    few = {name: Stored(a) for name, a in list(raw.items())[:-1]}
+    (path / "few.pth").write_bytes(torch_zip(few))
+    (path / "hostile.pth").write_bytes(torch_zip(Call("posix.system", f"touch {path}/canary")))
+    (path / "letter.pth").write_text("Dear reader, these are no weights, only words.")
+    (path / "run").mkdir()
+    (path / "run" / "config.json").write_text(json.dumps(digits.get_config("ve,debug").to_dict()))
+    return path
+
+
+def run(command, *argv):
+    result = subprocess.run(
+        [sys.executable, "-m", f"launch.{command}", *argv],
+        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+CONFIG = "--config=configs/score_sde/digits.py:ve,debug"
+
+
+@pytest.mark.parametrize("name", ["torch.pth", "checkpoint_9"])
+def test_a_published_file_becomes_a_run(weights, files, tmp_path, name):
+    said = run(
+        "import_weights", f"--architecture={NCSNPP}", f"--weights={files}/{name}", CONFIG,
+        f"--workdir={tmp_path}/run",
+    )  # fmt: skip
+    assert said == f"step 1234, raw and averaged weights: {tmp_path}/run\n"
+    raw, averaged = (interop.load_torch(NCSNPP, w, **HYPER)[1]["params"] for w in weights)
+    restored = checkpoint.restore_for_inference(tmp_path / "run")
+    assert restored.step == 1234
+    jax.tree.map(np.testing.assert_array_equal, restored.params, averaged)
+    # Training could go on: the state has the form, and the fresh optimiser, of the config's.
+    system = systems.load(digits.get_config("ve,debug"))
+    fresh = TrainState.create(*system.init(jax.random.key(0)), system.tx)
+    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
+        state = checkpoints.restore_latest(fresh)
+    jax.tree.map(np.testing.assert_array_equal, state.params, raw)
+    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
+
+
+def test_the_other_commands_go_on_from_an_imported_run(files, tmp_path):
+    small = ("--config.num_sampling_steps=3", "--config.rtol=0.1", "--config.atol=0.1")
+    run(
+        "import_weights", f"--architecture={NCSNPP}", f"--weights={files}/torch.pth", CONFIG,
+        f"--workdir={tmp_path}", *small,
+    )  # fmt: skip
+    run("sample", f"--workdir={tmp_path}", "--num=2")
+    drawn = np.load(tmp_path / "samples.npz")
+    assert drawn["images"].shape == (2, 8, 8, 1) and np.isfinite(drawn["images"]).all()
+    assert drawn["step"] == 1234
+    run("likelihood", f"--workdir={tmp_path}", "--num=1")
+    report = json.loads((tmp_path / "likelihood_test.json").read_text())
+    assert report["step"] == 1234 and report["bits_per_dim_failures"] == 0
+
+
+def case(words, *, weights="torch.pth", architecture=NCSNPP, config=CONFIG, workdir="new", more=()):
+    argv = [f"--architecture={architecture}", f"--weights={{tmp}}/{weights}", config]
+    return [*argv, f"--workdir={{tmp}}/{workdir}", *more], words
+
+
+CASES = {
+    "no file": case("no file of weights at {tmp}/none.pth", weights="none.pth"),
+    "a letter": case("not a checkpoint of a known kind", weights="letter.pth"),
+    "hostile": case("'posix.system', which no checkpoint needs", weights="hostile.pth"),
+    "missing": case("1 missing, first all_modules.", weights="few.pth"),
+    "another width": case("misshapen, first all_modules.0.W", more=["--config.nf=16"]),
+    "another depth": case(
+        "missing, first all_modules.", more=["--config.num_res_blocks=2"],
+    ),
+    "another embedding": case(
+        "surplus, first all_modules.0.W", config="--config=configs/score_sde/digits.py:vp,debug",
+    ),
+    "another network": case(
+        "score_sde/ddpm has fir=False; the config has True", architecture="score_sde/ddpm",
+        more=["--config.resblock_type=ddpm", "--config.embedding_type=positional"],
+    ),
+    "architecture": case("did you mean 'score_sde/ncsnpp'?", architecture="score_sde/ncsnp"),
+    "a run is there": case("{tmp}/run already holds a run", workdir="run"),
+    "no weights": (
+        [f"--architecture={NCSNPP}", CONFIG, "--workdir={tmp}/x"], "--weights is missing",
+    ),
+    "no config": (
+        [f"--architecture={NCSNPP}", "--weights=x", "--workdir={tmp}/x"], "--config is missing",
+    ),
+    "bad config": case("'fourier'?", more=["--config.embedding_type=fourrier"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def outcomes(files):
+    asked = [
+        {"command": "import_weights", "argv": [a.replace("{tmp}", str(files)) for a in argv]}
+        for argv, _ in CASES.values()
+    ]
+    answered = subprocess.run(
+        [sys.executable, "-m", "tests.bad_input"],
+        input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
+        check=True,
+    )  # fmt: skip
+    return dict(zip(CASES, json.loads(answered.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_one_line_before_anything_is_compiled(name, outcomes, files):
+    outcome, words = outcomes[name], CASES[name][1].replace("{tmp}", str(files))
+    lines = outcome["stderr"].strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome["stderr"]
+    assert words in lines[0]
+    assert outcome["status"] == 2 and outcome["compilations"] == 0
+    assert not (files / "canary").exists() and not (files / "new").exists()
+    assert [path.name for path in (files / "run").iterdir()] == ["config.json"]

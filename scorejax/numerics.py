@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small numerical pieces that the mathematics shares."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,3 +34,18 @@ def norm_except_batch(x: Float[Array, "b *d"]) -> Float[Array, "b"]:
 def log_mean_exp(x: Float[Array, "*a"], axis: int = 0) -> Array:
     """Logarithm of the mean of exp(x) along `axis`, without overflow."""
     return jax.nn.logsumexp(x, axis=axis) - np.log(x.shape[axis])
+
+
+def gaussian_log_prob(z: Float[Array, "b *d"], std: float) -> Float[Array, "b"]:
+    """Log-density of N(0, std^2 I) at z, in nats."""
+    dim = math.prod(z.shape[1:])
+    return -0.5 * dim * math.log(2 * math.pi * std**2) - sum_except_batch((z / std) ** 2) / 2
+
+
+def table_index(t: Float[Array, "b"], num_steps: int) -> Array:
+    """Index floor(t (num_steps - 1)) of the step that ends at t of [0, 1]: 0 .. num_steps - 1.
+
+    The sampling grid lies at whole numbers plus a little; rounding in single precision can fall a
+    few 1e-8 num_steps short of the whole number, so the floor is taken that much higher.
+    """
+    return jnp.floor(t * (num_steps - 1) + 1.2e-7 * num_steps).astype(jnp.int32)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from scorejax.numerics import expand, sum_except_batch
+from scorejax.numerics import expand, gaussian_log_prob, table_index
 from scorejax.typing import ScoreFn, Shape
 
 
@@ -48,6 +48,10 @@ class SDE(Protocol):
         """Scale and std of x_t given x_0: x_t ~ N(scale x_0, std^2 I)."""
         ...
 
+    def time_of_sigma(self, sigma: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The time at which std / scale is sigma."""
+        ...
+
     def transition(
         self, t: Float[Array, "b"], num_steps: int
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
@@ -67,21 +71,6 @@ class SDE(Protocol):
         ...
 
 
-def table_index(t: Float[Array, "b"], num_steps: int) -> Array:
-    """Index floor(t (num_steps - 1)) of the step that ends at t of [0, 1]: 0 .. num_steps - 1.
-
-    The sampling grid lies at whole numbers plus a little; rounding in single precision can fall a
-    few 1e-8 num_steps short of the whole number, so the floor is taken that much higher.
-    """
-    return jnp.floor(t * (num_steps - 1) + 1.2e-7 * num_steps).astype(jnp.int32)
-
-
-def gaussian_log_prob(z: Float[Array, "b *d"], std: float) -> Float[Array, "b"]:
-    """Log-density of N(0, std^2 I) at z, in nats."""
-    dim = math.prod(z.shape[1:])
-    return -0.5 * dim * math.log(2 * math.pi * std**2) - sum_except_batch((z / std) ** 2) / 2
-
-
 class _LinearBeta:
     """What VP and sub-VP share: beta(t) = beta_min + t (beta_max - beta_min)."""
 
@@ -91,7 +80,11 @@ class _LinearBeta:
     t_max: float
 
     def __post_init__(self) -> None:
-        _require_beta_order(type(self).__name__, self.beta_min, self.beta_max)
+        if not 0 <= self.beta_min < self.beta_max:
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= beta_min < beta_max; got "
+                f"beta_min={self.beta_min}, beta_max={self.beta_max}."
+            )
         _require_time_order(type(self).__name__, self.t_min, self.t_max)
 
     def beta(self, t: Float[Array, "b"] | float) -> Float[Array, "b"] | float:
@@ -101,6 +94,11 @@ class _LinearBeta:
     def integrated_beta(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
         """Integral of beta from 0 to t."""
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
+
+    def time_of_integrated_beta(self, integral: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The inverse of `integrated_beta`, without cancellation near 0."""
+        root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
+        return 2 * integral / (self.beta_min + root)
 
     def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
         """The drift -beta(t) x / 2."""
@@ -139,6 +137,10 @@ class VPSDE(_LinearBeta):
         integral = self.integrated_beta(t)
         # 1 - exp(-B) has lost five of seven digits at t = 1e-5 in float32; expm1 keeps them all.
         return jnp.exp(-integral / 2), jnp.sqrt(-jnp.expm1(-integral))
+
+    def time_of_sigma(self, sigma: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The time at which std / scale, whose square is exp(B) - 1, is sigma."""
+        return self.time_of_integrated_beta(jnp.log1p(sigma**2))
 
     def transition(
         self, t: Float[Array, "b"], num_steps: int
@@ -185,6 +187,10 @@ class SubVPSDE(_LinearBeta):
         """Scale exp(-B/2) and std 1 - exp(-B) of x_t given x_0: no square root is missing."""
         integral = self.integrated_beta(t)
         return jnp.exp(-integral / 2), -jnp.expm1(-integral)
+
+    def time_of_sigma(self, sigma: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The time at which std / scale, 2 sinh(B / 2), is sigma."""
+        return self.time_of_integrated_beta(2 * jnp.arcsinh(sigma / 2))
 
     def transition(
         self, t: Float[Array, "b"], num_steps: int
@@ -241,6 +247,10 @@ class VESDE:
         """Scale 1 and std sigma(t) of x_t given x_0."""
         return jnp.ones_like(t), self.sigma(t)
 
+    def time_of_sigma(self, sigma: Float[Array, "b"]) -> Float[Array, "b"]:
+        """The time t of sigma(t)."""
+        return jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
+
     def transition(
         self, t: Float[Array, "b"], num_steps: int
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
@@ -282,13 +292,6 @@ def reverse_drift(sde: SDE, score_fn: ScoreFn) -> DriftFn:
 def probability_flow(sde: SDE, score_fn: ScoreFn) -> DriftFn:
     """Drift f - g^2 score / 2 of the ODE with the same marginals as the SDE. Source: Eq. 13."""
     return lambda x, t: sde.drift(x, t) - expand(sde.diffusion(t) ** 2, x) * score_fn(x, t) / 2
-
-
-def _require_beta_order(name: str, beta_min: float, beta_max: float) -> None:
-    if not 0 <= beta_min < beta_max:
-        raise ValueError(
-            f"{name} needs 0 <= beta_min < beta_max; got beta_min={beta_min}, beta_max={beta_max}."
-        )
 
 
 def _require_time_order(name: str, t_min: float, t_max: float) -> None:

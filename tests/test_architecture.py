@@ -15,7 +15,7 @@ SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
     {"typing", "numerics", "random", "choices", "ode"},
-    {"sdes", "schedules", "parameterize"},
+    {"sdes", "schedules", "parameterize", "preconditioning"},
     {"objectives", "samplers", "likelihood", "inverse", "density", "bregman", "rl", "models"},
     {"train", "data", "evaluate", "interop"},
     {"systems"},

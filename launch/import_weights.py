@@ -24,6 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Of the new run; it has none yet.
 def prepare() -> command.Job:
     config = command.config(CONFIG)
     import jax
+    import numpy as np
 
     from scorejax import interop, systems
     from scorejax.interop import published
@@ -39,9 +40,9 @@ def prepare() -> command.Job:
     path = workdir.open_new_workdir(WORKDIR.value, config)
 
     def job() -> None:
-        imported = state.TrainState.create(raw, {}, optimizer)
-        step = imported.step + found.step
-        imported = jax.device_get(imported.replace(step=step, ema_params=averaged))
+        create = jax.jit(lambda params: state.TrainState.create(params, {}, optimizer))
+        imported = jax.device_get(create(raw))
+        imported = imported.replace(step=np.int32(found.step), ema_params=jax.device_get(averaged))
         with checkpoint.Checkpoints(path) as checkpoints:
             checkpoints.save(imported, {})
         kinds = [kind for kind in ("raw", "averaged") if getattr(found, kind) is not None]

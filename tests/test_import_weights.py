@@ -79,38 +79,28 @@ CONFIG = "--config=configs/score_sde/digits.py:ve,debug"
 
 
 @pytest.mark.parametrize("name", ["torch.pth", "checkpoint_9"])
-def test_a_published_file_becomes_a_run(weights, files, tmp_path, name):
+def test_a_published_file_becomes_a_run_that_sampling_goes_on_from(weights, files, tmp_path, name):
     said = run(
         "import_weights", f"--architecture={NCSNPP}", f"--weights={files}/{name}", CONFIG,
-        f"--workdir={tmp_path}/run",
+        f"--workdir={tmp_path}", "--config.num_sampling_steps=3",
     )  # fmt: skip
-    assert said == f"step 1234, raw and averaged weights: {tmp_path}/run\n"
+    assert said == f"step 1234, raw and averaged weights: {tmp_path}\n"
     raw, averaged = (interop.load_torch(NCSNPP, w, **HYPER)[1]["params"] for w in weights)
-    restored = checkpoint.restore_for_inference(tmp_path / "run")
+    restored = checkpoint.restore_for_inference(tmp_path)
     assert restored.step == 1234
     jax.tree.map(np.testing.assert_array_equal, restored.params, averaged)
-    # Training could go on: the state has the form, and the fresh optimiser, of the config's.
+    # Training could go on: the state has the form of the config's, and a fresh optimiser.
     system = systems.load(digits.get_config("ve,debug"))
-    fresh = TrainState.create(*system.init(jax.random.key(0)), system.tx)
-    with checkpoint.Checkpoints(tmp_path / "run") as checkpoints:
-        state = checkpoints.restore_latest(fresh)
+    like = jax.eval_shape(lambda: TrainState.create(*system.init(jax.random.key(0)), system.tx))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        state = checkpoints.restore_latest(like)
     jax.tree.map(np.testing.assert_array_equal, state.params, raw)
-    jax.tree.map(np.testing.assert_array_equal, state.opt_state, fresh.opt_state)
-
-
-def test_the_other_commands_go_on_from_an_imported_run(files, tmp_path):
-    small = ("--config.num_sampling_steps=3", "--config.rtol=0.1", "--config.atol=0.1")
-    run(
-        "import_weights", f"--architecture={NCSNPP}", f"--weights={files}/torch.pth", CONFIG,
-        f"--workdir={tmp_path}", *small,
-    )  # fmt: skip
-    run("sample", f"--workdir={tmp_path}", "--num=2")
-    drawn = np.load(tmp_path / "samples.npz")
-    assert drawn["images"].shape == (2, 8, 8, 1) and np.isfinite(drawn["images"]).all()
-    assert drawn["step"] == 1234
-    run("likelihood", f"--workdir={tmp_path}", "--num=1")
-    report = json.loads((tmp_path / "likelihood_test.json").read_text())
-    assert report["step"] == 1234 and report["bits_per_dim_failures"] == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.opt_state))
+    if name == "torch.pth":  # Both are the same run by now; one may do.
+        run("sample", f"--workdir={tmp_path}", "--num=2")
+        drawn = np.load(tmp_path / "samples.npz")
+        assert drawn["images"].shape == (2, 8, 8, 1) and np.isfinite(drawn["images"]).all()
+        assert drawn["step"] == 1234
 
 
 def case(words, *, weights="torch.pth", architecture=NCSNPP, config=CONFIG, workdir="new", more=()):

@@ -187,6 +187,42 @@ def test_arrays_of_another_jax_network_are_named_in_their_own_names(official):
         load_flax(NCSNPP, tree, **VE)
 
 
+SONG = {
+    "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8],
+    "embedding_type": "fourier", "encoder_type": "residual", "decoder_type": "standard",
+    "channel_mult_noise": 2, "resample_filter": [1, 3, 3, 1], "img_resolution": 16,
+    "in_channels": 3, "out_channels": 3, "label_dim": 5, "augment_dim": 9,
+}  # fmt: skip
+
+
+def edm_module(tensors, class_name="Module", **settings):
+    """An object of EDM with these tensors, named `layer.weight`, in modules within modules."""
+    own = {name: Stored(array) for name, array in tensors.items() if "." not in name}
+    buffers = {name: own.pop(name) for name in ("freqs", "resample_filter") if name in own}
+    within = {}
+    for name, array in tensors.items():
+        if "." in name:
+            within.setdefault(name.split(".")[0], {})[name.partition(".")[2]] = array
+    modules = {name: edm_module(below) for name, below in within.items()}
+    state = module_state(own, modules, **settings) | {"_buffers": buffers}
+    return persistent_object(class_name, state, source="raise SystemExit")
+
+
+def test_an_edm_pickle_brings_its_own_settings(golden, tmp_path):
+    file = golden("i_net_ncsnpp_cond")
+    tensors = {f"model.{name[7:]}": file[name] for name in file if name.startswith("params/")}
+    net = edm_module(tensors, "EDMPrecond", model_type="SongUNet", img_resolution=16)
+    net.args[0]["state"]["_modules"]["model"].args[0]["class_name"] = "SongUNet"
+    net.args[0]["state"]["_modules"]["model"].args[0]["state"]["_init_kwargs"] = SONG
+    (tmp_path / "edm.pkl").write_bytes(plain_pickle({"ema": net, "loss_fn": None}))
+    module, variables = interop.load_checkpoint("edm/song_unet", tmp_path / "edm.pkl")
+    names = ("noise_labels", "class_labels", "augment_labels")
+    arguments = [jnp.asarray(file[f"in/{name}"]) for name in names]
+    x = jnp.asarray(np.moveaxis(file["in/x"], 1, -1))
+    value = np.moveaxis(jax.jit(module.apply)(variables, x, *arguments), -1, 1)
+    assert (np.abs(value - file["out64/y"]) <= file["tol/y"]).all()
+
+
 def test_settings_in_a_file_may_not_be_contradicted(tmp_path):
     weight = {"weight": Stored(np.ones((2, 2), np.float32))}
     inner = persistent_object("SongUNet", module_state(weight, model_channels=8))

@@ -174,9 +174,10 @@ def bits_per_dim(
 ) -> Float[Array, "b"]:
     """Bits per dimension of images of `levels` grey levels, from nats of their dequantised form.
 
-    data_range is where the model sees the interval [0, 1] of the dequantised image: (-1, 1) or
-    (0, 1). It adds 7 or 8 bits for 256 levels. In the mean over the noise the answer is an upper
-    bound of the bits of the discrete image. Source: Theis et al. 2016, arXiv:1511.01844, Sec. 3.1.
+    data_range is where the model sees the interval [0, 1] of `scorejax.data.transforms.dequantize`:
+    (-1, 1) or (0, 1). It adds 7 or 8 bits for 256 levels. In the mean over the noise the answer is
+    an upper bound of the bits of the discrete image. Source: Theis et al. 2016, arXiv:1511.01844,
+    Sec. 3.1.
     """
     low, high = data_range
     if not (levels >= 2 and low < high and dim >= 1):

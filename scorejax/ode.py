@@ -21,7 +21,7 @@ Norm = Callable[[PyTree], Float[Array, ""]]
 
 EVALUATIONS_PER_STEP = 6
 """Dormand-Prince 5(4) has seven stages; the last is the first of the next step, also after a
-rejection."""
+rejection. Only a rejected first step has its first stage evaluated again, which is not counted."""
 
 
 class Solved(NamedTuple):

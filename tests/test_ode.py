@@ -39,12 +39,14 @@ def test_nfe_counts_every_call_and_steps_the_rejected_ones_too():
 
     def drift_fn(x, t):
         t = io_callback(count, jax.ShapeDtypeStruct((), x.dtype), t)
-        return -30 * x + t
+        # The jump is not seen before a step crosses it, and that one is rejected.
+        return jnp.where(t > 0.5, 10.0, -1.0) * x
 
-    solved = solve(drift_fn, jnp.ones(2), first_step=1.0)
+    solved = solve(drift_fn, jnp.ones(2))
     assert int(solved.nfe) == len(calls) == 1 + 6 * int(solved.steps)
-    # The first trial goes all the way in one step, which |1 - 30| rules out.
-    assert calls.count(1.0) >= 3 and min(calls) == 0.0 and max(calls) == 1.0
+    times = np.array(calls[1:]).reshape(-1, 6)
+    # The last two stages of a step are at its end: where it goes back, the step was rejected.
+    assert (np.diff(times[:, -1]) < 0).any()
 
 
 def test_no_way_at_all_returns_the_start():
@@ -66,14 +68,13 @@ def test_a_drift_that_is_not_finite_from_some_time_on_ends_the_solve_soon(bad, t
 
     solved = jax.jit(jax.vmap(solved))(CUTS)
     assert not solved.success.any() and np.isnan(solved.state).all()
-    # Steps of 1e-2 to 1 shrink five times at a rejection, to 1e-7: 11 at most from each of the
-    # steps that come closer to the cut, of which each closes most of the gap.
+    # Twice the 75 that were measured: each step towards the cut is followed by some rejections.
     assert solved.steps.max() < 150
 
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_step_of_just_the_smallest_size_is_not_let_pass_for_ever(bad):
-    # The first rejection takes 5 EPS to EPS, the smallest step, which the controller then keeps.
+    # The first rejection takes 5 EPS to just EPS, which diffrax's dtmin = EPS would keep for ever.
     solved = solve(lambda x, t: jnp.full_like(x, bad), jnp.ones(3), first_step=5 * EPS)
     assert not solved.success and np.isnan(solved.state).all() and solved.steps < 10
 

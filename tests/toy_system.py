@@ -72,7 +72,7 @@ class ToySystem(NamedTuple):
             "mean": 0.9 * old["mean"] + 0.1 * jnp.mean(x, axis=0),
             "seen": old["seen"] + 1,
         }
-        return error, Aux({"largest": jnp.max(jnp.abs(output))}, model_state)
+        return error, Aux({"output_size": jnp.mean(jnp.abs(output))}, model_state)
 
     def evaluate(self, rng, state):
         size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state.ema_params))

@@ -3,6 +3,7 @@
 
 python -m launch.sample --workdir=runs/digits --num=64 --sampler=pc
 python -m launch.sample --workdir=runs/digits --sampler=ode --out=runs/digits/ode
+python -m launch.sample --workdir=runs/digits --sampler=heun --nfe=35
 """
 
 from absl import flags
@@ -10,9 +11,14 @@ from absl import flags
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.", required=True)
-SAMPLER = flags.DEFINE_string("sampler", "pc", "pc (predictor-corrector) or ode.")
+SAMPLER = flags.DEFINE_string(
+    "sampler", "pc", "pc (predictor-corrector), ode, heun, dpm++ or sde-dpm++ (DPM-Solver++)."
+)
 NUM = flags.DEFINE_integer("num", 64, "How many.")
-NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Of the pc chain; 0: what the config says.")
+NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", 0, "Of the sampler; 0: its usual number.", lower_bound=0
+)
+NFE = flags.DEFINE_integer("nfe", 0, "Instead: at most so many network calls.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "At most so many at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
@@ -27,7 +33,7 @@ def prepare() -> command.Job:
     from scorejax import systems
 
     make_draw = systems.capability(config, "sampler")
-    draw = make_draw(config, SAMPLER.value, num_steps=NUM_STEPS.value)
+    draw = make_draw(config, SAMPLER.value, num_steps=NUM_STEPS.value, nfe=NFE.value)
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:

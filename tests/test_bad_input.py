@@ -77,7 +77,7 @@ OVERRIDES = [
     ("attn_resolutions=(5,)", "attn_resolutions needs sizes that the network reaches, [8, 4]"),
     ("beta_min=30.0", "VPSDE needs 0 <= beta_min < beta_max; got beta_min=30.0"),
     ("num_scales=1", "num_scales needs to be at least 2; got 1"),
-    ("num_sampling_steps=1", "num_steps needs to be at least 2; got 1"),
+    ("num_sampling_steps=1", "num_sampling_steps needs to be at least 2; got 1"),
     ("snr=0.0", "snr needs to be a positive number; got 0.0"),
     ("num_corrector_steps=0", "num_corrector_steps needs to be at least 1; got 0"),
     ("rtol=0.0", "rtol needs to lie between 0 and 1; got 0.0"),
@@ -144,11 +144,24 @@ CASES = {
         "sample", [RUN, "--sampler=pcc"], 2, "unknown sampler 'pcc': did you mean 'pc'?",
     ),
     "sample: steps": (
-        "sample", [RUN, "--num_steps=1"], 2, "num_steps needs to be at least 2; got 1",
+        "sample", [RUN, "--num_steps=1"], 2, "'pc' needs num_steps of at least 2; got 1",
     ),
     "sample: steps of the ODE": (
         "sample", [RUN, "--sampler=ode", "--num_steps=9"], 2, "got num_steps=9",
     ),
+    "sample: both": (
+        "sample", [RUN, "--num_steps=9", "--nfe=9"], 2,
+        "give num_steps or nfe, not both; got 9 and 9",
+    ),
+    "sample: nfe of Heun": (
+        "sample", [RUN, "--sampler=heun", "--nfe=2"], 2, "'heun' needs nfe of at least 3; got 2",
+    ),
+    "sample: nfe of DPM-Solver++": (
+        "sample", [RUN, "--sampler=dpm++", "--nfe=2"], 2, "'dpm++' needs nfe of at least 3; got 2",
+    ),
+    "sample: nfe of the ODE": ("sample", [RUN, "--sampler=ode", "--nfe=9"], 2, "got nfe=9"),
+    "sample: few steps": ("sample", [RUN, "--sampler=huen"], 2, "did you mean 'heun'?"),
+    "sample: nfe below none": ("sample", [RUN, "--nfe=-1"], 2, "--nfe=-1"),
     "likelihood: split": (
         "likelihood", [RUN, "--split=tset"], 2, "unknown split 'tset': did you mean 'test'?",
     ),

@@ -7,6 +7,7 @@ A new system adds a row. The properties of its paper are tested in a file of its
 import functools
 import importlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from scorejax import systems
 from scorejax.objectives import denoising
 from scorejax.systems import score_sde
+from scorejax.systems.score_sde import sampling
 from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.state import TrainState
@@ -167,6 +169,37 @@ def test_evaluation_gives_numbers_and_pictures_and_repeats_itself(case):
     for name, picture in first.pictures.items():
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3
         np.testing.assert_array_equal(picture, again.pictures[name])
+
+
+@pytest.mark.parametrize(
+    "sde, name, asked, nfe",
+    [
+        ("vp", "pc", {"nfe": 11}, 11),
+        ("ve", "pc", {"nfe": 11}, 10),  # A corrector doubles the cost of a step.
+        ("ve", "pc", {"num_steps": 7}, 14),
+        ("vp", "heun", {}, 35),
+        ("subvp", "heun", {"nfe": 12}, 11),
+        ("ve", "dpm++", {"nfe": 12}, 12),
+        ("vp", "sde-dpm++", {"num_steps": 9}, 10),
+    ],
+)
+def test_a_sampler_makes_the_calls_that_it_reports_and_no_more_than_asked(sde, name, asked, nfe):
+    config = importlib.import_module("configs.score_sde.digits").get_config(f"{sde},debug")
+    calls = []
+
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x, label):
+            jax.debug.callback(lambda _: calls.append(1), x.sum())
+            return jnp.zeros_like(x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "make_network", lambda config: Counting())
+        draw = score_sde.sampler(config, name, **asked)
+    drawn = jax.block_until_ready(jax.jit(draw)(({}, {}), jax.random.split(jax.random.key(0), 2)))
+    jax.effects_barrier()
+    assert len(calls) == nfe and (drawn["nfe"] == nfe).all()
+    assert drawn["image"].shape == (2, 8, 8, 1)
 
 
 def test_an_unknown_system_names_the_nearest():

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from scorejax.choices import choose, require
+from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp, require_halvings
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
@@ -24,7 +25,7 @@ def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCS
 
     Raises: ValueError for an unknown name, or options that are impossible for this size.
     """
-    return choose("model", name, {"ncsnpp": _ncsnpp})(image_size, options)
+    return choose("model", name, {"ncsnpp": _ncsnpp, "ddpm": _ddpm})(image_size, options)
 
 
 def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
@@ -47,3 +48,13 @@ def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
         "dtype": choose("dtype", options["dtype"], DTYPES),
     }
     return NCSNpp(**{option: options[option] for option in NCSNPP_OPTIONS} | given)
+
+
+def _ddpm(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
+    fixed = DDPM.keywords.keys() & set(NCSNPP_OPTIONS) - {"num_res_blocks"}
+    for option in sorted(fixed):
+        if options[option] != DDPM.keywords[option]:
+            raise ValueError(
+                f"model 'ddpm' has {option}={DDPM.keywords[option]!r}; got {options[option]!r}"
+            )
+    return _ncsnpp(image_size, options).clone(num_groups=DDPM.keywords["num_groups"])

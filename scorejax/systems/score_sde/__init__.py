@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score-based generative modelling through stochastic differential equations.
+
+Training is Eq. 7 of the paper, in continuous time, or the discrete losses that it generalises
+(Eqs. 1 and 3); samples come from predictor-corrector chains (Alg. 1) or the probability-flow ODE
+(Eq. 13), densities from the same ODE (Eq. 39). VP and sub-VP networks predict the noise, VE
+networks sigma times the score.
+
+Source: Song et al. 2021, arXiv:2011.13456.
+"""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from scorejax.objectives import make_loss_fn
+from scorejax.systems import System
+from scorejax.systems.score_sde.evaluation import likelihood, make_evaluate, metrics
+from scorejax.systems.score_sde.model import (
+    KEYS,
+    OBJECTIVES,
+    Variables,
+    bind,
+    image_view,
+    make_example_loss,
+    make_network,
+    make_optimizer,
+    make_score_fn,
+    make_sde,
+)
+from scorejax.systems.score_sde.sampling import SAMPLERS, sampler
+from scorejax.typing import PRNGKeyArray
+
+__all__ = [
+    "KEYS",
+    "OBJECTIVES",
+    "SAMPLERS",
+    "Variables",
+    "bind",
+    "build",
+    "image_view",
+    "likelihood",
+    "make_example_loss",
+    "make_network",
+    "make_optimizer",
+    "make_score_fn",
+    "make_sde",
+    "metrics",
+    "sampler",
+]
+
+
+def build(config: ConfigDict) -> System:
+    """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
+    sde, images, model = make_sde(config), image_view(config), make_network(config)
+
+    def init(rng: PRNGKeyArray) -> Variables:
+        variables = dict(model.init(rng, jnp.zeros((1, *images.shape)), jnp.ones(1)))
+        return variables.pop("params"), variables
+
+    system = System(
+        init=init,
+        loss=make_loss_fn(make_example_loss(config, sde), model.apply),
+        tx=make_optimizer(config),
+        source=images.training_source(config.batch_size),
+        evaluate=make_evaluate(config),
+    )
+    jax.eval_shape(lambda: init(jax.random.key(0)))  # Raises what only the layers can know.
+    return system

@@ -3,6 +3,7 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import pathlib
 import re
@@ -10,7 +11,7 @@ import re
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 CODE = [
     pytest.param(block, id=f"{page.name}-{number}")
@@ -52,3 +53,22 @@ def test_names_and_files_that_a_page_mentions_exist(page):
     pattern = rf"\b((?:{folders})/[\w/.-]+\.(?:py|md|sh|ipynb|sbatch))"
     for name in re.findall(pattern, text):
         assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}"
+
+
+LINES = [
+    pytest.param(line, place, id=f"{page.stem}: {place}")
+    for page in PAGES
+    for line, place in re.findall(
+        r"^\|[^|]*\| `([^`]+)` \| `(scorejax[\w.]+)` \|$", page.read_text(), re.M
+    )
+]
+
+
+@pytest.mark.parametrize("line, place", LINES)
+def test_a_line_of_code_that_a_page_quotes_is_there(line, place):
+    source = " ".join(inspect.getsource(resolve(place)).split())
+    assert " ".join(line.split()) in source
+
+
+def test_the_pages_on_papers_quote_code():
+    assert len(LINES) > 20

@@ -18,12 +18,20 @@ _HOME = {
     "denoising_score_matching": "scorejax.objectives.denoising",
     "predictor_corrector": "scorejax.samplers.predictor_corrector",
     "probability_flow_ode": "scorejax.samplers.probability_flow",
+    "encode": "scorejax.samplers.probability_flow",
+    "decode": "scorejax.samplers.probability_flow",
+    "heun": "scorejax.samplers.few_step",
+    "dpm_solver_pp": "scorejax.samplers.dpm_solver",
+    "sde_dpm_solver_pp": "scorejax.samplers.dpm_solver",
     "log_prob": "scorejax.likelihood",
     "bits_per_dim": "scorejax.likelihood",
     "inpaint": "scorejax.inverse",
     "colorize": "scorejax.inverse",
     "NCSNpp": "scorejax.models.ncsnpp",
+    "SongUNet": "scorejax.models.songunet",
+    "DhariwalUNet": "scorejax.models.dhariwal",
     "load_torch": "scorejax.interop",
+    "load_checkpoint": "scorejax.interop",
 }
 
 __all__ = [*_HOME]

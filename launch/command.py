@@ -63,8 +63,13 @@ def keys(seed: int, num: int):
     return row_keys(jax.random.key(seed), num)
 
 
-def in_chunks(fn: Callable, variables: Any, rows: dict, batch_size: int, unit: str) -> dict:
-    """fn(variables, rows) -> rows on all local devices, `batch_size` rows at a time, with a bar."""
+def in_chunks(
+    fn: Callable, variables: Any, rows: dict, batch_size: int, unit: str, parts: Any = None
+) -> dict:
+    """fn(variables, rows) -> rows on all local devices, `batch_size` rows at a time, with a bar.
+
+    With `parts`, a `scorejax.evaluate.parts.Parts`, a chunk that is there is not computed again.
+    """
     import jax
     import numpy as np
     import tqdm
@@ -79,7 +84,9 @@ def in_chunks(fn: Callable, variables: Any, rows: dict, batch_size: int, unit: s
         for start in range(0, num, batch_size):
             # The last chunk is filled up, since another size would be compiled anew.
             index = np.minimum(np.arange(start, start + batch_size), num - 1)
-            results.append(mapped(variables, {name: row[index] for name, row in rows.items()}))
+            chunk = {name: row[index] for name, row in rows.items()}
+            compute = functools.partial(mapped, variables, chunk)
+            results.append(parts.get(f"{start:08d}", compute) if parts else compute())
             bar.update(min(batch_size, num - start))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *results)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from scorejax.numerics import expand
 from scorejax.samplers.correctors import Corrector, no_corrector
@@ -66,6 +66,64 @@ def grey_operator() -> LinearOperator:
         return y @ jnp.asarray(column.T, y.dtype)
 
     return LinearOperator(forward, pinv)
+
+
+def average_pool_operator(size: int) -> LinearOperator:
+    """Averages blocks of size x size pixels of (b, h, w, c): super-resolution."""
+
+    def forward(x):
+        b, h, w, c = x.shape
+        return x.reshape(b, h // size, size, w // size, size, c).mean(axis=(2, 4))
+
+    def pinv(y):
+        return jnp.repeat(jnp.repeat(y, size, axis=1), size, axis=2)
+
+    return LinearOperator(forward, pinv)
+
+
+def blur_operator(kernel: Float[np.ndarray, "h w"], *, cutoff: float = 1e-3) -> LinearOperator:
+    """Circular convolution of (b, h, w, c) with a kernel of the image's size, centred at [0, 0].
+
+    Frequencies that the kernel weakens below `cutoff` of its largest response count as lost, in
+    both directions.
+    """
+    response = np.fft.fft2(kernel)
+    kept = np.abs(response) > cutoff * np.abs(response).max()
+    inverse = np.where(kept, 1 / np.where(kept, response, 1), 0)
+    filtered = lambda x, by: _filter(x, jnp.asarray(by)).astype(x.dtype)
+    return LinearOperator(
+        lambda x: filtered(x, np.where(kept, response, 0)), lambda y: filtered(y, inverse)
+    )
+
+
+def fourier_operator(mask: Shaped[np.ndarray, "h w"]) -> LinearOperator:
+    """The orthonormal Fourier coefficients of (b, h, w, c) where mask is 1, 0 elsewhere.
+
+    Measurements are (b, h, w, 2 c): real parts, then imaginary parts.
+    """
+    mask = np.asarray(mask, np.float64)
+    mirrored = np.roll(mask[::-1, ::-1], 1, axis=(0, 1))
+    # A real image has each coefficient twice, at k and -k; one of them may be masked.
+    share = (mask + mirrored) / 2
+    weight = np.where(share > 0, 1 / np.where(share > 0, share, 1), 0)
+
+    def forward(x):
+        spectrum = jnp.fft.fft2(x, axes=(1, 2), norm="ortho") * jnp.asarray(mask)[None, :, :, None]
+        return jnp.concatenate([spectrum.real, spectrum.imag], axis=-1).astype(x.dtype)
+
+    def pinv(y):
+        real, imaginary = jnp.split(y, 2, axis=-1)
+        spectrum = (real + 1j * imaginary) * jnp.asarray(mask)[None, :, :, None]
+        image = jnp.fft.ifft2(spectrum, axes=(1, 2), norm="ortho").real
+        return _filter(image, jnp.asarray(weight)).astype(y.dtype)
+
+    return LinearOperator(forward, pinv)
+
+
+def _filter(x: Array, response: Array) -> Array:
+    """x (b, h, w, c) with its Fourier coefficients multiplied by response (h, w)."""
+    spectrum = jnp.fft.fft2(x, axes=(1, 2)) * response[None, :, :, None]
+    return jnp.fft.ifft2(spectrum, axes=(1, 2)).real
 
 
 def replace_measured(

@@ -17,10 +17,21 @@ SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 LAYERS = [
     {"typing", "numerics", "random", "choices", "ode"},
     {"sdes", "schedules", "parameterize", "preconditioning"},
-    {"objectives", "samplers", "likelihood", "inverse", "density", "bregman", "rl", "models"},
+    {
+        "objectives",
+        "samplers",
+        "likelihood",
+        "inverse",
+        "guidance",
+        "latent",
+        "density",
+        "bregman",
+        "rl",
+        "models",
+    },
     {"train", "data", "evaluate", "interop"},
     {"systems"},
-]
+]  # fmt: skip
 
 
 def layer(name: str) -> int:

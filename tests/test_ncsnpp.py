@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NCSN++ family: sizes, options, precision, and the loading of weights."""
 
+import functools
 import math
 
 import jax
@@ -21,6 +22,16 @@ TINY = {
 def inputs(size=8, channels=1, batch=2):
     x = jax.random.normal(jax.random.key(0), (batch, size, size, channels))
     return x, jnp.linspace(0.5, 800.0, batch)
+
+
+def some_variables(network):
+    """Random numbers for all parameters: drawn here, since compiling `init` takes seconds."""
+    shapes, rng = (
+        jax.eval_shape(network.init, jax.random.key(1), *inputs()),
+        np.random.default_rng(1),
+    )
+    draw = lambda leaf: rng.normal(0.1, 0.2, leaf.shape).astype(leaf.dtype)
+    return jax.tree.map(draw, shapes)
 
 
 def num_parameters(network, size):
@@ -62,9 +73,9 @@ def test_ddpm_has_its_number_of_parameters():
 def test_bfloat16_is_close_to_float32_and_keeps_the_parameters():
     x, label = inputs(batch=4)
     full, half = NCSNpp(**TINY), NCSNpp(**TINY, dtype=jnp.bfloat16)
-    variables = jax.jit(half.init)(jax.random.key(1), x, label)
+    variables = some_variables(half)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    expected, value = (jax.jit(net.apply)(variables, x, label) for net in (full, half))
+    expected, value = (net.apply(variables, x, label) for net in (full, half))
     assert value.dtype == jnp.float32
     # bfloat16 rounds to 2^-9 = 0.2 %; some 30 roundings of random sign lie on the way: 1 %.
     error = jnp.linalg.norm(value - expected) / jnp.linalg.norm(expected)
@@ -76,7 +87,7 @@ def test_remat_changes_neither_names_nor_values(resblock_type):
     x, label = inputs()
     options = TINY | {"resblock_type": resblock_type, "dropout": 0.3, "ch_mult": (1,)}
     plain, remat = NCSNpp(**options), NCSNpp(**options, remat=True)
-    variables = jax.jit(plain.init)(jax.random.key(1), x, label)
+    variables = some_variables(plain)
 
     def value_and_grad(net):
         rng = jax.random.key(2)
@@ -93,27 +104,24 @@ def test_remat_changes_neither_names_nor_values(resblock_type):
 def test_dropout_acts_in_training_only():
     x, label = inputs()
     net = NCSNpp(**TINY | {"dropout": 0.5})
-    variables = jax.jit(net.init)(jax.random.key(1), x, label)
-    run = jax.jit(lambda rng: net.apply(variables, x, label, dropout_rng=rng))
-    first, second = (run(jax.random.key(seed)) for seed in (2, 3))
+    run = functools.partial(net.apply, some_variables(net), x, label)
+    first, second = (run(dropout_rng=jax.random.key(seed)) for seed in (2, 3))
     assert jnp.abs(first - second).max() > 1e-3
-    still = jax.jit(lambda: net.apply(variables, x, label))
-    np.testing.assert_array_equal(still(), still())
+    np.testing.assert_array_equal(run(), run())
 
 
 def test_an_unconditional_network_ignores_the_label():
     x, label = inputs()
     net = NCSNpp(**TINY, conditional=False)
-    variables = jax.jit(net.init)(jax.random.key(1), x, label)
-    apply = jax.jit(net.apply)
-    np.testing.assert_array_equal(apply(variables, x, label), apply(variables, x, 2 * label))
+    run = functools.partial(net.apply, some_variables(net), x)
+    np.testing.assert_array_equal(run(label), run(2 * label))
 
 
 def test_centring_is_the_only_thing_that_centred_changes():
     x, label = inputs()
-    variables = jax.jit(NCSNpp(**TINY).init)(jax.random.key(1), x, label)
-    expected = jax.jit(NCSNpp(**TINY).apply)(variables, 2 * x - 1, label)
-    value = jax.jit(NCSNpp(**TINY, centered=False).apply)(variables, x, label)
+    variables = some_variables(NCSNpp(**TINY))
+    expected = NCSNpp(**TINY).apply(variables, 2 * x - 1, label)
+    value = NCSNpp(**TINY, centered=False).apply(variables, x, label)
     np.testing.assert_array_equal(value, expected)
 
 

@@ -159,12 +159,13 @@ def tiny(kind, **fields):
 def initialised(network):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     noise = jnp.array([-0.5, 1.5])
-    variables = jax.jit(network.init)(jax.random.key(1), x, noise)
-    # Networks begin at zero output; moved off it, every part is felt.
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    moved = [a + 0.2 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return x, noise, jax.tree.unflatten(tree, moved)
+    # Networks begin at zero output; with any other numbers, every part is felt.
+    shapes, rng = (
+        jax.eval_shape(network.init, jax.random.key(1), x, noise),
+        np.random.default_rng(2),
+    )
+    draw = lambda leaf: rng.normal(0.2, 0.3, leaf.shape).astype(leaf.dtype)
+    return x, noise, jax.tree.map(draw, shapes)
 
 
 @pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
@@ -179,8 +180,7 @@ def test_a_network_begins_at_zero(kind):
 def test_labels_act_and_missing_ones_are_zeros(kind):
     network = tiny(kind, label_dim=3, augment_dim=2)
     x, noise, variables = initialised(network)
-    # As arguments: closed over, all would be constants, and the compiler folds those for minutes.
-    apply = functools.partial(jax.jit(network.apply), variables, x, noise)
+    apply = functools.partial(network.apply, variables, x, noise)
     zeros = (jnp.zeros((2, 3)), jnp.zeros((2, 2)))
     plain = apply()
     np.testing.assert_array_equal(apply(*zeros), plain)
@@ -195,7 +195,7 @@ def test_labels_act_and_missing_ones_are_zeros(kind):
 def test_a_class_is_withheld_in_training_only(kind):
     network = tiny(kind, label_dim=3, label_dropout=1.0, dropout=0.0)
     x, noise, variables = initialised(network)
-    apply = functools.partial(jax.jit(network.apply), variables, x, noise)
+    apply = functools.partial(network.apply, variables, x, noise)
     classes = jnp.eye(3)[:2]
     trained = apply(classes, dropout_rng=jax.random.split(jax.random.key(3), 2))
     np.testing.assert_array_equal(trained, apply())

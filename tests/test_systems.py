@@ -126,7 +126,8 @@ def test_saved_and_restored_a_run_goes_on_bit_for_bit(case, tmp_path):
     assert_equal(resumed, whole)
 
 
-@pytest.mark.parametrize("case", rows(in_full=["score_sde-vp"]), indirect=True)
+# The loop's own test, with the smallest system, is in test_parallel.py.
+@pytest.mark.parametrize("case", rows(in_full=[]), indirect=True)
 def test_two_devices_do_what_one_does_with_the_joined_batch(case):
     # With plain gradient descent the change of a parameter is its gradient, and is compared as
     # such. Adam divides gradients by their own size, those that are nothing but rounding too.
@@ -163,6 +164,7 @@ def test_gradients_are_finite_at_both_ends_of_time(case, end):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.parametrize("case", rows(in_full=["score_sde-vp"]), indirect=True)
 def test_evaluation_gives_numbers_and_pictures_and_repeats_itself(case):
     first, again = (case.system.evaluate(jax.random.key(4), case.state) for _ in range(2))
     assert first.scalars == again.scalars and all(np.isfinite(list(first.scalars.values())))

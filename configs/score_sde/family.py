@@ -83,6 +83,121 @@ def default(sde: str) -> ConfigDict:
     return config
 
 
+def official(
+    sde: str, net: str, dataset: str, *, continuous: bool, deep: bool = False
+) -> ConfigDict:
+    """An experiment of the paper: `default` with a network, a data set, and its kind of time."""
+    config = NETS[net](default(sde), continuous)
+    config.num_res_blocks *= 1 + deep
+    if deep:
+        config.num_train_steps = 950_000
+    if not continuous:
+        config.objective = "smld" if sde == "ve" else "ddpm"
+        if sde == "vp":
+            config.predictor = "reverse_diffusion" if net == "ncsnpp" else "ancestral"
+    return DATASETS[dataset](config)
+
+
+def _ddpm(config: ConfigDict, continuous: bool) -> ConfigDict:
+    """The network of Ho et al. 2020, arXiv:2006.11239."""
+    config.model = "ddpm"
+    config.num_res_blocks = 2
+    config.resblock_type = "ddpm"
+    config.skip_rescale = False
+    return _ddpmpp(config, continuous)
+
+
+def _ddpmpp(config: ConfigDict, continuous: bool) -> ConfigDict:
+    del continuous
+    config.embedding_type = "positional"
+    config.fir = False
+    config.progressive_input = "none"
+    return config
+
+
+def _ncsnpp(config: ConfigDict, continuous: bool) -> ConfigDict:
+    config.embedding_type = "fourier" if continuous and config.sde == "ve" else "positional"
+    config.fir = True
+    config.progressive_input = "residual"
+    return config
+
+
+def _pyramids(config: ConfigDict, continuous: bool) -> ConfigDict:
+    """NCSN++ for 256 pixels and more: images go in, and come out, at every level."""
+    config = _ncsnpp(config, continuous)
+    config.ch_mult = (1, 1, 2, 2, 2, 2, 2)
+    config.num_res_blocks = 2
+    config.progressive_input = "input_skip"
+    config.progressive = "output_skip"
+    return config
+
+
+NETS = {"ddpm": _ddpm, "ddpmpp": _ddpmpp, "ncsnpp": _ncsnpp, "ncsnpp_pyramids": _pyramids}
+
+
+def _cifar10(config: ConfigDict) -> ConfigDict:
+    return config
+
+
+def _celeba(config: ConfigDict) -> ConfigDict:
+    config.dataset, config.image_size = "celeba", 64
+    config.sigma_max, config.snr = 90.0, 0.17
+    return config
+
+
+def _large(config: ConfigDict, dataset: str, sigma_max: float) -> ConfigDict:
+    """What the paper has for 256 x 256 images."""
+    config.dataset, config.image_size = dataset, 256
+    config.sigma_max, config.snr = sigma_max, 0.075
+    config.dropout = 0.0
+    config.num_train_steps = 2_400_000
+    config.batch_size = 64
+    if config.model == "ddpm":
+        config.ch_mult = (1, 1, 2, 2, 4, 4)
+        config.learning_rate = 2e-5
+    else:
+        config.num_sampling_steps = config.num_scales = 2000
+    return config
+
+
+def _megapixel(config: ConfigDict, dataset: str) -> ConfigDict:
+    """What the paper has for 1024 x 1024 images."""
+    config = _large(config, dataset, 1348.0)
+    config.image_size = 1024
+    config.snr = 0.15
+    config.nf, config.num_res_blocks = 16, 1
+    config.ch_mult = (1, 2, 4, 8, 16, 32, 32, 32)
+    config.batch_size = 8
+    config.ema_rate = 0.9999
+    config.remat = True
+    return config
+
+
+DATASETS = {
+    "cifar10": _cifar10,
+    "celeba": _celeba,
+    "bedroom": lambda config: _large(config, "lsun_bedroom", 378.0),
+    "church": lambda config: _large(config, "lsun_church", 380.0),
+    "celebahq_256": lambda config: _large(config, "celebahq", 348.0),
+    "ffhq_256": lambda config: _large(config, "ffhq", 348.0),
+    "celebahq_1024": lambda config: _megapixel(config, "celebahq"),
+    "ffhq_1024": lambda config: _megapixel(config, "ffhq"),
+}
+
+
+def sized(config: ConfigDict, variant: str) -> ConfigDict:
+    """The experiment in full, or for "debug" with small images as well. Raises: ValueError."""
+    if variant not in ("", *SIZES):
+        raise unknown("variant", variant, SIZES)
+    if variant != "debug":
+        return config
+    config = debug(config)
+    config.image_size, config.ch_mult, config.attn_resolutions = 16, config.ch_mult[:2], (8,)
+    if config.model == "ddpm":
+        config.nf = 32  # It normalises in 32 groups.
+    return config
+
+
 def debug(config: ConfigDict) -> ConfigDict:
     """The same experiment with everything small: trains in seconds on a CPU."""
     config.nf = 8

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image data sets by name, as uint8 arrays or as records with random access.
 
-Handwritten digits come with scikit-learn; Fashion-MNIST is read from its own four files; the
-others are data sets of tensorflow-datasets, prepared once in array-record format and read here
-without TensorFlow. Data are looked for in `data_dir`, else in $SCOREJAX_DATA_DIR, else in
-~/tensorflow_datasets.
+Handwritten digits come with scikit-learn; Fashion-MNIST is read from its own four files, CelebA-HQ
+and FFHQ from the TFRecord files of ProgressiveGAN and StyleGAN; the others are data sets of
+tensorflow-datasets, prepared once in array-record format and read here without TensorFlow. Data are
+looked for in `data_dir`, else in $SCOREJAX_DATA_DIR, else in ~/tensorflow_datasets.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scorejax.choices import unknown
-from scorejax.data import transforms
+from scorejax.data import tfrecords, transforms
 
 SPLITS = ("train", "test")
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -33,6 +33,8 @@ class ImageSet:
     levels: int = 256
     """Grey levels per channel."""
     tfds_name: str = ""
+    tfrecords: bool = False
+    """In a file for each size, with one split: its test images are its training images."""
     test_split: str = "test"
     in_memory: bool = True
     """Small enough to be gathered from memory; else it is read record by record."""
@@ -57,6 +59,8 @@ IMAGE_SETS = {
         channels=3, size=256, tfds_name="lsun/church_outdoor", test_split="validation",
         in_memory=False, fit=transforms.crop_scene,
     ),
+    "celebahq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
+    "ffhq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
 }  # fmt: skip
 
 
@@ -113,9 +117,12 @@ def load(
 
 
 def records(name: str, split: str, *, image_size: int = 0, data_dir: str = "") -> Records:
-    """Opens a split of a tensorflow-datasets set without reading it. Raises: as `load`."""
+    """Opens a split of a set on disk without reading it. Raises: as `load`."""
     spec = image_set(name)
     _require_split(split)
+    if spec.tfrecords:
+        rows = _tfrecords(name, image_size or spec.size, data_dir)
+        return Records(rows, spec.fit, image_size or spec.size)
     rows = _data_source(spec.tfds_name, spec.test_split if split == "test" else split, data_dir)
     return Records(rows, spec.fit, image_size or spec.size)
 
@@ -186,6 +193,21 @@ def _data_source(tfds_name: str, split: str, data_dir: str) -> Sequence[dict[str
             f"is needed; get it with: {command}"
         )
     return builder.as_data_source(split=split)
+
+
+def _tfrecords(name: str, size: int, data_dir: str) -> tfrecords.TFRecordImages:
+    level = size.bit_length() - 1
+    if size != 2**level:
+        raise ValueError(
+            f"{name} has a file for each power of two; got image_size={size}, try {2**level}"
+        )
+    path = _root(data_dir) / name / f"{name}-r{level:02d}.tfrecords"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{name} of {size} x {size} pixels is not there: {path}; make it with the dataset_tool "
+            "of ProgressiveGAN (CelebA-HQ) or StyleGAN (FFHQ)"
+        )
+    return tfrecords.TFRecordImages(path)
 
 
 def _gather(rows: Records, limit: int | None) -> Images:

@@ -6,14 +6,15 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from scorejax import likelihood as likelihoods
 from scorejax.choices import require, unknown
 from scorejax.data.source import padded_batches
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
-from scorejax.likelihood import bits_per_dim, log_prob
 from scorejax.samplers import predictor_corrector as pc
 from scorejax.systems.score_sde.model import (
     Variables,
@@ -33,21 +34,22 @@ from scorejax.typing import Array, Batch, PRNGKeyArray
 NUM_FRAMES = 10
 
 
-def likelihood(config: ConfigDict) -> Callable:
+def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
     """measure(variables, {"image": (b, h, w, c), "rng": keys (b,)}) -> bits_per_dim, nfe, success.
 
     The images are as `ImageView.dequantized` returns them. An answer depends on its own image and
-    key alone.
+    key alone. The divergence is estimated with one random probe, or `exact`.
     """
     sde, images, model = make_sde(config), image_view(config), make_network(config)
-    solve = functools.partial(log_prob, **tolerances(config))
+    divergence = likelihoods.exact if exact else likelihoods.hutchinson
+    solve = functools.partial(likelihoods.log_prob, divergence=divergence, **tolerances(config))
     dim, units = math.prod(images.shape), {"levels": images.levels, "data_range": images.data_range}
 
     def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
         score_fn = make_score_fn(config, sde, bind(model, variables))
         one = lambda rng, x: jax.tree.map(jnp.squeeze, solve(rng, sde, score_fn, x[None]))
         rows = jax.vmap(one)(batch["rng"], batch["image"])
-        bits = bits_per_dim(rows.log_prob, dim, **units)
+        bits = likelihoods.bits_per_dim(rows.log_prob, dim, **units)
         return {"bits_per_dim": bits, "nfe": rows.nfe, "success": rows.success}
 
     return measure

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DDPM's network under the VE SDE in discrete time, on CIFAR-10.
+
+Paper     Song et al. 2021, arXiv:2011.13456; its settings ve/cifar10_ddpm
+Command   python -m launch.train --workdir=runs/new \\
+              --config=configs/score_sde/ve_cifar10_ddpm.py
+          variants: full (the default), and :debug for seconds
+Expected  no number is published
+Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
+"""
+
+from ml_collections import ConfigDict
+
+from configs.score_sde import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = family.official("ve", "ddpm", "cifar10", continuous=False)
+    return family.sized(config, variant)

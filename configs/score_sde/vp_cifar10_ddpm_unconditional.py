@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DDPM that is not told the noise level, on CIFAR-10.
+
+Paper     Song et al. 2021, arXiv:2011.13456; its settings vp/ddpm/cifar10_unconditional
+Command   python -m launch.train --workdir=runs/new \\
+              --config=configs/score_sde/vp_cifar10_ddpm_unconditional.py
+          variants: full (the default), and :debug for seconds
+Expected  no number is published
+Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
+"""
+
+from ml_collections import ConfigDict
+
+from configs.score_sde import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = family.official("vp", "ddpm", "cifar10", continuous=False)
+    config.conditional = False
+    return family.sized(config, variant)

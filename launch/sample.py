@@ -4,6 +4,7 @@
 python -m launch.sample --workdir=runs/digits --num=64 --sampler=pc
 python -m launch.sample --workdir=runs/digits --sampler=ode --out=runs/digits/ode
 python -m launch.sample --workdir=runs/digits --sampler=heun --nfe=35
+python -m launch.sample --workdir=runs/digits --classifier=runs/guide --label=3
 """
 
 from absl import flags
@@ -19,6 +20,9 @@ NUM_STEPS = flags.DEFINE_integer(
     "num_steps", 0, "Of the sampler; 0: its usual number.", lower_bound=0
 )
 NFE = flags.DEFINE_integer("nfe", 0, "Instead: at most so many network calls.", lower_bound=0)
+CLASSIFIER = flags.DEFINE_string("classifier", "", "A run of noisy_classifier that guides.")
+LABEL = flags.DEFINE_integer("label", None, "The class that it guides to.", lower_bound=0)
+GUIDANCE = flags.DEFINE_float("guidance", 1.0, "How strongly; 1 is Bayes' rule.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "At most so many at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
@@ -32,16 +36,19 @@ def prepare() -> command.Job:
 
     from scorejax import systems
 
-    make_draw = systems.capability(config, "sampler")
-    draw = make_draw(config, SAMPLER.value, num_steps=NUM_STEPS.value, nfe=NFE.value)
+    options, given = {"num_steps": NUM_STEPS.value, "nfe": NFE.value}, ()
+    if CLASSIFIER.value or LABEL.value is not None:
+        condition, *given = class_condition(config)
+        options["condition"] = condition
+    draw = systems.capability(config, "sampler")(config, SAMPLER.value, **options)
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:
         from scorejax.evaluate import pictures
 
         rows = {"rng": command.keys(SEED.value, NUM.value)}
-        variables = restored.params, restored.model_state
-        fn = lambda variables, batch: draw(variables, batch["rng"])
+        variables = (restored.params, restored.model_state), *given
+        fn = lambda variables, batch: draw(variables[0], batch["rng"], *variables[1:])
         drawn = command.in_chunks(fn, variables, rows, BATCH_SIZE.value, "samples")
         out = command.output(OUT.value, WORKDIR.value, "samples")
         np.savez(f"{out}.npz", images=drawn["image"], nfe=drawn["nfe"], step=restored.step)
@@ -50,6 +57,35 @@ def prepare() -> command.Job:
         print(f"{NUM.value} samples, {nfe:.0f} evaluations each: {out}.png, {out}.npz")
 
     return job
+
+
+def class_condition(config):
+    """What makes scores class-conditional, and the classifier's weights. Raises: ValueError."""
+    from scorejax import systems
+    from scorejax.guidance import class_guided
+
+    if not CLASSIFIER.value or LABEL.value is None:
+        raise ValueError("--classifier and --label need each other; only one is given")
+    theirs = command.saved_config(CLASSIFIER.value)
+    logits, label = systems.capability(theirs, "classifier")(theirs), LABEL.value
+    for key in ("dataset", "image_size", "centered"):
+        if theirs[key] != config[key]:
+            raise ValueError(
+                f"the classifier in {CLASSIFIER.value} has {key}={theirs[key]!r}, the run has "
+                f"{config[key]!r}"
+            )
+    if label >= theirs.num_classes:
+        raise ValueError(f"--label needs to be below {theirs.num_classes}; got {label}")
+    restored = command.restore(CLASSIFIER.value, None)
+
+    def condition(score_fn, sde, num, variables):
+        import jax.numpy as jnp
+
+        guide = lambda x, t: logits(variables, sde, x, t)
+        labels = jnp.full(num, label)
+        return class_guided(score_fn, guide, labels, guidance=GUIDANCE.value)
+
+    return condition, (restored.params, restored.model_state)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ Source: Song et al. 2021, arXiv:2011.13456, Sections 3.2-3.4 and Appendices B, C
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import ClassVar, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scorejax.choices import choose
 from scorejax.numerics import expand, gaussian_log_prob, table_index
 from scorejax.typing import ScoreFn, Shape
 
@@ -279,6 +280,22 @@ class VESDE:
     def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
         """Log-density of N(0, sigma(t_max)^2 I), in nats."""
         return gaussian_log_prob(z, self.sigma(self.t_max))
+
+
+_BY_NAME = {
+    "vp": (VPSDE, ("beta_min", "beta_max")),
+    "subvp": (SubVPSDE, ("beta_min", "beta_max")),
+    "ve": (VESDE, ("sigma_min", "sigma_max")),
+}
+
+
+def get_sde(name: str, options: Mapping[str, Any]) -> SDE:
+    """The SDE of that name; of the options, which may be others' too, it takes its own.
+
+    Raises: ValueError for an unknown name or impossible values.
+    """
+    make, own = choose("sde", name, _BY_NAME)
+    return make(**{option: options[option] for option in own})
 
 
 DriftFn = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]

@@ -2,6 +2,8 @@
 """How a model sees a data set of images: its size, its range of values, its noise."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array
@@ -27,6 +29,11 @@ class ImageView:
     """In training."""
     uniform_dequantization: bool = False
     """In training; densities are always those of dequantised images."""
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> "ImageView":
+        """The view that options of the same names describe; others are left alone."""
+        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
 
     def __post_init__(self) -> None:
         images.image_set(self.dataset)

@@ -20,18 +20,14 @@ from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import mean_except_batch
 from scorejax.objectives import ExampleLoss, denoising
 from scorejax.schedules import geometric_sigmas
-from scorejax.sdes import SDE, VESDE, VPSDE, SubVPSDE
+from scorejax.sdes import SDE, get_sde
 from scorejax.train.optimizer import adam
 from scorejax.typing import NetworkFn, Params, PyTree, ScoreFn
 
 Variables = tuple[Params, PyTree]
 """What evaluation needs of a training state: (averaged parameters, model state)."""
 
-SDES = {
-    "vp": lambda config: VPSDE(config.beta_min, config.beta_max),
-    "subvp": lambda config: SubVPSDE(config.beta_min, config.beta_max),
-    "ve": lambda config: VESDE(config.sigma_min, config.sigma_max),
-}
+SDES = ("vp", "subvp", "ve")
 OBJECTIVES = {"denoising": SDES, "likelihood": SDES, "ddpm": ("vp",), "smld": ("ve",)}
 """The objectives, and the SDEs that each is for."""
 REDUCTIONS = {"mean": mean_except_batch, "half_sum": denoising.half_sum}
@@ -47,19 +43,19 @@ KEYS = (
 
 def image_view(config: ConfigDict) -> ImageView:
     """The data of a config. Raises: ValueError for an unknown set or an impossible size."""
-    return ImageView(**{field.name: config[field.name] for field in dataclasses.fields(ImageView)})
+    return ImageView.from_options(config)
 
 
 def make_sde(config: ConfigDict) -> SDE:
     """Raises: ValueError unless it exists, has positive noise and suits the objective."""
     require_keys(config, KEYS)
-    make = choose("sde", config.sde, SDES)
+    sde = get_sde(config.sde, config.to_dict())
     suited = sorted(choose("objective", config.objective, OBJECTIVES))
     if config.sde not in suited:
         raise ValueError(
             f"objective {config.objective!r} needs sde={suited[0]!r}; got {config.sde!r}"
         )
-    return make(config)
+    return sde
 
 
 def make_network(config: ConfigDict) -> NCSNpp:

@@ -27,7 +27,10 @@ from scorejax.systems.score_sde.model import (
     make_sde,
     tolerances,
 )
-from scorejax.typing import Array, PRNGKeyArray, Sampled
+from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn
+
+Condition = Callable[..., ScoreFn]
+"""(score_fn, sde, number of samples, *given) -> the score to draw from."""
 
 
 class Stepper(NamedTuple):
@@ -38,10 +41,18 @@ class Stepper(NamedTuple):
     steps_of_nfe: Callable[[int], int]
 
 
-def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) -> Callable:
-    """draw(variables, rngs (b,)) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}.
+def sampler(
+    config: ConfigDict,
+    name: str,
+    *,
+    num_steps: int = 0,
+    nfe: int = 0,
+    condition: Condition = lambda score_fn, sde, num, *given: score_fn,
+) -> Callable:
+    """draw(variables, rngs, *given) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}.
 
-    The first key decides; the others count. At most `nfe` evaluations of the network if it is
+    The first of the keys (b,) decides; the others count. What is `given` goes to `condition`, which
+    makes another score of the model's. At most `nfe` evaluations of the network if it is
     given, else `num_steps` steps; with neither, the config's for "pc", and 35 evaluations by "heun"
     or 20 steps by "dpm++".
 
@@ -51,8 +62,9 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) 
     stepper = choose("sampler", name, SAMPLERS)(config, sde)
     sample = _with_steps(name, stepper, num_steps, nfe)
 
-    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
+    def draw(variables: Variables, rngs: PRNGKeyArray, *given: Any) -> dict[str, Array]:
         score_fn = make_score_fn(config, sde, bind(model, variables))
+        score_fn = condition(score_fn, sde, len(rngs), *given)
         x, nfe = sample(rngs[0], score_fn, (len(rngs), *images.shape))
         return {"image": images.to_unit(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
 

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A classifier of noisy CIFAR-10 images, to guide score models: WRN-28-10.
+
+Paper     Song et al. 2021, arXiv:2011.13456, Appendix I.1 (WRN-28-10; training is ours)
+Command   python -m launch.train --config=configs/noisy_classifier/cifar10.py --workdir=runs/guide
+          variants: vp or ve (the SDE), :debug for seconds, both as in :ve,debug
+Expected  no number is published
+Hardware  GPUs or TPUs; not run by us at this size
+"""
+
+from ml_collections import ConfigDict
+
+from configs.noisy_classifier import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    sde, size = family.parse(variant, "ve")
+    config = family.default(sde)
+    return family.debug(config) if size == "debug" else config

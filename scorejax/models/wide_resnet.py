@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A wide residual network that classifies noisy images and knows how noisy they are.
+
+Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146, with the noise level as in Song et al. 2021,
+arXiv:2011.13456, Appendix I.1.
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scorejax.models.layers import FourierEmbedding, GroupNorm
+
+EPSILON = 1e-5
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class WideResNet(nn.Module):
+    """The classifier (x (b, h, w, c), sigma (b,)) -> logits (b, num_classes).
+
+    x is an image plus noise of standard deviation sigma, in any one unit: each image is brought to
+    mean zero and variance one. Stage k has 2^k * width * widen_factor channels, and half the size
+    of the stage before. Defaults are those of WRN-28-10.
+    """
+
+    num_classes: int = 10
+    width: int = 16
+    widen_factor: int = 10
+    num_blocks: int = 4
+    num_stages: int = 3
+    embedding_features: int = 128
+    fourier_scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], sigma: Float[Array, "b"]) -> Float[Array, "b k"]:
+        temb = self._embed(sigma)
+        h = _conv(self.width, name="conv_in")(standardised(x))
+        for stage in range(self.num_stages):
+            features = self.width * self.widen_factor * 2**stage
+            for i in range(self.num_blocks):
+                first = stage == 0 and i == 0
+                stride = 2 if stage and i == 0 else 1
+                block = WideBlock(features, stride, activate_shortcut=first, name=f"{stage}_{i}")
+                h = block(h, temb)
+        h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_out")(h)).mean(axis=(1, 2))
+        bound = 1 / math.sqrt(self.num_classes)
+        init = lambda key, shape, dtype: (
+            nn.initializers.uniform(2 * bound)(key, shape, dtype) - bound
+        )
+        return nn.Dense(self.num_classes, kernel_init=init, name="out")(h)
+
+    def _embed(self, sigma: Array) -> Array:
+        h = FourierEmbedding(self.embedding_features, self.fourier_scale, name="fourier")(
+            jnp.log(sigma)
+        )
+        size = 4 * self.embedding_features
+        return nn.Dense(size, name="temb_1")(nn.silu(nn.Dense(size, name="temb_0")(h)))
+
+
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions after normalisation, and a shortcut without parameters."""
+
+    features: int
+    stride: int
+    activate_shortcut: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"]) -> Array:
+        h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_0")(x))
+        shortcut = self._shortcut(h if self.activate_shortcut else x)
+        h = _conv(self.features, self.stride, name="conv_0")(h)
+        h = h + nn.Dense(self.features, name="temb")(nn.silu(temb))[:, None, None]
+        h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_1")(h))
+        return shortcut + _conv(self.features, name="conv_1")(h)
+
+    def _shortcut(self, x: Array) -> Array:
+        """x, averaged where the size halves, with zeros as its new channels."""
+        if self.stride > 1:
+            x = nn.avg_pool(x, (self.stride,) * 2, (self.stride,) * 2)
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
+
+
+def _conv(features: int, stride: int = 1, *, name: str) -> nn.Conv:
+    return nn.Conv(
+        features, (3, 3), (stride, stride), padding=1, use_bias=False, kernel_init=he_normal,
+        name=name,
+    )  # fmt: skip
+
+
+def standardised(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Each image with mean zero and variance one, or what is smaller for images of one colour."""
+    axes = (1, 2, 3)
+    floor = 1 / math.sqrt(math.prod(x.shape[1:]))
+    std = jnp.maximum(jnp.std(x, axis=axes, keepdims=True), floor)
+    return (x - jnp.mean(x, axis=axes, keepdims=True)) / std

@@ -3,6 +3,12 @@
 
 python -m launch.evaluate --workdir=runs/digits
 python -m launch.evaluate --workdir=runs/digits --metrics=loss,bits_per_dim
+python -m launch.evaluate --workdir=runs/x --metrics=fid,is,kid --inception=weights.pth \\
+    --num_samples=50000 --sampler=heun --nfe=35 --reference=cifar10.npz
+
+fid, fid_infinity, is, kid and precision_recall draw samples and look at them with the network that
+FID is about. The reference is a file of mu and sigma, or else the training images, all of them. A call that was
+killed goes on from the last chunk of images.
 """
 
 from absl import flags
@@ -13,16 +19,27 @@ WORKDIR = flags.DEFINE_string("workdir", None, "The run to judge.", required=Tru
 METRICS = flags.DEFINE_list("metrics", "", "Which, such as loss,bits_per_dim; all by default.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+INCEPTION = flags.DEFINE_string("inception", "", "The weights of FID's InceptionV3.")
+REFERENCE = flags.DEFINE_string("reference", "", "Statistics of real images, an npz file.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 50_000, "How many to draw.", lower_bound=10)
+SAMPLER = flags.DEFINE_string("sampler", "pc", "As in launch.sample.")
+NFE = flags.DEFINE_integer("nfe", 0, "As in launch.sample.", lower_bound=0)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "At most so many at a time, on all devices.")
 OUT = flags.DEFINE_string("out", "", "Path without ending; <workdir>/evaluation by default.")
 
 
 def prepare() -> command.Job:
+    command.require_positive(batch_size=BATCH_SIZE.value)
     config = command.saved_config(WORKDIR.value)
     from scorejax import systems
     from scorejax.choices import choose
+    from scorejax.evaluate import sample_quality
 
-    known = systems.capability(config, "metrics")(config)
-    chosen = {name: choose("metric", name, known) for name in METRICS.value or known}
+    own = systems.capability(config, "metrics")(config)
+    known = {**own, **sample_quality.METRICS}
+    chosen = {name: choose("metric", name, known) for name in METRICS.value or own}
+    looked_at = {name: chosen.pop(name) for name in [*chosen] if name in sample_quality.METRICS}
+    judge = prepare_samples(config, looked_at) if looked_at else lambda restored, out: {}
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:
@@ -35,9 +52,58 @@ def prepare() -> command.Job:
             report |= evaluation.scalars
             for name, picture in evaluation.pictures.items():
                 pictures.save_png(f"{out}_{name}.png", picture)
-        command.write_json(f"{out}.json", report)
+        command.write_json(f"{out}.json", report | judge(restored, out))
 
     return job
+
+
+def prepare_samples(config, metrics):
+    """judge(restored, out) -> the metrics of samples. Raises: ValueError, FileNotFoundError."""
+    from scorejax import systems
+    from scorejax.evaluate import frechet, sample_quality
+    from scorejax.interop import inception
+
+    if not INCEPTION.value:
+        raise ValueError(f"--inception is missing: {inception.WHERE}")
+    lacking = [name for name in metrics if name in sample_quality.NEED_FEATURES]
+    if REFERENCE.value and lacking:
+        raise ValueError(f"{lacking[0]} needs real images, not --reference: leave it out")
+    draw = systems.capability(config, "sampler")(config, SAMPLER.value, nfe=NFE.value)
+    known = frechet.load_statistics(REFERENCE.value) if REFERENCE.value else None
+    network, weights = inception.load_inception(INCEPTION.value)
+    view = systems.capability(config, "image_view")(config)
+    stored = None if known else view.stored("train")
+    features = sample_quality.inception_features(network)
+
+    def look(variables, rows, draw, parts):
+        """Features of what is drawn, so that images need not be kept."""
+        fn = lambda variables, rows: features(variables[0], draw(variables[1], rows))
+        given = weights, variables
+        return command.in_chunks(fn, given, rows, BATCH_SIZE.value, "images", parts)
+
+    def judge(restored, out: str) -> dict:
+        from scorejax.evaluate.parts import Parts
+
+        identity = {"seed": SEED.value, "batch_size": BATCH_SIZE.value, "step": restored.step}
+        drawn = identity | {"sampler": SAMPLER.value, "nfe": NFE.value, "num": NUM_SAMPLES.value}
+        parts = Parts(out, drawn), Parts(out, identity | {"reference": "train"})
+        variables = restored.params, restored.model_state
+        by_key = lambda variables, rows: draw(variables, rows["rng"])
+        keys = {"rng": command.keys(SEED.value, NUM_SAMPLES.value)}
+        samples = look(variables, keys, by_key, parts[0])
+        reference = sample_quality.Reference(known)
+        if stored is not None:
+            images = {"image": stored.image.astype("float32") / (view.levels - 1)}
+            pool = look(variables, images, lambda _, rows: rows, parts[1])["pool"]
+            reference = sample_quality.Reference(frechet.moments(pool), pool)
+        found = {"num_samples": NUM_SAMPLES.value}
+        for metric in metrics.values():
+            found |= metric(reference, samples)
+        for part in parts:
+            part.remove()
+        return found
+
+    return judge
 
 
 if __name__ == "__main__":

@@ -172,6 +172,37 @@ CASES = {
     "evaluate: metric": (
         "evaluate", [RUN, "--metrics=los"], 2, "unknown metric 'los': did you mean 'loss'?",
     ),
+    "evaluate: no Inception": (
+        "evaluate", [RUN, "--metrics=fid"], 2, "--inception is missing: the weights of FID's",
+    ),
+    "evaluate: Inception elsewhere": (
+        "evaluate", [RUN, "--metrics=fid", "--inception={tmp}/none.pth"], 2,
+        "{tmp}/none.pth is not there: get the weights of FID's InceptionV3",
+    ),
+    "evaluate: moments for KID": (
+        "evaluate", [RUN, "--metrics=kid", "--inception=x", "--reference=y"], 2,
+        "kid needs real images, not --reference",
+    ),
+    "evaluate: no reference": (
+        "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/none.npz"], 2,
+        "no reference statistics at {tmp}/none.npz",
+    ),
+    "evaluate: samples": ("evaluate", [RUN, "--num_samples=3"], 2, "--num_samples=3"),
+    "evaluate: sampler": (
+        "evaluate", [RUN, "--metrics=fid", "--inception=x", "--sampler=hein"], 2,
+        "unknown sampler 'hein': did you mean 'heun'?",
+    ),
+    "sample: label alone": (
+        "sample", [RUN, "--label=3"], 2, "--classifier and --label need each other",
+    ),
+    "sample: guidance": ("sample", [RUN, "--guidance=-1"], 2, "--guidance=-1"),
+    "sample: no classifier": (
+        "sample", [RUN, "--classifier={tmp}/nowhere", "--label=3"], 2, "{tmp}/nowhere",
+    ),
+    "sample: no classifier's run": (
+        "sample", [RUN, "--classifier={tmp}/run", "--label=3"], 2,
+        "the system 'score_sde' has no classifier",
+    ),
     "evaluate: no run": ("evaluate", ["--workdir={tmp}/nowhere"], 2, "{tmp}/nowhere"),
 }  # fmt: skip
 CASES |= {

@@ -15,6 +15,9 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
+from scorejax.evaluate import frechet
+from scorejax.evaluate.inception_score import inception_score
+from scorejax.interop import inception
 from scorejax.likelihood import bits_per_dim, log_prob
 from scorejax.parameterize import noise_prediction
 from scorejax.samplers.few_step import heun
@@ -23,6 +26,8 @@ from scorejax.samplers.predictors import euler_maruyama
 from scorejax.sdes import VPSDE
 from scorejax.systems import score_sde
 from scorejax.train import checkpoint
+from tests.published_files import safetensors
+from tests.test_inception import official_shapes, random_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENT = {
@@ -143,6 +148,33 @@ def test_evaluate_repeats_the_evaluation_of_the_last_step(workdir, tmp_path):
     logged = [row["eval/loss"] for row in rows if "eval/loss" in row][-1]
     assert report == {"step": 40, "loss": pytest.approx(logged, rel=1e-5)}
     assert (tmp_path / "e_samples.png").exists() and (tmp_path / "e_denoising.png").exists()
+
+
+@pytest.mark.slow
+def test_evaluate_looks_at_samples_with_inception(workdir, tmp_path):
+    weights, state = tmp_path / "weights.safetensors", random_state(official_shapes())
+    weights.write_bytes(safetensors(state))
+    rng = np.random.default_rng(0)
+    reference = frechet.moments(rng.normal(size=(2100, 2048)))
+    frechet.save_statistics(tmp_path / "reference.npz", reference)
+    metrics = ("--metrics=fid,is", f"--inception={weights}", "--num_samples=12", "--batch_size=8")
+    more = (f"--reference={tmp_path}/reference.npz", "--sampler=heun", "--nfe=5", "--seed=3")
+    run("evaluate", f"--workdir={workdir}", *metrics, *more, f"--out={tmp_path}/fid")
+    report = json.loads((tmp_path / "fid.json").read_text())
+    assert report["step"] == 40 and report["num_samples"] == 12
+    # The same images by launch.sample, looked at by hand.
+    argv = ("--sampler=heun", "--nfe=5", "--seed=3", "--num=12", "--batch_size=8")
+    run("sample", f"--workdir={workdir}", *argv, f"--out={tmp_path}/images")
+    images = np.load(tmp_path / "images.npz")["images"]
+    network, variables = inception.load_inception(weights)
+    stored = np.repeat(np.floor(255 * np.clip(images, 0, 1)) / 255, 3, axis=-1)
+    found = jax.jit(network.apply)(variables, stored)
+    expected = frechet.gaussian_frechet_distance(reference, frechet.moments(found.pool))
+    # A rounding may move a pixel by one level of 255.
+    assert report["fid"] == pytest.approx(expected, rel=1e-3)
+    score = inception_score(found.logits).mean
+    assert report["inception_score"] == pytest.approx(score, rel=1e-2)
+    assert not list(tmp_path.glob("*.parts-*"))
 
 
 def environment_after_launch(tmp_path, **variables):

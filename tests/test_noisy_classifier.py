@@ -46,7 +46,7 @@ def test_images_are_brought_to_one_mean_and_variance():
     value = np.asarray(standardised(x))
     np.testing.assert_allclose(value.mean(axis=(1, 2, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(value.std(axis=(1, 2, 3)), 1, rtol=1e-5)
-    assert np.all(standardised(jnp.full((1, 8, 8, 1), 0.25)) == 0)  # one colour: no division by zero
+    assert np.all(standardised(jnp.full((1, 8, 8, 1), 0.25)) == 0)  # no division by zero
     # So that the unit of the image does not matter, if the noise level says the same.
     variables, sigma = some_variables(TINY), jnp.array([0.1, 2.0])
     first, again = (TINY.apply(variables, y, sigma) for y in (x, 2 * x - 1))

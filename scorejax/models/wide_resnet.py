@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scorejax.models.convolution import Window, conv
 from scorejax.models.layers import FourierEmbedding, GroupNorm
 
 EPSILON = 1e-5
@@ -36,7 +37,7 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], sigma: Float[Array, "b"]) -> Float[Array, "b k"]:
         temb = self._embed(sigma)
-        h = _conv(self.width, name="conv_in")(standardised(x))
+        h = WideConv(self.width, name="conv_in")(standardised(x))
         for stage in range(self.num_stages):
             features = self.width * self.widen_factor * 2**stage
             for i in range(self.num_blocks):
@@ -70,10 +71,10 @@ class WideBlock(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"]) -> Array:
         h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_0")(x))
         shortcut = self._shortcut(h if self.activate_shortcut else x)
-        h = _conv(self.features, self.stride, name="conv_0")(h)
+        h = WideConv(self.features, self.stride, name="conv_0")(h)
         h = h + nn.Dense(self.features, name="temb")(nn.silu(temb))[:, None, None]
         h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_1")(h))
-        return shortcut + _conv(self.features, name="conv_1")(h)
+        return shortcut + WideConv(self.features, name="conv_1")(h)
 
     def _shortcut(self, x: Array) -> Array:
         """x, averaged where the size halves, with zeros as its new channels."""
@@ -82,11 +83,16 @@ class WideBlock(nn.Module):
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
 
 
-def _conv(features: int, stride: int = 1, *, name: str) -> nn.Conv:
-    return nn.Conv(
-        features, (3, 3), (stride, stride), padding=1, use_bias=False, kernel_init=he_normal,
-        name=name,
-    )  # fmt: skip
+class WideConv(nn.Module):
+    """A 3x3 convolution without bias, around which zeros stand."""
+
+    features: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Array:
+        kernel = self.param("kernel", he_normal, (3, 3, x.shape[-1], self.features))
+        return conv(x, kernel, Window(((1, 1), (1, 1)), stride=(self.stride,) * 2))
 
 
 def standardised(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inception score, kernel distance, and what a Fréchet distance tends to.
+
+Reference numbers are those of torch-fidelity 0.4.0 on the same features.
+"""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from scorejax.evaluate import frechet, sample_quality
+from scorejax.evaluate.inception_score import inception_score
+from scorejax.evaluate.kernel_distance import kernel_distance, squared_mmd
+
+
+def features():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(300, 16)), 1.2 * rng.normal(size=(200, 16)) + 0.3
+    return first, second, 3 * rng.normal(size=(100, 7))
+
+
+def test_numbers_are_those_of_another_implementation():
+    first, second, logits = features()
+    assert inception_score(logits).mean == pytest.approx(2.8672917244587492, rel=1e-12)
+    split = inception_score(logits, num_splits=10)
+    assert split == pytest.approx((2.501123745268127, 0.22222809644025712), rel=1e-12)
+    # Its square root is that of eigenvalues of an unsymmetric matrix: half of the digits are right.
+    assert frechet.frechet_distance(first, second) == pytest.approx(3.0453248450748873, rel=1e-7)
+    assert squared_mmd(first[:200], second) == pytest.approx(0.469379549105152, rel=1e-12)
+
+
+def test_the_inception_score_has_its_extremes():
+    # One class and sure of it: 1. All of k classes in equal parts, and sure of each: k.
+    sure = 50 * np.eye(5)
+    assert inception_score(np.tile(sure[0], (8, 1))).mean == pytest.approx(1)
+    assert inception_score(np.tile(sure, (4, 1))).mean == pytest.approx(5)
+    with pytest.raises(ValueError, match="n at least num_splits=9; got"):
+        inception_score(sure, num_splits=9)
+
+
+def test_the_kernel_distance_of_one_law_to_itself_is_zero_in_the_mean():
+    # 200 pairs of samples; a two-sided t-test at 1e-6.
+    rng = np.random.default_rng(0)
+    pairs = rng.normal(size=(200, 2, 30, 4))
+    found = [squared_mmd(*pair) for pair in pairs]
+    assert stats.ttest_1samp(found, 0).pvalue > 1e-6
+    # By definition, term by term.
+    x, y = pairs[0]
+    kernel = lambda a, b: (a @ b / 4 + 1) ** 3
+    off = lambda z: np.mean(
+        [kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]
+    )
+    across = np.mean([kernel(a, b) for a in x for b in y])
+    assert squared_mmd(x, y) == pytest.approx(off(x) + off(y) - 2 * across)
+
+
+def test_the_kernel_distance_of_subsets_covers_that_of_all():
+    first, second, _ = features()
+    found = kernel_distance(first, second, num_subsets=200, subset_size=50)
+    # Subsets are not independent of each other; six of their standard errors are more than enough.
+    assert abs(found.mean - squared_mmd(first, second)) < 6 * found.standard_error
+    with pytest.raises(ValueError, match="two rows or more of each"):
+        squared_mmd(first[:1], second)
+    with pytest.raises(ValueError, match="two rows or more of each"):
+        squared_mmd(first, second[:, :3])
+
+
+def test_the_limit_of_the_frechet_distance_has_lost_its_bias():
+    # Gaussians of 20 dimensions: the closed form is known, and 500 samples are far above it.
+    rng = np.random.default_rng(0)
+    reference = frechet.Moments(np.zeros(20), np.eye(20))
+    shift, scale = 0.2, 1.1
+    exact = 20 * (shift**2 + (scale - 1) ** 2)
+    finite, limits = [], []
+    for seed in range(40):
+        samples = shift + scale * rng.normal(size=(500, 20))
+        finite.append(frechet.gaussian_frechet_distance(reference, frechet.moments(samples)))
+        limits.append(frechet.frechet_distance_infinity(reference, samples, seed=seed).distance)
+    # A t-test at 1e-6; the bias of the plain distance is plain.
+    assert np.mean(finite) - exact > 5 * stats.sem(finite)
+    assert stats.ttest_1samp(limits, exact).pvalue > 1e-6
+    assert abs(np.mean(limits) - exact) < (np.mean(finite) - exact) / 5
+
+
+def test_statistics_are_read_as_they_were_written(tmp_path):
+    first, _, _ = features()
+    path = tmp_path / "stats.npz"
+    frechet.save_statistics(path, frechet.moments(first))
+    for value, expected in zip(frechet.load_statistics(path), frechet.moments(first), strict=True):
+        np.testing.assert_array_equal(value, expected)
+    np.testing.assert_allclose(frechet.load_statistics(path).covariance, np.cov(first.T))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"mu": np.zeros(3)}, "it lacks sigma"),
+        ({"pool_3": np.zeros((3, 2))}, "it lacks mu, sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"got \(3,\) and \(2, 2\)"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "numbers that are not finite"),
+        (b"no npz at all", "is no file of reference statistics"),
+        (b"PK\x03\x04 cut short", "is no file of reference statistics"),
+        (b"", "is no file of reference statistics"),
+    ],
+)
+def test_a_file_that_is_no_statistics_is_named_in_one_line(content, message, tmp_path):
+    path = tmp_path / "stats.npz"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.savez(path, **content)
+    with pytest.raises(ValueError, match=message) as raised:
+        frechet.load_statistics(path)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+
+
+def test_metrics_by_name_take_what_they_need():
+    first, second, logits = features()
+    samples = {"pool": second, "logits": logits}
+    whole = sample_quality.Reference(frechet.moments(first), first)
+    for name, metric in sample_quality.METRICS.items():
+        found = metric(whole, samples)
+        assert all(np.isfinite(value) for value in found.values())
+        if name not in sample_quality.NEED_FEATURES:
+            assert metric(whole._replace(pool=None), samples) == found
+            continue
+        with pytest.raises(ValueError, match=f"{name} needs the features of real images"):
+            metric(whole._replace(pool=None), samples)
+    assert sample_quality.METRICS["fid"](whole, samples)["fid"] == pytest.approx(3.04532484507)
+
+
+def test_images_are_stored_before_they_are_looked_at():
+    # Levels are cut, not rounded, and grey is three equal channels.
+    class Mean:
+        def apply(self, variables, x):
+            assert x.shape[-1] == 3
+            return frechet.Moments(x, x)  # any pair by name
+
+    x = np.array([0.0, 0.9999 / 255, 1.0001 / 255, 0.5, 1.2, -3.0]).reshape(6, 1, 1, 1)
+    found = sample_quality.inception_features(Mean())({}, {"image": x})["mean"]
+    np.testing.assert_allclose(255 * found[:, 0, 0, 1], [0, 0, 1, 127, 255, 0], atol=1e-4)

@@ -7,8 +7,8 @@ python -m launch.evaluate --workdir=runs/x --metrics=fid,is,kid --inception=weig
     --num_samples=50000 --sampler=heun --nfe=35 --reference=cifar10.npz
 
 fid, fid_infinity, is, kid and precision_recall draw samples and look at them with the network that
-FID is about. The reference is a file of mu and sigma, or else the training images, all of them. A call that was
-killed goes on from the last chunk of images.
+FID is about. The reference is a file of mu and sigma, or else the training images, all of them. A
+call that was killed goes on from the last chunk of images.
 """
 
 from absl import flags

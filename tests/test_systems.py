@@ -28,13 +28,19 @@ TABLE = {
     "score_sde-vp": ("configs.score_sde.digits", "vp,debug"),
     "score_sde-subvp": ("configs.score_sde.digits", "subvp,debug"),
     "score_sde-ve": ("configs.score_sde.digits", "ve,debug"),
+    "noisy_classifier": ("configs.noisy_classifier.digits", "vp,debug"),
 }
+SCORE_SDES = [name for name in TABLE if name.startswith("score_sde")]
 
 
-def rows(in_full):
+def rows(in_full, names=tuple(TABLE)):
     """The table as parameters; rows that are not tested in full are left to the slow suite."""
     marks = lambda name: [] if name in in_full else [pytest.mark.slow]
-    return [pytest.param(name, marks=marks(name)) for name in TABLE]
+    return [pytest.param(name, marks=marks(name)) for name in names]
+
+
+IN_FULL = ["score_sde-vp", "score_sde-ve"]
+score_sdes = pytest.mark.parametrize("case", rows(IN_FULL, SCORE_SDES), indirect=True)
 
 
 class Case:
@@ -73,7 +79,7 @@ class Case:
 
 
 # Sub-VP differs from VP in its SDE alone, which has tests of its own.
-@pytest.fixture(scope="module", params=rows(in_full=["score_sde-vp", "score_sde-ve"]))
+@pytest.fixture(scope="module", params=rows(IN_FULL))
 def case(request):
     return Case(request.param)
 
@@ -97,6 +103,7 @@ def test_metrics_are_scalars_with_stable_names(case):
     assert all(np.shape(value) == () for value in later.values())
 
 
+@score_sdes
 def test_the_loss_is_finite_and_falls(case):
     # Forty steps over the same few batches. An untrained network has the loss of the noise itself;
     # the slowest, VE, comes to two thirds of that, the mean of eight losses having an error of 3 %.
@@ -149,6 +156,7 @@ def test_two_devices_do_what_one_does_with_the_joined_batch(case):
     )  # fmt: skip
 
 
+@score_sdes
 @pytest.mark.parametrize("end", ["t_min", "t_max"])
 def test_gradients_are_finite_at_both_ends_of_time(case, end):
     sde, model = score_sde.make_sde(case.config), score_sde.make_network(case.config)

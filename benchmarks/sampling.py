@@ -12,6 +12,8 @@ of each example, which takes more evaluations. The network was trained for 300 s
 
 The larger network draws a quarter of the images in a fifth of the steps. Both sides use two
 threads; turns alternate in one process, see `benchmarks/timing.py`.
+
+On 2 cores of an AMD EPYC: see docs/speed.md.
 """
 
 import argparse

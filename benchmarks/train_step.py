@@ -7,6 +7,8 @@ One update of a small DDPM++ (Adam, clipping, moving average) by our step, one a
 scanned in one call, against a PyTorch twin with the same weights and batch: eager, eager with
 channels-last memory, and torch.compile. Both use two threads; turns alternate in one process, see
 `benchmarks/timing.py`.
+
+On 2 cores of an AMD EPYC: see docs/speed.md.
 """
 
 import argparse

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from scorejax.evaluate import frechet
 from scorejax.evaluate.inception_score import inception_score
+from scorejax.guidance import class_guided
 from scorejax.interop import inception
 from scorejax.likelihood import bits_per_dim, log_prob
 from scorejax.parameterize import noise_prediction
@@ -24,7 +25,7 @@ from scorejax.samplers.few_step import heun
 from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.predictors import euler_maruyama
 from scorejax.sdes import VPSDE
-from scorejax.systems import score_sde
+from scorejax.systems import noisy_classifier, score_sde
 from scorejax.train import checkpoint
 from tests.published_files import safetensors
 from tests.test_inception import official_shapes, random_state
@@ -148,6 +149,48 @@ def test_evaluate_repeats_the_evaluation_of_the_last_step(workdir, tmp_path):
     logged = [row["eval/loss"] for row in rows if "eval/loss" in row][-1]
     assert report == {"step": 40, "loss": pytest.approx(logged, rel=1e-5)}
     assert (tmp_path / "e_samples.png").exists() and (tmp_path / "e_denoising.png").exists()
+
+
+@pytest.mark.slow
+def test_sample_of_a_class_is_guided_by_the_classifier(workdir, trained, tmp_path):
+    guide = tmp_path / "guide"
+    run("train", "--config=configs/noisy_classifier/digits.py:debug", f"--workdir={guide}")
+    argv = (
+        "--sampler=heun",
+        "--nfe=5",
+        "--num=2",
+        "--seed=5",
+        f"--classifier={guide}",
+        "--label=3",
+    )
+    run("sample", f"--workdir={workdir}", *argv, "--guidance=2.5", f"--out={tmp_path}/threes")
+    score_fn, view, _ = trained
+    theirs = ConfigDict(checkpoint.load_config(guide))
+    restored = checkpoint.restore_for_inference(guide)
+    logits = functools.partial(
+        noisy_classifier.classifier(theirs), (restored.params, {}), VPSDE(0.1, 20.0)
+    )
+    guided = class_guided(score_fn, logits, jnp.array([3]), guidance=2.5)
+    key = jax.random.fold_in(jax.random.key(5), 0)
+    draw = jax.jit(lambda: heun(key, guided, (1, 8, 8, 1), sde=VPSDE(0.1, 20.0), num_steps=3).x)
+    images = np.load(tmp_path / "threes.npz")["images"]
+    # Rounding of another program, grown through three steps.
+    np.testing.assert_allclose(images[:1], view.to_unit(draw()), atol=3e-3)
+    plain = jax.jit(lambda: heun(key, score_fn, (1, 8, 8, 1), sde=VPSDE(0.1, 20.0), num_steps=3).x)
+    assert np.abs(images[:1] - view.to_unit(plain())).max() > 3e-2
+
+
+@pytest.mark.slow
+def test_likelihood_reports_the_importance_weighted_bound(workdir, tmp_path):
+    argv = ("--num=2", "--repeats=3", "--batch_size=4", "--importance_weighted")
+    run("likelihood", f"--workdir={workdir}", *argv, f"--out={tmp_path}/bits")
+    report = json.loads((tmp_path / "bits.json").read_text())
+    bits = np.load(tmp_path / "bits.npz")["bits_per_dim"]
+    expected = -np.log2(np.mean(2.0 ** (-64 * bits.astype(float)), axis=0)) / 64
+    weighted = report["bits_per_dim_importance_weighted"]
+    assert weighted == pytest.approx(expected.mean(), rel=1e-5)  # single precision
+    assert report["divergence"] == "exact" and weighted < report["bits_per_dim"]
+    assert not list(tmp_path.glob("*.parts-*"))
 
 
 @pytest.mark.slow

@@ -149,6 +149,10 @@ CASES = {
     "sample: steps of the ODE": (
         "sample", [RUN, "--sampler=ode", "--num_steps=9"], 2, "got num_steps=9",
     ),
+    "sample: too few for the chain": (
+        "sample", ["--workdir={tmp}/ancestral", "--num_steps=9"], 2,
+        "needs its last beta below 1; num_steps=9 gives",
+    ),
     "sample: both": (
         "sample", [RUN, "--num_steps=9", "--nfe=9"], 2,
         "give num_steps or nfe, not both; got 9 and 9",
@@ -224,6 +228,7 @@ def world(tmp_path_factory):
     files = {
         "run/config.json": json.dumps(config),
         "run/metrics.jsonl": '{"step": 10, "train/loss": 1.0}\n',
+        "ancestral/config.json": json.dumps(config | {"predictor": "ancestral"}),
         "foreign/letter.txt": "Dear reader",
         "garbled/config.json": "{",
         "other/config.json": '{"lr": 1}',

@@ -52,15 +52,16 @@ def sampler(
     """draw(variables, rngs, *given) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}.
 
     The first of the keys (b,) decides; the others count. What is `given` goes to `condition`, which
-    makes another score of the model's. At most `nfe` evaluations of the network if it is
-    given, else `num_steps` steps; with neither, the config's for "pc", and 35 evaluations by "heun"
-    or 20 steps by "dpm++".
+    makes another score of the model's. A sampler makes at most `nfe` evaluations of the network, or
+    `num_steps` steps; with neither, as many as the config says for "pc", 35 evaluations for "heun",
+    20 steps for "dpm++".
 
     Raises: ValueError for an unknown sampler, a chain that the SDE does not have, too few steps.
     """
     sde, images, model = make_sde(config), image_view(config), make_network(config)
     stepper = choose("sampler", name, SAMPLERS)(config, sde)
     sample = _with_steps(name, stepper, num_steps, nfe)
+    _require_drawable(config, sample)
 
     def draw(variables: Variables, rngs: PRNGKeyArray, *given: Any) -> dict[str, Array]:
         score_fn = make_score_fn(config, sde, bind(model, variables))
@@ -84,12 +85,14 @@ def chain_options(config: ConfigDict, sde: SDE) -> dict[str, Any]:
         "snr": config.snr,
         "num_inner": config.num_corrector_steps,
     }
-    # Tracing alone finds what the SDE cannot do; which score it is does not matter for that.
-    sample = functools.partial(pc.predictor_corrector, **chain)
-    jax.eval_shape(
-        lambda: sample(jax.random.key(0), lambda x, t: -x, (1, *image_view(config).shape))
-    )
+    _require_drawable(config, functools.partial(pc.predictor_corrector, **chain))
     return chain
+
+
+def _require_drawable(config: ConfigDict, sample: Callable[..., Sampled]) -> None:
+    """Raises ValueError for what the SDE cannot do: tracing finds it, whatever the score is."""
+    shape = (1, *image_view(config).shape)
+    jax.eval_shape(lambda: sample(jax.random.key(0), lambda x, t: -x, shape))
 
 
 def _pc(config: ConfigDict, sde: SDE) -> Stepper:

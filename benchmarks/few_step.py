@@ -38,7 +38,7 @@ SDE = VPSDE()
 BUDGETS = (5, 10, 20, 35, 50, 100, 200, 500, 1000)
 MEANS, STDS, WEIGHTS = ((-1.0, -0.5), (1.0, 0.0), (0.0, 1.0)), (0.1, 0.2, 0.3), (0.5, 0.3, 0.2)
 NUM, REPETITIONS, DIRECTIONS = 4096, 5, 64
-NUM_DIGITS, BOOTSTRAPS, LARGEST_FEW_STEP = 449, 50, 200
+NUM_DIGITS, BOOTSTRAPS, LARGEST_ON_DIGITS = 449, 50, 200
 FEWEST = {"predictor-corrector": 50}  # The VP chain, which sets its steps, has 21 or more.
 
 pc = functools.partial(predictor_corrector, sde=SDE, predictor=euler_maruyama)
@@ -153,7 +153,7 @@ def measure(workdir: pathlib.Path) -> dict[str, dict[str, Measured]]:
     jobs = {
         "mixture": (SAMPLERS, BUDGETS[-1], on_the_mixture, floor_of_the_mixture),
         "digits": (
-            DIGITS_SAMPLERS, LARGEST_FEW_STEP, functools.partial(on_digits, config, variables),
+            DIGITS_SAMPLERS, LARGEST_ON_DIGITS, functools.partial(on_digits, config, variables),
             floor_of_digits,
         ),
     }  # fmt: skip
@@ -164,8 +164,7 @@ def measure(workdir: pathlib.Path) -> dict[str, dict[str, Measured]]:
         for name in names:
             for nfe in BUDGETS:
                 key = f"{name}, {nfe}"
-                too_many = nfe > largest and not name.startswith("predictor")
-                if key in rows or too_many or nfe < FEWEST.get(name, 0):
+                if key in rows or not FEWEST.get(name, 0) <= nfe <= largest:
                     continue
                 rows[key] = distance(name, nfe)
                 print(f"{problem}: {key}: {rows[key][0]:.4f} ± {rows[key][1]:.4f}", flush=True)

@@ -24,7 +24,7 @@ demo: install
 	@$(RUN) -m launch.demo --workdir=runs/demo
 
 test: install
-	@$(RUN) -m pytest -n 2 --dist loadfile
+	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	@$(RUN) -m pytest -m slow

@@ -124,7 +124,7 @@ def test_an_official_network_has_its_size(name):
     assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == OFFICIAL[name]
 
 
-@official(in_full=["vp_cifar10_ddpm"])
+@official(in_full=[])
 def test_an_official_experiment_takes_three_steps_in_debug_size(name):
     config = get_config(f"configs.score_sde.{name}", "debug")
     model, view = require_possible(config)

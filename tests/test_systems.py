@@ -39,7 +39,7 @@ def rows(in_full, names=tuple(TABLE)):
     return [pytest.param(name, marks=marks(name)) for name in names]
 
 
-IN_FULL = ["score_sde-vp", "score_sde-ve"]
+IN_FULL = ["score_sde-vp"]
 score_sdes = pytest.mark.parametrize("case", rows(IN_FULL, SCORE_SDES), indirect=True)
 
 
@@ -78,7 +78,7 @@ class Case:
         return state, metrics
 
 
-# Sub-VP differs from VP in its SDE alone, which has tests of its own.
+# The SDEs, their losses and their networks have tests of their own.
 @pytest.fixture(scope="module", params=rows(IN_FULL))
 def case(request):
     return Case(request.param)

@@ -119,6 +119,7 @@ def test_sample_by_heun_spends_the_evaluations_that_it_is_given(workdir, trained
     np.testing.assert_allclose(saved["images"][:1], view.to_unit(draw()), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_likelihood_reports_what_log_prob_gives(workdir, trained, tmp_path):
     argv = ("--num=3", "--repeats=2", "--batch_size=4", "--seed=1", f"--out={tmp_path}/bits")
     run("likelihood", f"--workdir={workdir}", *argv)

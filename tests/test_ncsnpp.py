@@ -70,6 +70,7 @@ def test_ddpm_has_its_number_of_parameters():
     assert num_parameters(DDPM(), 32) == 35_746_307 - 527_360
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32_and_keeps_the_parameters():
     x, label = inputs(batch=4)
     full, half = NCSNpp(**TINY), NCSNpp(**TINY, dtype=jnp.bfloat16)

@@ -168,6 +168,7 @@ def initialised(network):
     return x, noise, jax.tree.map(draw, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
 def test_a_network_begins_at_zero(kind):
     x = jnp.ones((1, 8, 8, 3))

@@ -159,8 +159,8 @@ def measure(workdir: pathlib.Path) -> dict[str, dict[str, Measured]]:
     }  # fmt: skip
     for problem, (names, largest, distance, floor) in jobs.items():
         rows = found[problem]
-        rows.setdefault("floor", None)
-        rows["floor"] = rows["floor"] or floor()
+        if "floor" not in rows:
+            rows["floor"] = floor()
         for name in names:
             for nfe in BUDGETS:
                 key = f"{name}, {nfe}"

@@ -31,8 +31,7 @@ def random_state(shapes):
 
 
 def official_shapes():
-    table = weights._correspondence()
-    return {name: turn.shape(shape) for name, (_, turn, shape) in table.items()}
+    return weights.correspondence().shapes
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 from scorejax import interop
 from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp
+from tests.random_variables import random_variables
 
 TINY = {
     "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "fir": False,
@@ -25,13 +26,7 @@ def inputs(size=8, channels=1, batch=2):
 
 
 def some_variables(network):
-    """Random numbers for all parameters: drawn here, since compiling `init` takes seconds."""
-    shapes, rng = (
-        jax.eval_shape(network.init, jax.random.key(1), *inputs()),
-        np.random.default_rng(1),
-    )
-    draw = lambda leaf: rng.normal(0.1, 0.2, leaf.shape).astype(leaf.dtype)
-    return jax.tree.map(draw, shapes)
+    return random_variables(network, *inputs(), seed=1, mean=0.1, std=0.2)
 
 
 def num_parameters(network, size):

@@ -13,17 +13,14 @@ from scorejax import systems
 from scorejax.models.wide_resnet import WideBlock, WideResNet, standardised
 from scorejax.sdes import VESDE, VPSDE
 from scorejax.systems import noisy_classifier
+from tests.random_variables import random_variables
 
 TINY = WideResNet(num_classes=3, width=4, widen_factor=2, num_blocks=1, num_stages=2)
 
 
 def some_variables(network, size=8):
-    shapes = jax.eval_shape(
-        network.init, jax.random.key(0), jnp.ones((1, size, size, 1)), jnp.ones(1)
-    )
-    rng = np.random.default_rng(0)
-    draw = lambda leaf: rng.normal(0.1, 0.3, leaf.shape).astype(leaf.dtype)
-    return jax.tree.map(draw, shapes)
+    image = jnp.ones((1, size, size, 1))
+    return random_variables(network, image, jnp.ones(1), seed=0, mean=0.1, std=0.3)
 
 
 def test_wrn_28_10_has_its_number_of_parameters():

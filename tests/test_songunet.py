@@ -17,6 +17,7 @@ import pytest
 from scorejax import interop
 from scorejax.models.dhariwal import DhariwalUNet, MultiHeadAttention, cosine_sine_embedding
 from scorejax.models.songunet import SongUNet
+from tests.random_variables import random_variables
 
 SONG = {
     "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8],
@@ -159,13 +160,7 @@ def tiny(kind, **fields):
 def initialised(network):
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
     noise = jnp.array([-0.5, 1.5])
-    # Networks begin at zero output; with any other numbers, every part is felt.
-    shapes, rng = (
-        jax.eval_shape(network.init, jax.random.key(1), x, noise),
-        np.random.default_rng(2),
-    )
-    draw = lambda leaf: rng.normal(0.2, 0.3, leaf.shape).astype(leaf.dtype)
-    return x, noise, jax.tree.map(draw, shapes)
+    return x, noise, random_variables(network, x, noise, seed=2, mean=0.2, std=0.3)
 
 
 @pytest.mark.slow

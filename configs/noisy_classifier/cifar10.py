@@ -11,9 +11,10 @@ Hardware  GPUs or TPUs; not run by us at this size
 from ml_collections import ConfigDict
 
 from configs.noisy_classifier import family
+from configs.score_sde.family import parse
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = family.parse(variant, "ve")
+    sde, size = parse(variant, sdes=("ve", "vp"))
     config = family.default(sde)
     return family.debug(config) if size == "debug" else config

@@ -4,17 +4,18 @@
 Paper     Song et al. 2021, arXiv:2011.13456, Appendix I.1 (which has no digits; sizes are ours)
 Command   python -m launch.train --config=configs/noisy_classifier/digits.py --workdir=runs/guide
           variants: vp or ve (the SDE), :debug for seconds, both as in :ve,debug
-Expected  accuracy by noise level: see docs/results.md
+Expected  accuracy by noise level: see docs/control.md
 Hardware  2 CPU cores: some minutes
 """
 
 from ml_collections import ConfigDict
 
 from configs.noisy_classifier import family
+from configs.score_sde.family import parse
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = family.parse(variant, "vp")
+    sde, size = parse(variant, sdes=("vp", "ve"))
     config = family.default(sde)
     config.dataset = "digits"
     config.image_size = 8

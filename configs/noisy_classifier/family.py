@@ -7,28 +7,21 @@ published, so that optimiser and schedule are ours.
 
 from ml_collections import ConfigDict
 
-from scorejax.choices import unknown
+from configs.score_sde import family as score_sde
 
-SDES = ("vp", "ve")
-SIZES = ("full", "debug")
+AS_THE_SCORE_MODEL = (
+    "seed", "dataset", "data_dir", "image_size", "random_flip", "uniform_dequantization",
+    "centered", "sde", "beta_min", "beta_max", "sigma_min", "sigma_max",
+)  # fmt: skip
+"""What a classifier has in common with the models that it is to guide: data and noise."""
 
 
 def default(sde: str) -> ConfigDict:
     """WRN-28-10 on CIFAR-10 under an SDE."""
     config = ConfigDict()
     config.system = "noisy_classifier"
-    config.seed = 42
-
-    config.dataset = "cifar10"
-    config.data_dir = ""  # $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
-    config.image_size = 32
-    config.random_flip = True
-    config.uniform_dequantization = False
-    config.centered = sde != "ve"  # as the score models that it is to guide
-
-    config.sde = sde
-    config.beta_min, config.beta_max = 0.1, 20.0  # vp, subvp
-    config.sigma_min, config.sigma_max = 0.01, 50.0  # ve
+    guided = score_sde.default(sde)
+    config.update({key: guided[key] for key in AS_THE_SCORE_MODEL})
 
     config.num_classes = 10
     config.width = 16
@@ -68,16 +61,3 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.eval_examples = 32
     config.num_noise_bins = 3
     return config
-
-
-def parse(variant: str, default_sde: str) -> tuple[str, str]:
-    """(SDE, size) of a variant such as "ve,debug"; what it does not say is the default."""
-    sde, size = default_sde, SIZES[0]
-    for word in filter(None, variant.split(",")):
-        if word in SDES:
-            sde = word
-        elif word in SIZES:
-            size = word
-        else:
-            raise unknown("variant", word, SDES + SIZES)
-    return sde, size

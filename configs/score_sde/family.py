@@ -87,44 +87,43 @@ def official(
     sde: str, net: str, dataset: str, *, continuous: bool, deep: bool = False
 ) -> ConfigDict:
     """An experiment of the paper: `default` with a network, a data set, and its kind of time."""
-    config = NETS[net](default(sde), continuous)
-    config.num_res_blocks *= 1 + deep
+    config = NETS[net](default(sde))
     if deep:
+        config.num_res_blocks *= 2
         config.num_train_steps = 950_000
     if not continuous:
+        config.embedding_type = "positional"
         config.objective = "smld" if sde == "ve" else "ddpm"
         if sde == "vp":
             config.predictor = "reverse_diffusion" if net == "ncsnpp" else "ancestral"
     return DATASETS[dataset](config)
 
 
-def _ddpm(config: ConfigDict, continuous: bool) -> ConfigDict:
+def _ddpm(config: ConfigDict) -> ConfigDict:
     """The network of Ho et al. 2020, arXiv:2006.11239."""
     config.model = "ddpm"
     config.num_res_blocks = 2
     config.resblock_type = "ddpm"
     config.skip_rescale = False
-    return _ddpmpp(config, continuous)
+    return _ddpmpp(config)
 
 
-def _ddpmpp(config: ConfigDict, continuous: bool) -> ConfigDict:
-    del continuous
+def _ddpmpp(config: ConfigDict) -> ConfigDict:
     config.embedding_type = "positional"
     config.fir = False
     config.progressive_input = "none"
     return config
 
 
-def _ncsnpp(config: ConfigDict, continuous: bool) -> ConfigDict:
-    config.embedding_type = "fourier" if continuous and config.sde == "ve" else "positional"
+def _ncsnpp(config: ConfigDict) -> ConfigDict:
     config.fir = True
     config.progressive_input = "residual"
     return config
 
 
-def _pyramids(config: ConfigDict, continuous: bool) -> ConfigDict:
+def _pyramids(config: ConfigDict) -> ConfigDict:
     """NCSN++ for 256 pixels and more: images go in, and come out, at every level."""
-    config = _ncsnpp(config, continuous)
+    config = _ncsnpp(config)
     config.ch_mult = (1, 1, 2, 2, 2, 2, 2)
     config.num_res_blocks = 2
     config.progressive_input = "input_skip"
@@ -217,14 +216,14 @@ def debug(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def parse(variant: str) -> tuple[str, str]:
-    """("vp", "full"), or what the variant says instead: "ve", "debug", "subvp,debug" ..."""
-    sde, size = SDES[0], SIZES[0]
+def parse(variant: str, sdes: tuple[str, ...] = SDES) -> tuple[str, str]:
+    """The first SDE and "full", or what the variant says instead: "ve", "debug", "ve,debug" ..."""
+    sde, size = sdes[0], SIZES[0]
     for word in filter(None, variant.split(",")):
-        if word in SDES:
+        if word in sdes:
             sde = word
         elif word in SIZES:
             size = word
         else:
-            raise unknown("variant", word, SDES + SIZES)
+            raise unknown("variant", word, sdes + SIZES)
     return sde, size

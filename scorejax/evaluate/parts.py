@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from scorejax.evaluate.atomic import written_whole
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -34,10 +36,8 @@ class Parts:
             with np.load(path) as file:
                 return dict(file)
         part = {key: np.asarray(value) for key, value in make().items()}
-        self.directory.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{name}.{os.getpid()}.npz")
-        np.savez(unfinished, **part)
-        unfinished.replace(path)
+        with written_whole(path) as file:
+            np.savez(file, **part)
         return part
 
     def remove(self) -> None:

@@ -8,13 +8,13 @@ objects alone: no pyplot, no window, no state shared with the caller's own plots
 
 import math
 import os
-import pathlib
-import tempfile
 from collections.abc import Mapping
 
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
+
+from scorejax.evaluate.atomic import written_whole
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -156,17 +156,8 @@ def save_png(path: str | os.PathLike, picture: Picture) -> None:
             f"save_png needs uint8 (h, w, 3); got {picture.dtype} {picture.shape}. "
             "Make a picture of images with image_grid."
         )
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(picture).save(file, format="PNG", optimize=True)
-        os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        Image.fromarray(picture).save(file, format="PNG", optimize=True)
 
 
 def _to_uint8(images: ArrayLike) -> UInt8[np.ndarray, "n h w 3"]:

@@ -6,13 +6,11 @@ import os
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from scorejax.interop.checkpoint_files import read_checkpoint
-from scorejax.interop.fit import require_fit
-from scorejax.interop.torch_weights import CONV, LINEAR, SAME, Turn
-from scorejax.models.inception import Inception
+from scorejax.interop.torch_weights import CONV, LINEAR, SAME, Correspondence, fill
+from scorejax.models.inception import SIZE, Inception
 
 WHERE = (
     "the weights of FID's InceptionV3: pt_inception-2015-12-05-6726825d.pth, which "
@@ -36,27 +34,20 @@ def load_inception(path: str | os.PathLike) -> tuple[Inception, dict]:
         state = read_checkpoint(path).weights(averaged=False)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} is not there: get {WHERE}") from None
-    table, counters = _correspondence(), {key for key in state if key.endswith("batches_tracked")}
-    shapes = {official: turn.shape(shape) for official, (_, turn, shape) in table.items()}
-    require_fit("FID's InceptionV3", state, shapes, counters | {"fc.bias"})
-    flat = {
-        ours: jnp.asarray(turn.tensor(np.asarray(state[official])), float)
-        for official, (ours, turn, _) in table.items()
-    }
-    return Inception(), {"params": unflatten_dict(flat, sep="/")}
+    counters = {key for key in state if key.endswith("batches_tracked")}
+    table = correspondence()._replace(tolerated=counters | {"fc.bias"})
+    return Inception(), {"params": fill("FID's InceptionV3", state, table)}
 
 
 @functools.cache
-def _correspondence() -> dict[str, tuple[str, Turn, tuple[int, ...]]]:
-    """Official name -> (path of our parameter, how its axes turn, our shape)."""
-    image = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
+def correspondence() -> Correspondence:
+    """The official tensors that the network uses, and what each is for us."""
+    image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     init = lambda image: Inception().init(jax.random.key(0), image)["params"]
-    found = {}
+    ours, shapes = {}, {}
     for path, leaf in flatten_dict(jax.eval_shape(init, image), sep="/").items():
         layer, _, kind = path.rpartition("/")
-        if not layer:
-            found["fc.weight"] = (path, LINEAR, leaf.shape)
-            continue
-        tensor, turn = _TENSORS[kind]
-        found[f"{layer.replace('/', '.')}.{tensor}"] = (path, turn, leaf.shape)
-    return found
+        tensor, turn = _TENSORS[kind] if layer else ("weight", LINEAR)
+        official = f"{layer.replace('/', '.') or path}.{tensor}"
+        ours[official], shapes[official] = (path, turn), turn.shape(leaf.shape)
+    return Correspondence(ours, shapes, set())

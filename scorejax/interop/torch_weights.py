@@ -233,6 +233,16 @@ class Correspondence(NamedTuple):
     """Tensors that the official network has and does not use."""
 
 
+def fill(architecture: str, state: Mapping[str, np.ndarray], table: Correspondence) -> dict:
+    """Our parameters, each from its official tensor. Raises: ValueError as `require_fit`."""
+    require_fit(architecture, state, table.shapes, table.tolerated)
+    flat = {
+        path: jnp.asarray(turn.tensor(state[name]), float)
+        for name, (path, turn) in table.ours.items()
+    }
+    return unflatten_dict(flat, sep="/")
+
+
 def correspondence(net: NCSNpp, hyper: Mapping[str, Any]) -> Correspondence:
     """Pairs the official tensors with the parameters of a network."""
     size = hyper["image_size"]
@@ -264,15 +274,10 @@ def _fill(
 ) -> dict:
     """Our parameters, each from its official tensor."""
     table = correspondence(net, hyper)
-    shapes = dict(table.shapes)
     if hyper.get("scale_by_sigma", False) and net.embedding_type == "positional":
-        shapes["sigmas"] = (hyper.get("num_scales", 1000),)
-    require_fit(architecture, state, shapes, table.tolerated)
-    flat = {
-        path: jnp.asarray(turn.tensor(state[name]), float)
-        for name, (path, turn) in table.ours.items()
-    }
-    return unflatten_dict(flat, sep="/")
+        sigmas = {"sigmas": (hyper.get("num_scales", 1000),)}
+        table = table._replace(shapes=table.shapes | sigmas)
+    return fill(architecture, state, table)
 
 
 def _divide_by_sigma(

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
@@ -20,9 +23,9 @@ from scorejax.choices import unknown
 from scorejax.data.source import BatchSource
 from scorejax.evaluate.report import Evaluation
 from scorejax.train.state import TrainState
-from scorejax.typing import LossFn, Params, PyTree
+from scorejax.typing import LossFn, Params, PyTree, Shape
 
-__all__ = ["Evaluation", "System", "capability", "known", "load"]
+__all__ = ["Evaluation", "System", "capability", "known", "load", "make_init"]
 
 
 class System(NamedTuple):
@@ -34,6 +37,20 @@ class System(NamedTuple):
     tx: optax.GradientTransformation
     source: BatchSource
     evaluate: Callable[[PRNGKeyArray, TrainState], Evaluation]
+
+
+def make_init(model: nn.Module, shape: Shape) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
+    """`System.init` of a network (x (b, *shape), label (b,)) -> output.
+
+    Raises: as the network, for what only its layers can know.
+    """
+
+    def init(rng: PRNGKeyArray) -> tuple[Params, PyTree]:
+        variables = dict(model.init(rng, jnp.zeros((1, *shape)), jnp.ones(1)))
+        return variables.pop("params"), variables
+
+    jax.eval_shape(lambda: init(jax.random.key(0)))
+    return init
 
 
 def known() -> list[str]:

@@ -26,7 +26,7 @@ from scorejax.objectives.denoising import perturb, uniform_times
 from scorejax.preconditioning import noise_level
 from scorejax.random import draw_rows, example_keys, split
 from scorejax.sdes import SDE, get_sde
-from scorejax.systems import System
+from scorejax.systems import System, make_init
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
 from scorejax.typing import Array, Aux, Batch, Params, PRNGKeyArray, PyTree
@@ -45,14 +45,8 @@ def build(config: ConfigDict) -> System:
     require_keys(config, KEYS)
     images, model = image_view(config), make_network(config)
     make_sde(config)
-
-    def init(rng: PRNGKeyArray) -> tuple[Params, PyTree]:
-        variables = dict(model.init(rng, jnp.zeros((1, *images.shape)), jnp.ones(1)))
-        return variables.pop("params"), variables
-
-    jax.eval_shape(lambda: init(jax.random.key(0)))  # Raises what only the layers can know.
     return System(
-        init=init,
+        init=make_init(model, images.shape),
         loss=make_loss(config),
         tx=make_optimizer(config),
         source=images.training_source(config.batch_size),

@@ -9,12 +9,10 @@ networks sigma times the score.
 Source: Song et al. 2021, arXiv:2011.13456.
 """
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from scorejax.objectives import make_loss_fn
-from scorejax.systems import System
+from scorejax.systems import System, make_init
 from scorejax.systems.score_sde.evaluation import likelihood, make_evaluate, metrics
 from scorejax.systems.score_sde.model import (
     KEYS,
@@ -29,7 +27,6 @@ from scorejax.systems.score_sde.model import (
     make_sde,
 )
 from scorejax.systems.score_sde.sampling import SAMPLERS, sampler
-from scorejax.typing import PRNGKeyArray
 
 __all__ = [
     "KEYS",
@@ -53,17 +50,10 @@ __all__ = [
 def build(config: ConfigDict) -> System:
     """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
     sde, images, model = make_sde(config), image_view(config), make_network(config)
-
-    def init(rng: PRNGKeyArray) -> Variables:
-        variables = dict(model.init(rng, jnp.zeros((1, *images.shape)), jnp.ones(1)))
-        return variables.pop("params"), variables
-
-    system = System(
-        init=init,
+    return System(
+        init=make_init(model, images.shape),
         loss=make_loss_fn(make_example_loss(config, sde), model.apply),
         tx=make_optimizer(config),
         source=images.training_source(config.batch_size),
         evaluate=make_evaluate(config),
     )
-    jax.eval_shape(lambda: init(jax.random.key(0)))  # Raises what only the layers can know.
-    return system

@@ -61,7 +61,8 @@ def sampler(
     sde, images, model = make_sde(config), image_view(config), make_network(config)
     stepper = choose("sampler", name, SAMPLERS)(config, sde)
     sample = _with_steps(name, stepper, num_steps, nfe)
-    _require_drawable(config, sample)
+    if stepper.num_steps:  # An adaptive solver can always begin, and takes a second to trace.
+        _require_drawable(config, sample)
 
     def draw(variables: Variables, rngs: PRNGKeyArray, *given: Any) -> dict[str, Array]:
         score_fn = make_score_fn(config, sde, bind(model, variables))

@@ -7,8 +7,9 @@ python -m launch.evaluate --workdir=runs/x --metrics=fid,is,kid --inception=weig
     --num_samples=50000 --sampler=heun --nfe=35 --reference=cifar10.npz
 
 fid, fid_infinity, is, kid and precision_recall draw samples and look at them with the network that
-FID is about. The reference is a file of mu and sigma, or else the training images, all of them. A
-call that was killed goes on from the last chunk of images.
+FID is about. The reference is a file of mu and sigma, or else the training images, all of them, and
+then their statistics are kept in <out>_reference.npz. A call that was killed goes on from the last
+chunk of images. A sample that is not finite counts as a black image, and is reported.
 """
 
 from absl import flags
@@ -69,39 +70,38 @@ def prepare_samples(config, metrics):
     if REFERENCE.value and lacking:
         raise ValueError(f"{lacking[0]} needs real images, not --reference: leave it out")
     draw = systems.capability(config, "sampler")(config, SAMPLER.value, nfe=NFE.value)
-    known = frechet.load_statistics(REFERENCE.value) if REFERENCE.value else None
+    known = sample_quality.load_reference(REFERENCE.value) if REFERENCE.value else None
     network, weights = inception.load_inception(INCEPTION.value)
-    view = systems.capability(config, "image_view")(config)
-    stored = None if known else view.stored("train")
     features = sample_quality.inception_features(network)
-
-    def look(variables, rows, draw, parts):
-        """Features of what is drawn, so that images need not be kept."""
-        fn = lambda variables, rows: features(variables[0], draw(variables[1], rows))
-        given = weights, variables
-        return command.in_chunks(fn, given, rows, BATCH_SIZE.value, "images", parts)
+    view = systems.capability(config, "image_view")(config)
+    real = None if known else sample_quality.at_256_levels(view.stored("train").image, view.levels)
 
     def judge(restored, out: str) -> dict:
         from scorejax.evaluate.parts import Parts
 
-        identity = {"seed": SEED.value, "batch_size": BATCH_SIZE.value, "step": restored.step}
-        drawn = identity | {"sampler": SAMPLER.value, "nfe": NFE.value, "num": NUM_SAMPLES.value}
-        parts = Parts(out, drawn), Parts(out, identity | {"reference": "train"})
-        variables = restored.params, restored.model_state
-        by_key = lambda variables, rows: draw(variables, rows["rng"])
+        variables = weights, (restored.params, restored.model_state)
+        drawn = {"config": config.to_dict(), "sampler": SAMPLER.value, "nfe": NFE.value}
+        drawn |= {"seed": SEED.value, "num": NUM_SAMPLES.value, "batch_size": BATCH_SIZE.value}
+        parts = [Parts(f"{out}_samples", drawn, variables)]
         keys = {"rng": command.keys(SEED.value, NUM_SAMPLES.value)}
-        samples = look(variables, keys, by_key, parts[0])
-        reference = sample_quality.Reference(known)
-        if stored is not None:
-            images = {"image": stored.image.astype("float32") / (view.levels - 1)}
-            pool = look(variables, images, lambda _, rows: rows, parts[1])["pool"]
-            reference = sample_quality.Reference(frechet.moments(pool), pool)
-        found = {"num_samples": NUM_SAMPLES.value}
+        look = sample_quality.look_at_samples(features, draw)
+        samples = command.in_chunks(look, variables, keys, BATCH_SIZE.value, "samples", parts[0])
+        reference = known
+        if known is None:
+            batch_size = {"batch_size": BATCH_SIZE.value}
+            parts.append(Parts(f"{out}_reference", batch_size, (weights, real)))
+            look = lambda weights, rows: features(weights, rows["image"])
+            rows = {"image": real}
+            found = command.in_chunks(look, weights, rows, BATCH_SIZE.value, "images", parts[1])
+            reference = sample_quality.Reference(frechet.moments(found["pool"]), found["pool"])
+            frechet.save_statistics(f"{out}_reference.npz", reference.moments)
+        failed = int((~samples["finite"]).sum())
+        report = {"num_samples": NUM_SAMPLES.value, "num_not_finite": failed}
         for metric in metrics.values():
-            found |= metric(reference, samples)
+            report |= metric(reference, samples)
         for part in parts:
             part.remove()
-        return found
+        return report
 
     return judge
 

@@ -55,7 +55,8 @@ def prepare() -> command.Job:
             "num_images": len(stored.image),
             "divergence": "exact" if exact else "hutchinson",
         }
-        parts = Parts(out, report | {"seed": SEED.value, "batch_size": BATCH_SIZE.value})
+        asked = {"config": config.to_dict(), "exact": exact, "batch_size": BATCH_SIZE.value}
+        parts = Parts(out, asked | {"seed": SEED.value}, (variables, x))
         found = command.in_chunks(measure, variables, rows, BATCH_SIZE.value, "images", parts)
         bits = found["bits_per_dim"].reshape(REPEATS.value, -1)
         np.savez(f"{out}.npz", bits_per_dim=bits, nfe=found["nfe"].reshape(bits.shape))

@@ -22,8 +22,8 @@ def in_chunks(parts):
 class Counting(Parts):
     """Dies, as if killed, before the part `dies_at`; counts what it makes."""
 
-    def __init__(self, out, identity, dies_at=99):
-        super().__init__(out, identity)
+    def __init__(self, out, identity, dies_at=99, arrays=()):
+        super().__init__(out, identity, arrays)
         self.made, self.dies_at = 0, dies_at
 
     def get(self, name, make):
@@ -51,11 +51,24 @@ def test_what_is_done_is_not_done_again_and_the_end_is_the_same(tmp_path, dies_a
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_computation_finds_nothing(tmp_path):
-    in_chunks(Counting(tmp_path / "out", WANTED))
-    other = Counting(tmp_path / "out", WANTED | {"seed": 2})
+@pytest.mark.parametrize(
+    ("identity", "weights"),
+    [
+        (WANTED | {"seed": 2}, [0.0, 1.0]),
+        (WANTED, [0.0, 2.0]),
+        (WANTED, [[0.0, 1.0]]),
+        (WANTED, np.array([0.0, 1.0], np.float32)),
+    ],
+)
+def test_another_computation_finds_nothing(tmp_path, identity, weights):
+    given = {"w": np.array([0.0, 1.0])}
+    in_chunks(Counting(tmp_path / "out", WANTED, arrays=given))
+    other = Counting(tmp_path / "out", identity, arrays={"w": np.asarray(weights)})
     in_chunks(other)
     assert other.made == 4
+    same = Counting(tmp_path / "out", WANTED, arrays={"w": np.array([0.0, 1.0])})
+    in_chunks(same)
+    assert same.made == 0
 
 
 def test_a_part_that_was_being_written_does_not_count(tmp_path):

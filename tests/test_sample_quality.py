@@ -129,13 +129,45 @@ def test_metrics_by_name_take_what_they_need():
     assert sample_quality.METRICS["fid"](whole, samples)["fid"] == pytest.approx(3.04532484507)
 
 
-def test_images_are_stored_before_they_are_looked_at():
-    # Levels are cut, not rounded, and grey is three equal channels.
-    class Mean:
-        def apply(self, variables, x):
-            assert x.shape[-1] == 3
-            return frechet.Moments(x, x)  # any pair by name
+class Identity:
+    """Stands for a network: its features are the image that it is given."""
 
-    x = np.array([0.0, 0.9999 / 255, 1.0001 / 255, 0.5, 1.2, -3.0]).reshape(6, 1, 1, 1)
-    found = sample_quality.inception_features(Mean())({}, {"image": x})["mean"]
-    np.testing.assert_allclose(255 * found[:, 0, 0, 1], [0, 0, 1, 127, 255, 0], atol=1e-4)
+    def apply(self, variables, x):
+        assert x.shape[-1] == 3
+        return frechet.Moments(x, x)  # any pair by name
+
+
+def test_images_are_stored_before_they_are_looked_at():
+    # Levels are cut, not rounded; failures are black, or white where they are too large.
+    x = np.array([0.0, 0.9999 / 255, 1.0001 / 255, 0.5, 1.2, -3.0, np.nan, np.inf])
+    x = x.reshape(8, 1, 1, 1)
+    stored = sample_quality.stored_levels(x)
+    assert stored.dtype == np.uint8
+    np.testing.assert_array_equal(stored.ravel(), [0, 0, 1, 127, 255, 0, 0, 255])
+    # Grey is three equal channels.
+    found = sample_quality.inception_features(Identity())({}, stored)["mean"]
+    np.testing.assert_allclose(255 * found[:, 0, 0, 1], stored.ravel(), atol=1e-4)
+
+
+def test_stored_images_are_the_same_whoever_stores_them():
+    for levels in (17, 256):
+        images = np.arange(levels, dtype=np.uint8).reshape(-1, 1, 1, 1)
+        cut = np.floor(255 * images.astype(float) / (levels - 1) + 1e-9)
+        np.testing.assert_array_equal(sample_quality.at_256_levels(images, levels), cut)
+
+
+def test_samples_that_failed_are_counted():
+    images = np.full((3, 2, 2, 1), 0.5)
+    images[1, 0, 0] = np.nan
+    draw = lambda variables, rngs: {"image": images[rngs]}
+    look = sample_quality.look_at_samples(sample_quality.inception_features(Identity()), draw)
+    found = look(({}, {}), {"rng": np.array([2, 1, 0])})
+    np.testing.assert_array_equal(found["finite"], [True, False, True])
+    assert np.isfinite(found["mean"]).all()
+
+
+def test_statistics_of_another_network_are_refused(tmp_path):
+    path = tmp_path / "stats.npz"
+    frechet.save_statistics(path, frechet.Moments(np.zeros(64), np.eye(64)))
+    with pytest.raises(ValueError, match="has 64 features an image, InceptionV3 has 2048"):
+        sample_quality.load_reference(path)

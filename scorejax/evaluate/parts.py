@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Long computations in parts, each on disk as soon as it is done: a killed one goes on.
 
-The directory is named by what is computed, so that another seed, say, finds nothing there.
+The directory is named by all that is computed from: another seed, other weights find nothing there.
 """
 
 import hashlib
@@ -12,9 +12,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from scorejax.evaluate.atomic import written_whole
+from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]
 
@@ -22,12 +24,12 @@ Arrays = dict[str, np.ndarray]
 class Parts:
     """The parts of one computation, kept beside the file `out` that it will write."""
 
-    def __init__(self, out: str | os.PathLike, identity: Mapping[str, Any]):
-        """`identity` is all that the numbers depend on, as JSON takes it."""
-        text = json.dumps(dict(identity), sort_keys=True)
-        self.directory = pathlib.Path(
-            f"{out}.parts-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        )
+    def __init__(self, out: str | os.PathLike, identity: Mapping[str, Any], arrays: PyTree = ()):
+        """All that the numbers depend on: `identity`, as JSON takes it, and a tree of arrays."""
+        digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode())
+        for leaf in map(np.asarray, jax.tree.leaves(arrays)):
+            digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
+        self.directory = pathlib.Path(f"{out}.parts-{digest.hexdigest()[:8]}")
 
     def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
         """The part of that name: from disk if it is there, else made and put there whole."""

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sample quality in the features of FID's InceptionV3: the metrics by name, from features alone."""
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from scorejax.evaluate import frechet
 from scorejax.evaluate.inception_score import inception_score
 from scorejax.evaluate.kernel_distance import kernel_distance
-from scorejax.models.inception import Inception
+from scorejax.models.inception import NUM_FEATURES, Inception
 
 
 class Reference(NamedTuple):
@@ -21,19 +22,57 @@ class Reference(NamedTuple):
     pool: np.ndarray | None = None
 
 
-def inception_features(network: Inception) -> Callable[[Any, dict[str, Array]], dict[str, Array]]:
-    """features(variables, {"image": (b, h, w, c) in [0, 1]}) -> pool (b, 2048), logits (b, 1008).
+def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
+    """Images in [0, 1] at 256 levels, cut downwards, as the published evaluations store them.
 
-    Images are brought to 256 levels first, downwards, as the published evaluations store them; grey
-    ones to three equal channels.
+    What is not a number becomes black, so that a failed sample is judged with the others.
+    """
+    return jnp.floor(255 * jnp.clip(jnp.nan_to_num(x), 0, 1)).astype(jnp.uint8)
+
+
+def at_256_levels(images: np.ndarray, levels: int) -> np.ndarray:
+    """The same for uint8 images of `levels` levels."""
+    return (images.astype(np.uint16) * 255 // (levels - 1)).astype(np.uint8)
+
+
+def inception_features(network: Inception) -> Callable[[Any, Array], dict[str, Array]]:
+    """features(variables, images (b, h, w, c) of 256 levels) -> pool (b, 2048), logits (b, 1008).
+
+    Grey images are brought to three equal channels.
     """
 
-    def features(variables: Any, rows: dict[str, Array]) -> dict[str, Array]:
-        x = jnp.floor(255 * jnp.clip(rows["image"], 0, 1)) / 255
+    def features(variables: Any, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
+        x = images.astype(jnp.float32) / 255
         x = jnp.broadcast_to(x, (*x.shape[:-1], 3)) if x.shape[-1] == 1 else x
         return network.apply(variables, x)._asdict()
 
     return features
+
+
+def look_at_samples(
+    features: Callable[[Any, Array], dict[str, Array]], draw: Callable[[Any, Array], dict]
+) -> Callable[[tuple[Any, Any], dict[str, Array]], dict[str, Array]]:
+    """look((weights, variables), {"rng": (b,)}) -> features of samples that are not kept.
+
+    "finite" (b,) tells which samples are so in every pixel.
+    """
+
+    def look(variables: tuple[Any, Any], rows: dict[str, Array]) -> dict[str, Array]:
+        x = draw(variables[1], rows["rng"])["image"]
+        found = features(variables[0], stored_levels(x))
+        return found | {"finite": jnp.isfinite(x).all(axis=(1, 2, 3))}
+
+    return look
+
+
+def load_reference(path: str | os.PathLike) -> Reference:
+    """Published statistics of InceptionV3's features. Raises: as load_statistics, ValueError."""
+    statistics = frechet.load_statistics(path)
+    if len(statistics.mean) != NUM_FEATURES:
+        raise ValueError(
+            f"{path} has {len(statistics.mean)} features an image, InceptionV3 has {NUM_FEATURES}"
+        )
+    return Reference(statistics)
 
 
 def _fid(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:

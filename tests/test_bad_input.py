@@ -14,9 +14,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from configs.score_sde import digits
+from scorejax.evaluate import frechet
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Two devices, of fake kind, so that a batch can fail to divide.
@@ -191,6 +194,10 @@ CASES = {
         "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/none.npz"], 2,
         "no reference statistics at {tmp}/none.npz",
     ),
+    "evaluate: another network's reference": (
+        "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/small.npz"], 2,
+        "{tmp}/small.npz has 64 features an image, InceptionV3 has 2048",
+    ),
     "evaluate: samples": ("evaluate", [RUN, "--num_samples=3"], 2, "--num_samples=3"),
     "evaluate: sampler": (
         "evaluate", [RUN, "--metrics=fid", "--inception=x", "--sampler=hein"], 2,
@@ -206,6 +213,33 @@ CASES = {
     "sample: no classifier's run": (
         "sample", [RUN, "--classifier={tmp}/run", "--label=3"], 2,
         "the system 'score_sde' has no classifier",
+    ),
+    "inverse: task": (
+        "inverse", [RUN, "--task=colourise"], 2,
+        "unknown task 'colourise': did you mean 'colorize'?",
+    ),
+    "inverse: grey model": (
+        "inverse", [RUN, "--task=colorize"], 2, "needs a model of colour images",
+    ),
+    "inverse: factor": (
+        "inverse", [RUN, "--task=super_resolution", "--factor=3"], 2,
+        "factor needs to be 2 or more and to divide (8, 8); got 3",
+    ),
+    "inverse: no mask": ("inverse", [RUN, "--mask={tmp}/none.png"], 2, "{tmp}/none.png"),
+    "inverse: mask is no image": (
+        "inverse", [RUN, "--mask={tmp}/number.py"], 2, "--mask={tmp}/number.py is no image",
+    ),
+    "inverse: mask of another size": (
+        "inverse", [RUN, "--mask={tmp}/mask.png"], 2,
+        "mask needs the images' (8, 8) pixels; got (2, 3)",
+    ),
+    "inverse: steps": (
+        "inverse", [RUN, "--num_steps=1"], 2, "num_sampling_steps needs to be at least 2; got 1",
+    ),
+    "inverse: no checkpoint": ("inverse", [RUN], 2, "no checkpoint"),
+    "interpolate: one frame": ("interpolate", [RUN, "--num_frames=1"], 2, "--num_frames=1"),
+    "interpolate: too many": (
+        "interpolate", [RUN, "--num=450"], 2, "--num needs to be at most 449 pairs; got 450",
     ),
     "evaluate: no run": ("evaluate", ["--workdir={tmp}/nowhere"], 2, "{tmp}/nowhere"),
 }  # fmt: skip
@@ -243,6 +277,8 @@ def world(tmp_path_factory):
     for name, text in files.items():
         (tmp / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp / name).write_text(text)
+    PIL.Image.new("L", (3, 2)).save(tmp / "mask.png")
+    frechet.save_statistics(tmp / "small.npz", frechet.Moments(np.zeros(64), np.eye(64)))
     with contextlib.ExitStack() as stack:
         for name, options in {"full": "size=4k", "frozen": "ro"}.items():
             (tmp / name).mkdir()

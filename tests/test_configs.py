@@ -20,7 +20,7 @@ from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-EXPERIMENTS = ["configs.score_sde.digits", "configs.score_sde.fashion_mnist"]
+EXPERIMENTS = [f"configs.score_sde.{name}" for name in ("digits", "fashion_mnist", "photo_patches")]
 VARIANTS = ["vp", "subvp", "ve", "debug", "subvp,debug", "ve,debug"]
 
 

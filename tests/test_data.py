@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_image
 
 from scorejax.data import images, source, tfrecords, transforms
 from scorejax.data.images import IMAGE_SETS, Images
@@ -52,6 +52,19 @@ def test_the_halves_of_the_digits_are_disjoint_stratified_and_complete():
     )
     assert np.abs(np.bincount(train.label) - np.bincount(test.label)).max() <= 1
     assert train.image.dtype == np.uint8 and train.image.max() == IMAGE_SETS["digits"].levels - 1
+
+
+def test_patches_of_photographs_are_where_they_are_said_to_be():
+    train, test = images.load("photo_patches", "train"), images.load("photo_patches", "test")
+    # By another reader: scikit-learn's own, and means of 2 x 2 pixels, which may round otherwise.
+    china = load_sample_image("china.jpg")[:426].reshape(213, 2, 320, 2, 3).mean(axis=(1, 3))
+    ours = train.image[train.label == 5].reshape(46, 33, 32, 32, 3)
+    np.testing.assert_allclose(ours[3, 7], china[12:44, 28:60], atol=0.5)
+    np.testing.assert_allclose(ours[-1, -1], china[180:212, 128:160], atol=0.5)
+    right = test.image[test.label == 5].reshape(6, 5, 32, 32, 3)
+    np.testing.assert_allclose(right[1, 2], china[32:64, 224:256], atol=0.5)
+    assert (np.bincount(train.label) > 0).sum() == (np.bincount(test.label) > 0).sum() == 7
+    assert test.image.dtype == np.uint8 and np.ptp(test.image) == 255
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
+from scorejax.data.images import load
 from scorejax.evaluate import frechet
 from scorejax.evaluate.inception_score import inception_score
 from scorejax.guidance import class_guided
@@ -40,10 +41,10 @@ ENVIRONMENT = {
 }
 
 
-def run(command, *argv):
+def run(command, *argv, timeout=300):
     result = subprocess.run(
         [sys.executable, "-m", f"launch.{command}", *argv],
-        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=300,
+        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=timeout,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result
@@ -182,6 +183,24 @@ def test_sample_of_a_class_is_guided_by_the_classifier(workdir, trained, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_is_seen_of_images_is_kept_and_the_rest_is_made(workdir, tmp_path):
+    argv = ("--task=super_resolution", "--num=3", "--num_steps=30", "--seed=2")
+    run("inverse", f"--workdir={workdir}", *argv, f"--out={tmp_path}/four")
+    found = np.load(tmp_path / "four.npz")
+    expected = load("digits", "test", limit=3).image
+    # Dequantised in one of the 17 levels.
+    assert np.abs(found["original"] - (expected + 0.5) / 17).max() < 0.5 / 17 + 1e-6
+    means = lambda x: x.reshape(3, 4, 2, 4, 2).mean(axis=(2, 4))
+    np.testing.assert_allclose(means(found["image"]), means(found["original"]), atol=1e-5)
+    assert (tmp_path / "four.png").exists()
+    run("interpolate", f"--workdir={workdir}", "--num=2", "--num_frames=3", f"--out={tmp_path}/way")
+    frames = np.load(tmp_path / "way.npz")["images"]
+    ends = load("digits", "test", limit=4).image.reshape(2, 2, 8, 8, 1)
+    # The solver's tolerance is 1e-4; what it makes lies within the level, or just outside.
+    assert np.abs(frames[:, [0, 2]] - (ends + 0.5) / 17).max() < 0.5 / 17 + 5e-3
+
+
+@pytest.mark.slow
 def test_likelihood_reports_the_importance_weighted_bound(workdir, tmp_path):
     argv = ("--num=2", "--repeats=3", "--batch_size=4", "--importance_weighted")
     run("likelihood", f"--workdir={workdir}", *argv, f"--out={tmp_path}/bits")
@@ -218,7 +237,36 @@ def test_evaluate_looks_at_samples_with_inception(workdir, tmp_path):
     assert report["fid"] == pytest.approx(expected, rel=1e-3)
     score = inception_score(found.logits).mean
     assert report["inception_score"] == pytest.approx(score, rel=1e-2)
+    assert report["num_not_finite"] == 0
     assert not list(tmp_path.glob("*.parts-*"))
+
+
+@pytest.mark.slow
+def test_evaluate_takes_the_training_images_for_reference(workdir, tmp_path):
+    weights, state = tmp_path / "weights.safetensors", random_state(official_shapes())
+    weights.write_bytes(safetensors(state))
+    argv = (f"--inception={weights}", "--num_samples=10", "--batch_size=50")
+    argv += ("--sampler=heun", "--nfe=3")
+    run(
+        "evaluate", f"--workdir={workdir}", "--metrics=fid,kid,precision_recall", *argv,
+        f"--out={tmp_path}/fid", timeout=1200,
+    )  # fmt: skip
+    report = json.loads((tmp_path / "fid.json").read_text())
+    assert {"fid", "kid", "precision", "recall"} <= report.keys()
+    # The statistics that it leaves are of all digits, and another call takes them for the same.
+    statistics = frechet.load_statistics(tmp_path / "fid_reference.npz")
+    network, variables = inception.load_inception(weights)
+    images = np.floor(255 * load("digits", "train", limit=20).image / 16) / 255
+    pool = jax.jit(network.apply)(variables, np.repeat(images, 3, axis=-1)).pool
+    # Twenty of 899 images: within five standard errors of their mean, for nearly every feature.
+    error = np.sqrt(np.diag(statistics.covariance) / 20)
+    assert (np.abs(pool.mean(axis=0) - statistics.mean) < 5 * error + 1e-6).mean() > 0.99
+    run(
+        "evaluate", f"--workdir={workdir}", "--metrics=fid", *argv, f"--out={tmp_path}/again",
+        f"--reference={tmp_path}/fid_reference.npz",
+    )  # fmt: skip
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["fid"] == pytest.approx(report["fid"], rel=1e-6)
 
 
 def environment_after_launch(tmp_path, **variables):

@@ -5,7 +5,7 @@ Paper     Song et al. 2021, arXiv:2011.13456 (which has no Fashion-MNIST; sizes 
 Data      apt-get install dataset-fashion-mnist, or its four files in --config.data_dir
 Command   python -m launch.train --config=configs/score_sde/fashion_mnist.py --workdir=runs/fashion
           variants: fashion_mnist.py:vp (the default), :subvp, :ve; :debug or :ve,debug for seconds
-Expected  no number is published for this set and these networks; ours are in docs/results.md
+Expected  no number is published for this set and these networks; not run by us at this size
 Hardware  one GPU or TPU
 """
 

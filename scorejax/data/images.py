@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image data sets by name, as uint8 arrays or as records with random access.
 
-Handwritten digits come with scikit-learn; Fashion-MNIST is read from its own four files, CelebA-HQ
-and FFHQ from the TFRecord files of ProgressiveGAN and StyleGAN; the others are data sets of
-tensorflow-datasets, prepared once in array-record format and read here without TensorFlow. Data are
-looked for in `data_dir`, else in $SCOREJAX_DATA_DIR, else in ~/tensorflow_datasets.
+Handwritten digits and patches of photographs come with our dependencies; Fashion-MNIST is read from
+its own four files, CelebA-HQ and FFHQ from the TFRecord files of ProgressiveGAN and StyleGAN; the
+others are data sets of tensorflow-datasets, prepared once in array-record format and read here
+without TensorFlow. Data are looked for in `data_dir`, else in $SCOREJAX_DATA_DIR, else in
+~/tensorflow_datasets.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ import numpy as np
 
 from scorejax.choices import unknown
 from scorejax.data import tfrecords, transforms
+from scorejax.data.photographs import photo_patches
 
 SPLITS = ("train", "test")
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -44,6 +46,7 @@ class ImageSet:
 
 IMAGE_SETS = {
     "digits": ImageSet(channels=1, size=8, levels=17),
+    "photo_patches": ImageSet(channels=3, size=32),
     "fashion_mnist": ImageSet(channels=1, size=28),
     "cifar10": ImageSet(channels=3, size=32, tfds_name="cifar10"),
     "svhn": ImageSet(channels=3, size=32, tfds_name="svhn_cropped"),
@@ -106,6 +109,8 @@ def load(
     size = image_size or spec.size
     if name == "digits":
         images = digits(split)
+    elif name == "photo_patches":
+        images = Images(*photo_patches(split))
     elif name == "fashion_mnist":
         images = fashion_mnist(split, data_dir)
     else:

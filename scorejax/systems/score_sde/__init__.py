@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from scorejax.objectives import make_loss_fn
 from scorejax.systems import System, make_init
+from scorejax.systems.score_sde.control import completion, interpolation, measurement
 from scorejax.systems.score_sde.evaluation import likelihood, make_evaluate, metrics
 from scorejax.systems.score_sde.model import (
     KEYS,
@@ -35,13 +36,16 @@ __all__ = [
     "Variables",
     "bind",
     "build",
+    "completion",
     "image_view",
+    "interpolation",
     "likelihood",
     "make_example_loss",
     "make_network",
     "make_optimizer",
     "make_score_fn",
     "make_sde",
+    "measurement",
     "metrics",
     "sampler",
 ]

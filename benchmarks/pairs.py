@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two networks that are timed, each in Flax and, with the same weights, in PyTorch."""
+"""The networks that are timed, each in Flax and, with the same weights, in PyTorch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,6 +35,8 @@ class Size:
     attn_resolutions: tuple[int, ...]
     nf: int = 32
     num_res_blocks: int = 1
+    fir: bool = False
+    """NCSN++ rather than DDPM++."""
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
@@ -46,19 +48,23 @@ class Size:
 
     def options(self) -> dict:
         """What both networks are built from."""
-        names = ("nf", "ch_mult", "num_res_blocks", "attn_resolutions")
+        names = ("nf", "ch_mult", "num_res_blocks", "attn_resolutions", "fir")
         return {name: getattr(self, name) for name in names}
 
 
 SIZES = {
     "digits": Size("digits", 8, 1, 128, ch_mult=(1, 2), attn_resolutions=(4,)),
     "cifar": Size("CIFAR-shaped", 32, 3, 16, ch_mult=(1, 2, 2), attn_resolutions=(16,)),
+    "ncsnpp": Size("NCSN++", 32, 3, 16, ch_mult=(1, 2, 2), attn_resolutions=(16,), fir=True),
 }
 LEARNING_RATE, CLIP_NORM, EMA_RATE = 2e-4, 1.0, 0.999
 
 
 def flax_network(size: Size) -> NCSNpp:
-    return NCSNpp(**size.options(), fir=False, embedding_type="positional", dropout=0.0)
+    pyramid = "residual" if size.fir else "none"
+    return NCSNpp(
+        **size.options(), progressive_input=pyramid, embedding_type="positional", dropout=0.0
+    )
 
 
 def our_step(

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same network and the same algorithms in PyTorch, for comparisons of speed.
 
-DDPM++ of arXiv:2011.13456, Appendix H: positional embedding, BigGAN residual blocks, resampling
-without FIR filters, skips divided by sqrt(2), attention of one head. Images are (b, c, h, w).
-Modules bear the names of our Flax modules, so that copying weights is a walk over names.
+DDPM++ and NCSN++ of arXiv:2011.13456, Appendix H: positional embedding, BigGAN residual blocks,
+skips divided by sqrt(2), attention of one head; NCSN++ resamples with FIR filters and has a
+residual pyramid of the input. Images are (b, c, h, w). Modules bear the names of our Flax modules,
+so that copying weights is a walk over names.
 
 It is meant to be what a careful PyTorch user would write: fused attention, fused Adam, one foreach
 call for the moving average, no synchronisation inside a step.
@@ -87,17 +88,50 @@ class TimeEmbedding(nn.Module):
         return self.dense_1(F.silu(self.dense_0(embedding)))
 
 
+class FIR(nn.Module):
+    """Resampling by two with the filter [1, 3, 3, 1], as one depthwise convolution."""
+
+    def __init__(self, *, up: bool):
+        super().__init__()
+        self.up = up
+        self.register_buffer("taps", filter_taps(4.0 if up else 1.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = self.taps.expand(x.shape[1], 1, 4, 4)
+        resample = F.conv_transpose2d if self.up else F.conv2d
+        return resample(x, taps, stride=2, padding=1, groups=x.shape[1])
+
+
+class PyramidStep(nn.Conv2d):
+    """Half the size: filtered, then a 3x3 convolution of stride 2."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__(in_channels, channels, 3, stride=2)
+        self.register_buffer("taps", filter_taps(1.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        taps = self.taps.expand(x.shape[1], 1, 4, 4)
+        return super().forward(F.conv2d(x, taps, padding=2, groups=x.shape[1]))
+
+
+def filter_taps(gain: float) -> Tensor:
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    return gain * torch.outer(taps, taps)
+
+
 class TorchNCSNpp(nn.Module):
-    """The twin of `NCSNpp(fir=False, embedding_type="positional", dropout=0)`.
+    """The twin of `NCSNpp(embedding_type="positional", dropout=0)`: DDPM++, or with `fir` NCSN++.
 
     forward(x (b, c, h, w), label (b,)) -> (b, c, h, w), the raw head.
     """
 
     def __init__(
         self, *, nf: int, ch_mult: tuple[int, ...], num_res_blocks: int,
-        attn_resolutions: tuple[int, ...], image_size: int, channels: int,
+        attn_resolutions: tuple[int, ...], image_size: int, channels: int, fir: bool = False,
     ):  # fmt: skip
         super().__init__()
+        halve, double = (FIR(up=False), FIR(up=True)) if fir else (mean_2x2, nearest_2x2)
+        pyramid_width = channels
         self.temb, self.conv_in = TimeEmbedding(nf), conv3x3(channels, nf)
         self.down, self.up = nn.ModuleDict(), nn.ModuleDict()
         skips, width, size = [nf], nf, image_size
@@ -109,7 +143,10 @@ class TorchNCSNpp(nn.Module):
                     self.down[f"{level}_attn_{i}"] = Attention(width)
                 skips.append(width)
             if level + 1 < len(ch_mult):
-                self.down[f"{level}_resample"] = ResidualBlock(width, width, 4 * nf, mean_2x2)
+                self.down[f"{level}_resample"] = ResidualBlock(width, width, 4 * nf, halve)
+                if fir:
+                    self.down[f"{level}_pyramid"] = PyramidStep(pyramid_width, width)
+                    pyramid_width = width
                 skips.append(width)
                 size //= 2
         self.middle_block_0 = ResidualBlock(width, width, 4 * nf)
@@ -123,17 +160,19 @@ class TorchNCSNpp(nn.Module):
             if size in attn_resolutions:
                 self.up[f"{level}_attn"] = Attention(width)
             if level:
-                self.up[f"{level}_resample"] = ResidualBlock(width, width, 4 * nf, nearest_2x2)
+                self.up[f"{level}_resample"] = ResidualBlock(width, width, 4 * nf, double)
                 size *= 2
         self.out_norm, self.out_conv = group_norm(width), conv3x3(width, channels)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         temb = self.temb(label)
         h = self.conv_in(x)
-        skips = [h]
+        skips, pyramid = [h], x
         for layer in self.down.values():
             if isinstance(layer, Attention):
                 h = skips[-1] = layer(h)
+            elif isinstance(layer, PyramidStep):
+                h = skips[-1] = pyramid = (layer(pyramid) + h) / math.sqrt(2)
             else:
                 h = layer(h, temb)
                 skips.append(h)
@@ -242,6 +281,31 @@ def predictor_corrector(
         x_mean = (2 - torch.sqrt(1 - beta)) * x + beta * score_fn(x, t)
         x = x_mean + torch.sqrt(beta) * torch.randn(shape)
     return x_mean
+
+
+@torch.no_grad()
+def heun(score_fn: ScoreFn, shape: tuple[int, ...], sigmas: np.ndarray) -> Tensor:
+    """EDM's second-order steps without churn down the noise levels, of which the last is zero.
+
+    On x / scale, whose denoiser is x / scale + sigma^2 scale score: 2 len(sigmas) - 3 evaluations.
+    """
+
+    def slope(x: Tensor, sigma: float) -> Tensor:
+        log_mean = 0.5 * math.log1p(sigma**2)  # minus the logarithm of the scale
+        t = (math.sqrt(BETA_MIN**2 + 4 * (BETA_MAX - BETA_MIN) * log_mean) - BETA_MIN) / (
+            BETA_MAX - BETA_MIN
+        )
+        scale = math.exp(-log_mean)
+        return -sigma * scale * score_fn(scale * x, torch.full((len(x),), t))
+
+    x = float(sigmas[0]) * torch.randn(shape)
+    for sigma, following in zip(map(float, sigmas[:-1]), map(float, sigmas[1:]), strict=True):
+        first = slope(x, sigma)
+        ahead = x + (following - sigma) * first
+        if following == 0:
+            return ahead
+        x = x + (following - sigma) * (first + slope(ahead, following)) / 2
+    return x
 
 
 def flow_and_divergence(

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How fast is a training step on a CPU, compared with PyTorch?
 
-    python -m benchmarks.train_step [--networks digits cifar] [--rounds=15]
+    python -m benchmarks.train_step [--networks digits cifar ncsnpp] [--rounds=15]
 
-One update of a small DDPM++ (Adam, clipping, moving average) by our step, one at a time and ten
-scanned in one call, against a PyTorch twin with the same weights and batch: eager, eager with
-channels-last memory, and torch.compile. Both use two threads; turns alternate in one process, see
-`benchmarks/timing.py`.
+One update of a small DDPM++ or NCSN++ (Adam, clipping, moving average) by our step, one at a time
+and ten scanned in one call, against a PyTorch twin with the same weights and batch: eager, eager
+with channels-last memory, and torch.compile. Both use two threads; turns alternate in one process,
+see `benchmarks/timing.py`.
 
 On 2 cores of an AMD EPYC: see docs/speed.md.
 """

@@ -12,6 +12,8 @@ then their statistics are kept in <out>_reference.npz. A call that was killed go
 chunk of images. A sample that is not finite counts as a black image, and is reported.
 """
 
+import dataclasses
+
 from absl import flags
 
 from launch import command
@@ -72,9 +74,8 @@ def prepare_samples(config, metrics):
     draw = systems.capability(config, "sampler")(config, SAMPLER.value, nfe=NFE.value)
     known = sample_quality.load_reference(REFERENCE.value) if REFERENCE.value else None
     network, weights = inception.load_inception(INCEPTION.value)
-    features = sample_quality.inception_features(network)
     view = systems.capability(config, "image_view")(config)
-    real = None if known else sample_quality.at_256_levels(view.stored("train").image, view.levels)
+    real = None if known else view.streamed("train")
 
     def judge(restored, out: str) -> dict:
         from scorejax.evaluate.parts import Parts
@@ -84,12 +85,14 @@ def prepare_samples(config, metrics):
         drawn |= {"seed": SEED.value, "num": NUM_SAMPLES.value, "batch_size": BATCH_SIZE.value}
         parts = [Parts(f"{out}_samples", drawn, variables)]
         keys = {"rng": command.keys(SEED.value, NUM_SAMPLES.value)}
+        features = sample_quality.inception_features(network)
         look = sample_quality.look_at_samples(features, draw)
         samples = command.in_chunks(look, variables, keys, BATCH_SIZE.value, "samples", parts[0])
         reference = known
         if known is None:
-            batch_size = {"batch_size": BATCH_SIZE.value}
-            parts.append(Parts(f"{out}_reference", batch_size, (weights, real)))
+            looked_at = {"data": dataclasses.asdict(view), "batch_size": BATCH_SIZE.value}
+            parts.append(Parts(f"{out}_reference", looked_at, weights))
+            features = sample_quality.inception_features(network, view.levels)
             look = lambda weights, rows: features(weights, rows["image"])
             rows = {"image": real}
             found = command.in_chunks(look, weights, rows, BATCH_SIZE.value, "images", parts[1])

@@ -185,6 +185,11 @@ def test_tfrecords_are_read_as_they_were_written(tmp_path):
     for index in (3, 0, 4):
         expected = pictures[index].transpose(1, 2, 0)
         np.testing.assert_array_equal(rows[index]["image"], expected)
+    # A set that is not kept in memory is read by rows, as an array would be.
+    streamed = ImageView("ffhq", 4, data_dir=str(tmp_path)).streamed("train")
+    wanted = np.stack([pictures[index].transpose(1, 2, 0) for index in (4, 1)])
+    np.testing.assert_array_equal(streamed[np.array([4, 1])], wanted)
+    assert len(streamed) == 5
 
 
 @pytest.mark.parametrize(

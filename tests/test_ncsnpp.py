@@ -166,6 +166,8 @@ def spoil(state, how):
         del state[name]
     elif how == "surplus":
         state["all_modules.99.weight"] = np.zeros(3)
+    elif how == "failed":
+        state[name] = np.full_like(state[name], np.nan)
     else:
         state[name] = np.zeros((16, 16, 1, 1))
 
@@ -175,6 +177,7 @@ def spoil(state, how):
     [
         ("missing", "1 missing, first all_modules.3.Conv_0.weight"),
         ("surplus", "1 surplus, first all_modules.99.weight"),
+        ("failed", r"1 with numbers that are not finite, first all_modules.3.Conv_0.weight"),
         ("misshapen", r"1 misshapen, first \S+ \(16, 16, 1, 1\) for \(16, 16, 3, 3\)"),
     ],
 )

@@ -89,6 +89,19 @@ class Records(Sequence):
         return {"image": image, "label": np.int32(row.get("label", 0))}
 
 
+class Streamed:
+    """The images of records, read when they are indexed: uint8 (n, size, size, c)."""
+
+    def __init__(self, rows: Records):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+        return np.stack([self._rows[int(row)]["image"] for row in index])
+
+
 def image_set(name: str) -> ImageSet:
     """Looks a data set up. Raises: ValueError with the nearest name if there is none."""
     if name not in IMAGE_SETS:

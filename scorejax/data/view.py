@@ -61,15 +61,21 @@ class ImageView:
             self.dataset, split, image_size=self.image_size, data_dir=self.data_dir, limit=limit
         )
 
+    def streamed(self, split: str) -> np.ndarray | images.Streamed:
+        """All uint8 images of a split; of sets too large for memory, read when they are indexed.
+
+        Raises: as `images.load`.
+        """
+        if images.image_set(self.dataset).in_memory:
+            return self.stored(split).image
+        return images.Streamed(self._records(split))
+
     def training_source(self, batch_size: int) -> BatchSource:
         """Batches of the training split. Raises: as `images.load`."""
         transform = self._transform(self.random_flip, self.uniform_dequantization)
         if images.image_set(self.dataset).in_memory:
             return memory_source(self.stored("train"), batch_size, transform)
-        records = images.records(
-            self.dataset, "train", image_size=self.image_size, data_dir=self.data_dir
-        )
-        return record_source(records, batch_size, transform)
+        return record_source(self._records("train"), batch_size, transform)
 
     def as_trained(self, rng: np.random.Generator, stored: np.ndarray) -> np.ndarray:
         """Stored images as they are in training, but never flipped."""
@@ -82,6 +88,10 @@ class ImageView:
     def to_unit(self, x: Array) -> Array:
         """From the range of the model to [0, 1], not clipped."""
         return transforms.uncentre(x) if self.centered else x
+
+    def _records(self, split: str) -> images.Records:
+        size, place = self.image_size, self.data_dir
+        return images.records(self.dataset, split, image_size=size, data_dir=place)
 
     def _transform(self, random_flip: bool, dequantize: bool) -> transforms.Transform:
         return transforms.make_transform(

@@ -30,21 +30,19 @@ def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
     return jnp.floor(255 * jnp.clip(jnp.nan_to_num(x), 0, 1)).astype(jnp.uint8)
 
 
-def at_256_levels(images: np.ndarray, levels: int) -> np.ndarray:
-    """The same for uint8 images of `levels` levels."""
-    return (images.astype(np.uint16) * 255 // (levels - 1)).astype(np.uint8)
+def inception_features(
+    network: Inception, levels: int = 256
+) -> Callable[[Any, Array], dict[str, Array]]:
+    """features(variables, images (b, h, w, c)) -> pool (b, 2048), logits (b, 1008).
 
-
-def inception_features(network: Inception) -> Callable[[Any, Array], dict[str, Array]]:
-    """features(variables, images (b, h, w, c) of 256 levels) -> pool (b, 2048), logits (b, 1008).
-
-    Grey images are brought to three equal channels.
+    Images are uint8 and have `levels` levels, which are brought to 256, downwards; grey ones are
+    brought to three equal channels.
     """
 
     def features(variables: Any, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
-        x = images.astype(jnp.float32) / 255
+        x = jnp.asarray(images, jnp.int32) * 255 // (levels - 1) / 255
         x = jnp.broadcast_to(x, (*x.shape[:-1], 3)) if x.shape[-1] == 1 else x
-        return network.apply(variables, x)._asdict()
+        return network.apply(variables, x.astype(jnp.float32))._asdict()
 
     return features
 

@@ -13,13 +13,14 @@ def require_fit(
     expected: Mapping[str, tuple[int, ...]],
     tolerated: set[str],
 ) -> None:
-    """Raises ValueError unless the arrays are real numbers of the expected shapes, all of them."""
+    """Raises ValueError unless all are there, of their shapes, and hold finite real numbers."""
     given = {name: array.shape for name, array in state.items()}
     missing = [name for name in expected if name not in given]
     surplus = [name for name in given if name not in expected and name not in tolerated]
     misshapen = [n for n, shape in expected.items() if n in given and given[n] != shape]
     # By kind: the bfloat16 of JAX is a type that NumPy does not count among its own.
     odd = [n for n in expected if n in given and not jnp.issubdtype(state[n].dtype, jnp.floating)]
+    failed = [n for n in expected if n in given and n not in odd and not _is_finite(state[n])]
     complaints = []
     if missing:
         complaints.append(f"{len(missing)} missing, first {missing[0]}")
@@ -32,8 +33,14 @@ def require_fit(
         )
     if odd:
         complaints.append(f"{len(odd)} not real numbers, first {odd[0]} {state[odd[0]].dtype}")
+    if failed:
+        complaints.append(f"{len(failed)} with numbers that are not finite, first {failed[0]}")
     if complaints:
         raise ValueError(
             f"the tensors are not those of {architecture} with these settings: "
             + "; ".join(complaints)
         )
+
+
+def _is_finite(array: np.ndarray) -> bool:
+    return bool(np.isfinite(array).all())

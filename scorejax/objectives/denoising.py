@@ -75,7 +75,8 @@ def likelihood_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.rando
     if sde.t_min <= 0:
         raise ValueError(f"likelihood_times needs t_min > 0; got t_min={sde.t_min}.")
     first, last = log_noise_to_signal(sde, jnp.array([sde.t_min, sde.t_max]))
-    t = _time_of_log_noise_to_signal(sde, first + (last - first) * draw_rows(draw, rng, (num,)))
+    log_ratio = first + (last - first) * draw_rows(draw, rng, (num,))
+    t = jnp.clip(sde.time_of_sigma(jnp.exp(log_ratio / 2)), sde.t_min, sde.t_max)
     density = (sde.diffusion(t) / sde.marginal(t)[1]) ** 2 / (last - first)
     return Times(t, 1 / (density * (sde.t_max - sde.t_min)))
 
@@ -96,21 +97,6 @@ def log_noise_to_signal(sde: SDE, t: Float[Array, "b"]) -> Float[Array, "b"]:
     """Logarithm of std^2 / scale^2, which rises with t at the rate g^2 / std^2."""
     scale, std = sde.marginal(t)
     return 2 * (jnp.log(std) - jnp.log(scale))
-
-
-def _time_of_log_noise_to_signal(sde: SDE, target: Float[Array, "b"]) -> Float[Array, "b"]:
-    """Inverts `log_noise_to_signal`, for any SDE, by bisection down to one rounding error."""
-
-    def halve(_, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        above = log_noise_to_signal(sde, middle) > target
-        return jnp.where(above, low, middle), jnp.where(above, middle, high)
-
-    # t_min of 1e-5 with all digits of single precision needs 17 + 24 halvings.
-    num_halvings = 17 + jnp.finfo(target.dtype).nmant + 1
-    bracket = jnp.full_like(target, sde.t_min), jnp.full_like(target, sde.t_max)
-    return jax.lax.fori_loop(0, num_halvings, halve, bracket)[0]
 
 
 def perturb(

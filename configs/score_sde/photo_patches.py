@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.attn_resolutions = (16,)
     config.dropout = 0.0
 
-    config.num_train_steps = 4000
+    config.num_train_steps = 3000
     config.batch_size = 16
     config.learning_rate = 1e-3
     config.warmup = 200

@@ -78,35 +78,49 @@ def prepare_samples(config, metrics):
     real = None if known else view.streamed("train")
 
     def judge(restored, out: str) -> dict:
-        from scorejax.evaluate.parts import Parts
-
-        variables = weights, (restored.params, restored.model_state)
-        drawn = {"config": config.to_dict(), "sampler": SAMPLER.value, "nfe": NFE.value}
-        drawn |= {"seed": SEED.value, "num": NUM_SAMPLES.value, "batch_size": BATCH_SIZE.value}
-        parts = [Parts(f"{out}_samples", drawn, variables)]
-        keys = {"rng": command.keys(SEED.value, NUM_SAMPLES.value)}
-        features = sample_quality.inception_features(network)
-        look = sample_quality.look_at_samples(features, draw)
-        samples = command.in_chunks(look, variables, keys, BATCH_SIZE.value, "samples", parts[0])
-        reference = known
+        samples, parts = look_at_samples(config, draw, network, weights, restored, out)
+        reference, kept = known, [parts]
         if known is None:
-            looked_at = {"data": dataclasses.asdict(view), "batch_size": BATCH_SIZE.value}
-            parts.append(Parts(f"{out}_reference", looked_at, weights))
-            features = sample_quality.inception_features(network, view.levels)
-            look = lambda weights, rows: features(weights, rows["image"])
-            rows = {"image": real}
-            found = command.in_chunks(look, weights, rows, BATCH_SIZE.value, "images", parts[1])
-            reference = sample_quality.Reference(frechet.moments(found["pool"]), found["pool"])
+            pool, parts = look_at_data(view, real, network, weights, out)
+            reference = sample_quality.Reference(frechet.moments(pool), pool)
             frechet.save_statistics(f"{out}_reference.npz", reference.moments)
+            kept.append(parts)
         failed = int((~samples["finite"]).sum())
         report = {"num_samples": NUM_SAMPLES.value, "num_not_finite": failed}
         for metric in metrics.values():
             report |= metric(reference, samples)
-        for part in parts:
-            part.remove()
+        for parts in kept:
+            parts.remove()
         return report
 
     return judge
+
+
+def look_at_samples(config, draw, network, weights, restored, out: str):
+    """What Inception sees in samples, which are not kept, and the parts that this is made of."""
+    from scorejax.evaluate import sample_quality
+    from scorejax.evaluate.parts import Parts
+
+    look = sample_quality.look_at_samples(sample_quality.inception_features(network), draw)
+    variables = weights, (restored.params, restored.model_state)
+    asked = {"config": config.to_dict(), "sampler": SAMPLER.value, "nfe": NFE.value}
+    asked |= {"seed": SEED.value, "num": NUM_SAMPLES.value, "batch_size": BATCH_SIZE.value}
+    parts = Parts(f"{out}_samples", asked, variables)
+    rows = {"rng": command.keys(SEED.value, NUM_SAMPLES.value)}
+    return command.in_chunks(look, variables, rows, BATCH_SIZE.value, "samples", parts), parts
+
+
+def look_at_data(view, images, network, weights, out: str):
+    """Inception's features of the training images, and the parts that this is made of."""
+    from scorejax.evaluate import sample_quality
+    from scorejax.evaluate.parts import Parts
+
+    features = sample_quality.inception_features(network, view.levels)
+    look = lambda weights, rows: features(weights, rows["image"])
+    asked = {"data": dataclasses.asdict(view), "batch_size": BATCH_SIZE.value}
+    parts, rows = Parts(f"{out}_reference", asked, weights), {"image": images}
+    found = command.in_chunks(look, weights, rows, BATCH_SIZE.value, "images", parts)
+    return found["pool"], parts
 
 
 if __name__ == "__main__":

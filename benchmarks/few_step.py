@@ -25,7 +25,7 @@ from scipy import stats
 
 from launch import command
 from scorejax.data import images
-from scorejax.evaluate import frechet
+from scorejax.evaluate import frechet, pictures
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.samplers import dpm_solver, few_step
 from scorejax.samplers.correctors import annealed_langevin
@@ -194,11 +194,12 @@ def draw_picture(found: dict[str, dict[str, Measured]], path: pathlib.Path) -> N
     for axes, (problem, rows), label in zip(
         figure.subplots(1, 2), found.items(), labels, strict=True
     ):
-        for name in SAMPLERS:
+        for name, colour in zip(SAMPLERS, pictures.COLOURS, strict=True):
             points = [(n, *rows[f"{name}, {n}"]) for n in BUDGETS if f"{name}, {n}" in rows]
             if points:
                 nfe, mean, error = np.array(points).T
-                axes.errorbar(nfe, mean, error, label=name, marker="o", markersize=3)
+                style = {"color": colour, "marker": "o", "markersize": 3}
+                axes.errorbar(nfe, mean, error, label=name, **style)
         axes.axhline(rows["floor"][0], color="grey", linestyle=":", label="real draws")
         axes.set(xscale="log", yscale="log", xlabel="evaluations of the score", ylabel=label)
         if problem == "mixture":

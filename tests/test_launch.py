@@ -195,9 +195,13 @@ def test_what_is_seen_of_images_is_kept_and_the_rest_is_made(workdir, tmp_path):
     assert (tmp_path / "four.png").exists()
     run("interpolate", f"--workdir={workdir}", "--num=2", "--num_frames=3", f"--out={tmp_path}/way")
     frames = np.load(tmp_path / "way.npz")["images"]
-    ends = load("digits", "test", limit=4).image.reshape(2, 2, 8, 8, 1)
-    # The solver's tolerance is 1e-4; what it makes lies within the level, or just outside.
-    assert np.abs(frames[:, [0, 2]] - (ends + 0.5) / 17).max() < 0.5 / 17 + 5e-3
+    # Pairs and ends are where they should be: each end is nearest to its own image. How near it
+    # comes is tested without commands; the flow of 40 steps of training magnifies every error.
+    ends = frames[:, [0, 2]].reshape(4, 1, 64)
+    images = (load("digits", "test", limit=4).image.reshape(1, 4, 64) + 0.5) / 17
+    distance = np.linalg.norm(ends - images, axis=2)
+    np.testing.assert_array_equal(distance.argmin(axis=1), np.arange(4))
+    assert np.diag(distance).max() < distance[~np.eye(4, dtype=bool)].min() / 2
 
 
 @pytest.mark.slow
@@ -256,7 +260,9 @@ def test_evaluate_takes_the_training_images_for_reference(workdir, tmp_path):
     # The statistics that it leaves are of all digits, and another call takes them for the same.
     statistics = frechet.load_statistics(tmp_path / "fid_reference.npz")
     network, variables = inception.load_inception(weights)
-    images = np.floor(255 * load("digits", "train", limit=20).image / 16) / 255
+    chosen = np.random.default_rng(0).choice(899, 20, replace=False)
+    images = load("digits", "train").image[chosen].astype(float)
+    images = np.floor(255 * images / 16) / 255
     pool = jax.jit(network.apply)(variables, np.repeat(images, 3, axis=-1)).pool
     # Twenty of 899 images: within five standard errors of their mean, for nearly every feature.
     error = np.sqrt(np.diag(statistics.covariance) / 20)

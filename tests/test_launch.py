@@ -272,7 +272,8 @@ def test_evaluate_takes_the_training_images_for_reference(workdir, tmp_path):
         f"--reference={tmp_path}/fid_reference.npz",
     )  # fmt: skip
     again = json.loads((tmp_path / "again.json").read_text())
-    assert again["fid"] == pytest.approx(report["fid"], rel=1e-6)
+    # Features are in single precision, and threads sum them in no fixed order: 5e-6 was seen.
+    assert again["fid"] == pytest.approx(report["fid"], rel=1e-4)
 
 
 def environment_after_launch(tmp_path, **variables):

@@ -6,8 +6,7 @@
 Every 3x3 convolution of the network's forward pass, found by tracing it, is timed alone with both
 its gradients: by XLA (Eigen) as our step has it, by PyTorch (oneDNN) in the faster of its two
 memory layouts. Times of a shape are multiplied by how often it occurs, and the whole step stands
-beside them.
-Both use two threads; turns alternate in one process, see `benchmarks/timing.py`.
+beside them. Both use two threads; turns alternate in one process, see `benchmarks/timing.py`.
 """
 
 import argparse

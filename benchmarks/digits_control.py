@@ -40,11 +40,6 @@ def load(workdir: pathlib.Path):
     return command.saved_config(str(workdir)), (restored.params, restored.model_state)
 
 
-def score_of(config, variables):
-    network = score_sde.bind(score_sde.make_network(config), variables)
-    return score_sde.make_score_fn(config, score_sde.make_sde(config), network)
-
-
 def share(right: np.ndarray) -> str:
     """A share with its interval, in per cent."""
     low, high = stats.binomtest(int(right.sum()), len(right)).proportion_ci()
@@ -61,7 +56,7 @@ def classes(run, guide) -> tuple[list[str], np.ndarray]:
 
     @jax.jit
     def draw(variables, weights, guidance):
-        score_fn = score_of(config, variables)
+        score_fn = score_sde.score_of(config)(variables)
         guide = lambda x, t: logits(weights, sde, x, t)
         guided = class_guided(score_fn, guide, jnp.asarray(label), guidance=guidance)
         return heun(jax.random.key(0), guided, (len(label), *view.shape), sde=sde).x
@@ -87,7 +82,7 @@ def inpainted(run) -> tuple[list[str], np.ndarray]:
     @jax.jit
     def draw(variables, x):
         return inpaint(
-            jax.random.key(1), score_of(config, variables), x, mask, sde=sde,
+            jax.random.key(1), score_sde.score_of(config)(variables), x, mask, sde=sde,
             predictor=reverse_diffusion, corrector=langevin, num_steps=200,
         ).x  # fmt: skip
 
@@ -111,7 +106,7 @@ def same_latents(run, other) -> str:
     stored = view.stored("test", NUM_ENCODED).image
     x = jnp.asarray(view.dequantized(np.random.default_rng(0), stored))
     solve = functools.partial(encode, sde=sde, rtol=1e-3, atol=1e-3)
-    latent = jax.jit(lambda variables: solve(score_of(config, variables), x).x)
+    latent = jax.jit(lambda variables: solve(score_sde.score_of(config)(variables), x).x)
     one, two = (np.asarray(latent(variables)).reshape(len(x), -1) for variables in (first, second))
     distance = lambda a, b: np.mean(np.linalg.norm(a - b, axis=1))
     cosine = lambda a, b: np.mean(

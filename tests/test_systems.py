@@ -17,7 +17,7 @@ import pytest
 from scorejax import systems
 from scorejax.objectives import denoising
 from scorejax.systems import score_sde
-from scorejax.systems.score_sde import sampling
+from scorejax.systems.score_sde import model
 from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.state import TrainState
@@ -205,7 +205,7 @@ def test_a_sampler_makes_the_calls_that_it_reports_and_no_more_than_asked(sde, n
             return jnp.zeros_like(x)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampling, "make_network", lambda config: Counting())
+        patch.setattr(model, "make_network", lambda config: Counting())
         draw = score_sde.sampler(config, name, **asked)
     drawn = jax.block_until_ready(jax.jit(draw)(({}, {}), jax.random.split(jax.random.key(0), 2)))
     jax.effects_barrier()

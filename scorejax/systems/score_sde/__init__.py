@@ -26,6 +26,7 @@ from scorejax.systems.score_sde.model import (
     make_optimizer,
     make_score_fn,
     make_sde,
+    score_of,
 )
 from scorejax.systems.score_sde.sampling import SAMPLERS, sampler
 
@@ -48,6 +49,7 @@ __all__ = [
     "measurement",
     "metrics",
     "sampler",
+    "score_of",
 ]
 
 

@@ -12,11 +12,9 @@ from scorejax import inverse, latent
 from scorejax.choices import choose
 from scorejax.systems.score_sde.model import (
     Variables,
-    bind,
     image_view,
-    make_network,
-    make_score_fn,
     make_sde,
+    score_of,
     tolerances,
 )
 from scorejax.systems.score_sde.sampling import chain_options
@@ -53,13 +51,12 @@ def completion(config: ConfigDict, operator: inverse.LinearOperator) -> Apply:
 
     Raises: ValueError for a chain that cannot be.
     """
-    sde, images, model = make_sde(config), image_view(config), make_network(config)
+    sde, images, score = make_sde(config), image_view(config), score_of(config)
     chain = chain_options(config, sde) | {"denoise": config.denoise}
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        score_fn = make_score_fn(config, sde, bind(model, variables))
         x, rng = rows["image"], rows["rng"][0]
-        y = operator.forward(x)
+        y, score_fn = operator.forward(x), score(variables)
         drawn = inverse.sample_given(rng, score_fn, x.shape, operator=operator, y=y, **chain)
         return {
             "measured": images.to_unit(operator.pinv(y)),
@@ -71,12 +68,12 @@ def completion(config: ConfigDict, operator: inverse.LinearOperator) -> Apply:
 
 def interpolation(config: ConfigDict, num: int) -> Apply:
     """path(variables, {"start", "end": (b, h, w, c)}) -> {"image": (b, num, h, w, c) in [0, 1]}."""
-    sde, images, model = make_sde(config), image_view(config), make_network(config)
+    sde, images, score = make_sde(config), image_view(config), score_of(config)
     solver = tolerances(config)
 
     def path(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        score_fn = make_score_fn(config, sde, bind(model, variables))
-        x = latent.interpolate(score_fn, rows["start"], rows["end"], num, sde=sde, **solver)
+        ends = rows["start"], rows["end"]
+        x = latent.interpolate(score(variables), *ends, num, sde=sde, **solver)
         return {"image": images.to_unit(jnp.moveaxis(x, 0, 1))}
 
     return path

@@ -22,8 +22,8 @@ from scorejax.systems.score_sde.model import (
     image_view,
     make_example_loss,
     make_network,
-    make_score_fn,
     make_sde,
+    score_of,
     tolerances,
 )
 from scorejax.systems.score_sde.sampling import chain_options
@@ -40,13 +40,13 @@ def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
     The images are as `ImageView.dequantized` returns them. An answer depends on its own image and
     key alone. The divergence is estimated with one random probe, or `exact`.
     """
-    sde, images, model = make_sde(config), image_view(config), make_network(config)
+    sde, images, score = make_sde(config), image_view(config), score_of(config)
     divergence = likelihoods.exact if exact else likelihoods.hutchinson
     solve = functools.partial(likelihoods.log_prob, divergence=divergence, **tolerances(config))
     dim, units = math.prod(images.shape), {"levels": images.levels, "data_range": images.data_range}
 
     def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
-        score_fn = make_score_fn(config, sde, bind(model, variables))
+        score_fn = score(variables)
         one = lambda rng, x: jax.tree.map(jnp.squeeze, solve(rng, sde, score_fn, x[None]))
         rows = jax.vmap(one)(batch["rng"], batch["image"])
         bits = likelihoods.bits_per_dim(rows.log_prob, dim, **units)
@@ -97,13 +97,13 @@ def _row_losses(config: ConfigDict) -> Callable[[Variables, PRNGKeyArray, Array]
 
 
 def _trajectory(config: ConfigDict) -> Callable[[Variables, PRNGKeyArray], Array]:
-    sde, images, model = make_sde(config), image_view(config), make_network(config)
+    sde, images, score = make_sde(config), image_view(config), score_of(config)
     chain, shape = chain_options(config, sde), (config.eval_samples, *images.shape)
     options = chain | {"num_frames": min(NUM_FRAMES, chain["num_steps"])}
 
     @jax.jit
     def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = make_score_fn(config, sde, bind(model, variables))
+        score_fn = score(variables)
         chained = pc.predictor_corrector_trajectory(rng, score_fn, shape, **options)
         return images.to_unit(chained.x)
 

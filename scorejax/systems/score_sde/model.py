@@ -6,6 +6,7 @@ Each maker raises ValueError, one line, for values that cannot be.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -84,6 +85,15 @@ def make_score_fn(config: ConfigDict, sde: SDE, network: NetworkFn) -> ScoreFn:
     if config.sde == "ve":
         return parameterize.sigma_conditioned(sde, parameterize.divided_by_sigma(network))
     return parameterize.noise_prediction(sde, network)
+
+
+def score_of(config: ConfigDict) -> Callable[[Variables], ScoreFn]:
+    """variables -> the score that a config's network has with them, as evaluation uses it.
+
+    Raises: as make_sde and make_network.
+    """
+    sde, model = make_sde(config), make_network(config)
+    return lambda variables: make_score_fn(config, sde, bind(model, variables))
 
 
 def make_example_loss(config: ConfigDict, sde: SDE) -> ExampleLoss:

@@ -20,11 +20,9 @@ from scorejax.samplers.probability_flow import probability_flow_ode
 from scorejax.sdes import SDE
 from scorejax.systems.score_sde.model import (
     Variables,
-    bind,
     image_view,
-    make_network,
-    make_score_fn,
     make_sde,
+    score_of,
     tolerances,
 )
 from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn
@@ -58,15 +56,14 @@ def sampler(
 
     Raises: ValueError for an unknown sampler, a chain that the SDE does not have, too few steps.
     """
-    sde, images, model = make_sde(config), image_view(config), make_network(config)
+    sde, images, score = make_sde(config), image_view(config), score_of(config)
     stepper = choose("sampler", name, SAMPLERS)(config, sde)
     sample = _with_steps(name, stepper, num_steps, nfe)
     if stepper.num_steps:  # An adaptive solver can always begin, and takes a second to trace.
         _require_drawable(config, sample)
 
     def draw(variables: Variables, rngs: PRNGKeyArray, *given: Any) -> dict[str, Array]:
-        score_fn = make_score_fn(config, sde, bind(model, variables))
-        score_fn = condition(score_fn, sde, len(rngs), *given)
+        score_fn = condition(score(variables), sde, len(rngs), *given)
         x, nfe = sample(rngs[0], score_fn, (len(rngs), *images.shape))
         return {"image": images.to_unit(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
 

@@ -3,6 +3,7 @@
 
 python -m launch.evaluate --workdir=runs/digits
 python -m launch.evaluate --workdir=runs/digits --metrics=loss,bits_per_dim
+python -m launch.evaluate --config=configs/ncsnv2/digits.py --metrics=ladder
 python -m launch.evaluate --workdir=runs/x --metrics=fid,is,kid --inception=weights.pth \\
     --num_samples=50000 --sampler=heun --nfe=35 --reference=cifar10.npz
 
@@ -10,22 +11,26 @@ fid, fid_infinity, is, kid and precision_recall draw samples and look at them wi
 FID is about. The reference is a file of mu and sigma, or else the training images, all of them, and
 then their statistics are kept in <out>_reference.npz. A call that was killed goes on from the last
 chunk of images. A sample that is not finite counts as a black image, and is reported.
+
+With --config in place of a run there are the metrics of its data set alone, such as ladder.
 """
 
 import dataclasses
 
 from absl import flags
+from ml_collections import config_flags
 
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run to judge.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "The run to judge.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Instead of a run: what it would train.")
 METRICS = flags.DEFINE_list("metrics", "", "Which, such as loss,bits_per_dim; all by default.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
 INCEPTION = flags.DEFINE_string("inception", "", "The weights of FID's InceptionV3.")
 REFERENCE = flags.DEFINE_string("reference", "", "Statistics of real images, an npz file.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 50_000, "How many to draw.", lower_bound=10)
-SAMPLER = flags.DEFINE_string("sampler", "pc", "As in launch.sample.")
+SAMPLER = flags.DEFINE_string("sampler", "", "As in launch.sample.")
 NFE = flags.DEFINE_integer("nfe", 0, "As in launch.sample.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "At most so many at a time, on all devices.")
 OUT = flags.DEFINE_string("out", "", "Path without ending; <workdir>/evaluation by default.")
@@ -33,6 +38,10 @@ OUT = flags.DEFINE_string("out", "", "Path without ending; <workdir>/evaluation 
 
 def prepare() -> command.Job:
     command.require_positive(batch_size=BATCH_SIZE.value)
+    if (WORKDIR.value is None) == (CONFIG.value is None):
+        raise ValueError("give --workdir, a run to judge, or --config, for what needs no run")
+    if WORKDIR.value is None:
+        return prepare_data(command.config(CONFIG))
     config = command.saved_config(WORKDIR.value)
     from scorejax import systems
     from scorejax.choices import choose
@@ -46,18 +55,40 @@ def prepare() -> command.Job:
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:
-        from scorejax.evaluate import pictures
-
         out = command.output(OUT.value, WORKDIR.value, "evaluation")
         report = {"step": restored.step}
-        for rng, metric in zip(command.keys(SEED.value, len(chosen)), chosen.values(), strict=True):
-            evaluation = metric(rng, (restored.params, restored.model_state))
-            report |= evaluation.scalars
-            for name, picture in evaluation.pictures.items():
-                pictures.save_png(f"{out}_{name}.png", picture)
+        report |= measure(chosen, (restored.params, restored.model_state), out)
         command.write_json(f"{out}.json", report | judge(restored, out))
 
     return job
+
+
+def prepare_data(config) -> command.Job:
+    """The metrics that need no run. Raises: ValueError for one that there is not."""
+    from scorejax import systems
+    from scorejax.choices import choose
+
+    known = systems.capability(config, "data_metrics")(config)
+    chosen = {name: choose("metric", name, known) for name in METRICS.value or known}
+
+    def job() -> None:
+        out = command.output(OUT.value, f"runs/{config.system}_{config.dataset}", "evaluation")
+        command.write_json(f"{out}.json", measure(chosen, None, out))
+
+    return job
+
+
+def measure(metrics: dict, variables, out: str) -> dict:
+    """The scalars of metrics, whose pictures are written."""
+    from scorejax.evaluate import pictures
+
+    report = {}
+    for rng, metric in zip(command.keys(SEED.value, len(metrics)), metrics.values(), strict=True):
+        evaluation = metric(rng, variables)
+        report |= evaluation.scalars
+        for name, picture in evaluation.pictures.items():
+            pictures.save_png(f"{out}_{name}.png", picture)
+    return report
 
 
 def prepare_samples(config, metrics):

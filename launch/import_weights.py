@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from launch import command
 
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "Whose names: score_sde/ncsnpp or score_sde/ddpm.", required=True
+    "architecture", None, "Whose names, such as score_sde/ncsnpp or ncsnv2/ncsnv2.", required=True
 )
 WEIGHTS = flags.DEFINE_string("weights", None, "The file, of any known kind.", required=True)
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, and :its,variant.")

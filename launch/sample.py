@@ -13,8 +13,9 @@ from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "The run to sample from.", required=True)
 SAMPLER = flags.DEFINE_string(
-    "sampler", "pc", "pc (predictor-corrector), ode, heun, dpm++ or sde-dpm++ (DPM-Solver++)."
-)
+    "sampler", "", "pc (predictor-corrector), ode, heun, dpm++, sde-dpm++ (DPM-Solver++) or, of "
+    "NCSNv2, ald (annealed Langevin dynamics); the paper's own by default."
+)  # fmt: skip
 NUM = flags.DEFINE_integer("num", 64, "How many.")
 NUM_STEPS = flags.DEFINE_integer(
     "num_steps", 0, "Of the sampler; 0: its usual number.", lower_bound=0

@@ -7,8 +7,12 @@ device works in; `jnp.asarray` rounds them once, on use.
 
 import numpy as np
 from jaxtyping import Float
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri
 
 Table = Float[np.ndarray, "n"]
+
+FLOAT32_SPACING = 2.0**-24
 
 
 def geometric_sigmas(sigma_min: float, sigma_max: float, num_scales: int) -> Table:
@@ -19,6 +23,143 @@ def geometric_sigmas(sigma_min: float, sigma_max: float, num_scales: int) -> Tab
     _require_sigma_order("geometric_sigmas", sigma_min, sigma_max)
     _require_two(num_scales, "geometric_sigmas needs num_scales")
     return np.exp(np.linspace(np.log(sigma_max), np.log(sigma_min), num_scales))
+
+
+def ncsnv2_sigmas(sigma_min: float, sigma_max: float, dim: int, *, overlap: float = 0.567) -> Table:
+    """Geometric levels for data of `dim` dimensions, as many as overlapping neighbours take.
+
+    sigma_max should be the largest distance between two data points (technique 1). Raises:
+    ValueError also for sigma_min below 2^-24, the spacing of float32 below 1, where noise is lost
+    on data in [0, 1]. Source: arXiv:2006.09011, techniques 1 and 2; `overlap` as `geometric_ratio`.
+    """
+    _require_sigma_order("ncsnv2_sigmas", sigma_min, sigma_max)
+    if sigma_min < FLOAT32_SPACING:
+        raise ValueError(
+            f"ncsnv2_sigmas needs sigma_min >= 2^-24 = {FLOAT32_SPACING:.2g}; got {sigma_min}."
+        )
+    # Part of a step is left out, which gives the number of levels of all published ladders; one
+    # more, for an overlap no less than asked for, would miss them all by one.
+    steps = np.log(sigma_max / sigma_min) / np.log(geometric_ratio(dim, overlap=overlap))
+    return geometric_sigmas(sigma_min, sigma_max, 1 + max(int(steps + 1e-9), 1))
+
+
+def shell_overlap(ratio: float, dim: int) -> float:
+    """Share of N(0, sigma^2 I) that lies in the shell of noise `ratio` times as large.
+
+    A shell holds the radii within three standard deviations of their mean; radii count as Gaussian,
+    N(sqrt(dim) sigma, sigma^2 / 2), which is so in many dimensions.
+    Source: arXiv:2006.09011, Proposition 2 and technique 2.
+    """
+    _require_dim("shell_overlap", dim)
+    _require_ratio("shell_overlap", ratio)
+    shift = np.sqrt(2 * dim) * (ratio - 1)
+    return float(ndtr(shift + 3 * ratio) - ndtr(shift - 3 * ratio))
+
+
+def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -> float:
+    """The ratio of neighbouring noise levels at which their shells overlap so much.
+
+    The paper says about 0.5; its ladders have 0.567. In up to 17 dimensions, by default, shells are
+    so thick that the ratio would exceed `largest`, or that none is too large: then it is `largest`.
+    No two levels overlap by much more than 0.99, which is the limit here.
+    Source: arXiv:2006.09011, technique 2.
+    """
+    _require_dim("geometric_ratio", dim)
+    if not 0 < overlap < 0.99:
+        raise ValueError(f"geometric_ratio needs 0 < overlap < 0.99; got {overlap}.")
+    if not 1 < largest < np.inf:
+        raise ValueError(f"geometric_ratio needs a largest ratio above 1; got {largest}.")
+    excess = lambda ratio: shell_overlap(ratio, dim) - overlap
+    # From 0.997 at ratio 1 the overlap rises a little before it falls, so that a search from there
+    # could go astray; without its first term, which is 1 to many digits, it can be solved for.
+    slope = np.sqrt(2 * dim) - 3
+    guess = (np.sqrt(2 * dim) - ndtri(overlap)) / slope if slope > 0 else np.inf
+    if not guess < largest:
+        return largest
+    root = brentq(excess, 1 + (guess - 1) / 2, 1 + (guess - 1) * 2, xtol=1e-15)
+    return min(float(root), largest)
+
+
+def langevin_step_sizes(sigmas: Table, step_size: float) -> Table:
+    """Sizes alpha_i = step_size (sigma_i / sigma_L)^2 of the moves at each level.
+
+    Raises: ValueError unless the levels decrease and all is positive and finite.
+    Source: arXiv:2006.09011, Algorithm 1.
+    """
+    sigmas = np.asarray(sigmas, np.float64)
+    _require_two(sigmas.size, "langevin_step_sizes needs a number of levels")
+    if not (np.isfinite(sigmas).all() and (np.diff(sigmas) < 0).all() and sigmas[-1] > 0):
+        raise ValueError(
+            "langevin_step_sizes needs positive levels that decrease; got "
+            f"{np.array2string(sigmas, threshold=6, precision=4)}."
+        )
+    if not 0 < step_size < np.inf:
+        raise ValueError(f"langevin_step_sizes needs step_size > 0; got {step_size}.")
+    return step_size * (sigmas / sigmas[-1]) ** 2
+
+
+def langevin_variance_ratio(relative_step: float, ratio: float, num_steps: int) -> float:
+    """Variance after num_steps moves at a level, over the level's own, of noise from the one above.
+
+    relative_step is step_size / sigma_L^2; 1 is perfect, and never reached.
+    Source: arXiv:2006.09011, Proposition 3.
+    """
+    _require_ratio("langevin_variance_ratio", ratio)
+    shrink, limit = _langevin_recursion(relative_step, num_steps)
+    return float(shrink * (ratio**2 - limit) + limit)
+
+
+def steady_variance_ratio(relative_step: float, ratio: float, num_steps: int) -> float:
+    """The same after many levels, each of which starts from what the one before has left.
+
+    It exceeds the value for one level; infinite where the levels fall faster than moves can follow.
+    """
+    _require_ratio("steady_variance_ratio", ratio)
+    shrink, limit = _langevin_recursion(relative_step, num_steps)
+    kept = shrink * ratio**2
+    return float((1 - shrink) * limit / (1 - kept)) if kept < 1 else np.inf
+
+
+def langevin_step_size(ratio: float, num_steps: int) -> float:
+    """The step_size / sigma_L^2 that brings the variance after a level nearest to the level's own.
+
+    Source: arXiv:2006.09011, technique 4.
+    """
+    if not 1 < ratio < np.inf:
+        raise ValueError(f"langevin_step_size needs a ratio of levels above 1; got {ratio}.")
+
+    # The variance ratio, a mixture of two numbers above 1, is never 1: its least value is wanted.
+    def slope(step: float) -> float:
+        shrink, limit = _langevin_recursion(step, num_steps)
+        shrinking = -2 * num_steps * shrink / (1 - step)
+        return shrinking * (ratio**2 - limit) + (1 - shrink) * limit**2 / 2
+
+    # Found where its slope is zero, to all digits; a search for the least value sees half of them.
+    return float(brentq(slope, 1e-12, 1 - 1e-12, xtol=1e-15))
+
+
+def langevin_steps(num_scales: int, max_nfe: int) -> int:
+    """The steps per level that max_nfe score evaluations allow.
+
+    Source: arXiv:2006.09011, technique 4.
+    """
+    if not 1 <= num_scales <= max_nfe:
+        raise ValueError(
+            "langevin_steps needs 1 <= num_scales <= max_nfe, a step for each level; "
+            f"got num_scales={num_scales}, max_nfe={max_nfe}."
+        )
+    return max_nfe // num_scales
+
+
+def _langevin_recursion(relative_step: float, num_steps: int) -> tuple[float, float]:
+    """v <- q^2 v + 2 e, num_steps times: what is left of the start, and where it leads."""
+    if not 0 < relative_step < 2:
+        raise ValueError(
+            f"Langevin dynamics needs 0 < step_size / sigma_L^2 < 2; got {relative_step}."
+        )
+    if not num_steps >= 1:
+        raise ValueError(f"Langevin dynamics needs at least 1 step per level; got {num_steps}.")
+    return (1 - relative_step) ** (2 * num_steps), 1 / (1 - relative_step / 2)
 
 
 def rho_sigmas(sigma_min: float, sigma_max: float, num_scales: int, *, rho: float = 7.0) -> Table:
@@ -88,13 +229,23 @@ def time_grid(t_max: float, t_min: float, num_steps: int) -> Table:
     return np.linspace(t_max, t_min, num_steps)
 
 
+def _require_dim(name: str, dim: int) -> None:
+    if not dim >= 1:
+        raise ValueError(f"{name} needs dim >= 1; got {dim}.")
+
+
+def _require_ratio(name: str, ratio: float) -> None:
+    if not 0 < ratio < np.inf:
+        raise ValueError(f"{name} needs a positive, finite ratio of levels; got {ratio}.")
+
+
 def _require_two(count: int, what: str) -> None:
     if count < 2:
         raise ValueError(f"{what} >= 2; got {count}.")
 
 
 def _require_sigma_order(name: str, sigma_min: float, sigma_max: float) -> None:
-    if not 0 < sigma_min < sigma_max:
+    if not 0 < sigma_min < sigma_max < np.inf:
         raise ValueError(
             f"{name} needs 0 < sigma_min < sigma_max; got "
             f"sigma_min={sigma_min}, sigma_max={sigma_max}."

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
-    {"typing", "numerics", "random", "choices", "ode"},
+    {"typing", "numerics", "random", "choices", "ode", "distances"},
     {"sdes", "schedules", "parameterize", "preconditioning"},
     {
         "objectives",
@@ -30,6 +30,7 @@ LAYERS = [
         "models",
     },
     {"train", "data", "evaluate", "interop"},
+    {"score_model"},
     {"systems"},
 ]  # fmt: skip
 

@@ -26,6 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
 
 CONFIG = "--config=configs/score_sde/digits.py:debug"
+LADDER = "--config=configs/ncsnv2/digits.py:debug"
 NEW = "--workdir={tmp}/new"
 RUN = "--workdir={tmp}/run"
 
@@ -240,6 +241,32 @@ CASES = {
     "interpolate: one frame": ("interpolate", [RUN, "--num_frames=1"], 2, "--num_frames=1"),
     "interpolate: too many": (
         "interpolate", [RUN, "--num=450"], 2, "--num needs to be at most 449 pairs; got 450",
+    ),
+    "evaluate: neither run nor config": (
+        "evaluate", ["--metrics=ladder"], 2, "give --workdir, a run to judge, or --config",
+    ),
+    "evaluate: run and config": (
+        "evaluate", [RUN, LADDER], 2, "give --workdir, a run to judge, or --config",
+    ),
+    "evaluate: metric of data": (
+        "evaluate", [LADDER, "--metrics=lader"], 2,
+        "unknown metric 'lader': did you mean 'ladder'",
+    ),
+    "evaluate: no metric of data": (
+        "evaluate", [CONFIG, "--metrics=ladder"], 2, "the system 'score_sde' has no data_metrics",
+    ),
+    "evaluate: no data": (
+        "evaluate",
+        [LADDER, "--metrics=ladder", "--config.dataset=cifar10", "--config.data_dir={tmp}/empty"],
+        2, "tfds build cifar10",
+    ),
+    "ladder upside down": (
+        "train", [LADDER, NEW, "--config.sigma_max=0.001"], 2,
+        "0 < sigma_min < sigma_max; got sigma_min=0.01, sigma_max=0.001",
+    ),
+    "one level": ("train", [LADDER, NEW, "--config.num_scales=1"], 2, "num_scales >= 2; got 1"),
+    "steps that diverge": (
+        "train", [LADDER, NEW, "--config.step_size=0.01"], 2, "or it diverges; got 0.01",
     ),
     "evaluate: no run": ("evaluate", ["--workdir={tmp}/nowhere"], 2, "{tmp}/nowhere"),
 }  # fmt: skip

@@ -17,6 +17,7 @@ from flax.traverse_util import unflatten_dict
 from scorejax import interop
 from scorejax.interop.torch_weights import CONV, SAME, TENSORS, affine, nin
 from scorejax.models import fir, layers, ncsnpp, refinenet
+from scorejax.models.instance_norm import InstanceNormPlus, VarianceNorm
 from scorejax.parameterize import noise_prediction, sigma_conditioned
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 
@@ -121,8 +122,8 @@ def instance_norm(official, ours):
 
 REFINENET_NORMS = instance_norm("normalize1.", "norm_0/") | instance_norm("normalize2.", "norm_1/")
 REFINENET_BLOCKS = {
-    "inormpp": (instance_norm("", ""), refinenet.InstanceNormPlus()),
-    "varnorm": ({"alpha": ("alpha", SAME)}, refinenet.VarianceNorm()),
+    "inormpp": (instance_norm("", ""), InstanceNormPlus()),
+    "varnorm": ({"alpha": ("alpha", SAME)}, VarianceNorm()),
     "crp": (
         {f"convs.{i}.weight": (f"conv_{i}/kernel", CONV) for i in range(2)},
         refinenet.ChainedResidualPooling(),
@@ -147,7 +148,7 @@ REFINENET_BLOCKS = {
         | affine("conv1.", "conv_0/", CONV)
         | affine("conv2.", "conv_1/", CONV)
         | affine("shortcut.", "shortcut/", CONV),
-        refinenet.RefineNetResidualBlock(24, dilation=2),
+        refinenet.RefineNetResidualBlock(24, down=True, dilation=2),
     ),
 }
 

@@ -113,7 +113,7 @@ FAMILY = {
 def random_state(architecture, hyper):
     """A state dictionary of random tensors, in the official order."""
     table, rng = (
-        correspondence(published.build(architecture, hyper), hyper),
+        correspondence(build(architecture, hyper), hyper),
         np.random.default_rng(0),
     )
     draws = {name: rng.normal(size=shape).astype("f4") for name, shape in table.shapes.items()}

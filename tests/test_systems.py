@@ -28,6 +28,7 @@ TABLE = {
     "score_sde-vp": ("configs.score_sde.digits", "vp,debug"),
     "score_sde-subvp": ("configs.score_sde.digits", "subvp,debug"),
     "score_sde-ve": ("configs.score_sde.digits", "ve,debug"),
+    "ncsnv2": ("configs.ncsnv2.digits", "debug"),
     "noisy_classifier": ("configs.noisy_classifier.digits", "vp,debug"),
 }
 SCORE_SDES = [name for name in TABLE if name.startswith("score_sde")]

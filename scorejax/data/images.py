@@ -62,6 +62,10 @@ IMAGE_SETS = {
         channels=3, size=256, tfds_name="lsun/church_outdoor", test_split="validation",
         in_memory=False, fit=transforms.crop_scene,
     ),
+    "lsun_tower": ImageSet(
+        channels=3, size=128, tfds_name="lsun/tower", test_split="validation", in_memory=False,
+        fit=transforms.crop_scene,
+    ),
     "celebahq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
     "ffhq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
 }  # fmt: skip

@@ -8,13 +8,16 @@ from typing import Any
 
 import flax.linen as nn
 
+from scorejax.choices import choose
+from scorejax.interop import refinenet_weights, torch_weights
 from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
 from scorejax.interop.flax_weights import load_flax
-from scorejax.interop.state_dict import load_torch
-from scorejax.interop.torch_weights import SETTINGS, build
+from scorejax.interop.state_dict import family, load_torch
 from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
+IMPORTABLE = (*torch_weights.ARCHITECTURES, *refinenet_weights.ARCHITECTURES)
+"""The architectures of which runs can be made."""
 _LOADERS = {"torch": load_torch, "flax": load_flax}
 # What changes neither the parameters nor, in evaluation, what is computed with them.
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
@@ -39,28 +42,41 @@ def load_checkpoint(
 
 
 def params_for(
-    network: NCSNpp, architecture: str, checkpoint: Checkpoint, config: Mapping[str, Any]
+    network: nn.Module, architecture: str, checkpoint: Checkpoint, config: Mapping[str, Any]
 ) -> tuple[dict, dict]:
     """(raw, averaged) parameters for `network`, which `config` describes, without a division by
     sigma; where the file has one kind only, it is both.
 
     Raises: ValueError with one line if the network or the tensors are others.
     """
-    hyper = {key: config[key] for key in SETTINGS if key in config}
-    require_same_network(architecture, build(architecture, hyper), network)
+    source = family(choose("architecture", architecture, {name: name for name in IMPORTABLE}))
+    hyper = {key: config[key] for key in source.SETTINGS if key in config}
+    require_same_network(architecture, source.build(architecture, hyper), network)
     given = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
     params = [_load(architecture, checkpoint, w, hyper)[1]["params"] for w in given]
-    return params[0], params[-1]
+    undivided = [found.get("network", found) for found in params]
+    return undivided[0], undivided[-1]
 
 
-def require_same_network(architecture: str, published: NCSNpp, network: NCSNpp) -> None:
+def require_same_network(architecture: str, published: nn.Module, network: nn.Module) -> None:
     """Raises ValueError naming the first setting in which two networks contradict each other."""
-    for field in dataclasses.fields(NCSNpp):
+    kinds = type(published).__name__, type(network).__name__
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{architecture} is of class {kinds[0]}; the config's is {kinds[1]}")
+    for field in dataclasses.fields(network):
         if field.name in ("parent", "name", *_FREE_FIELDS):
             continue
         theirs, ours = getattr(published, field.name), getattr(network, field.name)
-        if theirs != ours:
-            raise ValueError(f"{architecture} has {field.name}={theirs!r}; the config has {ours!r}")
+        if theirs == ours:
+            continue
+        if field.name == "stages":
+            theirs, ours = len(theirs), len(ours)
+        raise ValueError(f"{architecture} has {field.name}={theirs!r}; the config has {ours!r}")
+    if isinstance(network, NCSNpp):
+        _require_same_groups(architecture, published, network)
+
+
+def _require_same_groups(architecture: str, published: NCSNpp, network: NCSNpp) -> None:
     smallest = network.nf * min(network.ch_mult)
     groups = [n or group_count(smallest) for n in (published.num_groups, network.num_groups)]
     if groups[0] != groups[1]:

@@ -2,16 +2,25 @@
 """State dictionaries of published PyTorch networks, of every family."""
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
 import numpy as np
 
 from scorejax.choices import choose
-from scorejax.interop import edm, torch_weights
+from scorejax.interop import edm, refinenet_weights, torch_weights
 
-_LOADERS = dict.fromkeys(torch_weights.ARCHITECTURES, torch_weights.load_torch)
-_LOADERS |= dict.fromkeys(edm.ARCHITECTURES, edm.load_torch)
+_FAMILIES = {
+    name: module
+    for module in (torch_weights, refinenet_weights, edm)
+    for name in module.ARCHITECTURES
+}
+
+
+def family(architecture: str) -> ModuleType:
+    """The module that knows the names of an architecture. Raises: ValueError if there is none."""
+    return choose("architecture", architecture, _FAMILIES)
 
 
 def load_torch(
@@ -25,4 +34,4 @@ def load_torch(
     Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
     surplus or misshapen.
     """
-    return choose("architecture", architecture, _LOADERS)(architecture, state_dict, **hyper)
+    return family(architecture).load_torch(architecture, state_dict, **hyper)

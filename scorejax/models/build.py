@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from scorejax.choices import choose, require
+from scorejax.models import refinenet
 from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp, require_halvings
 
@@ -18,6 +19,33 @@ NCSNPP_OPTIONS = (
     "embedding_type", "fourier_scale", "resblock_type", "resamp_with_conv", "fir", "progressive",
     "progressive_input", "progressive_combine", "skip_rescale", "init_scale", "dtype", "remat",
 )  # fmt: skip
+
+REFINENET_OPTIONS = ("nf", "centered", "num_scales", "dtype", "remat")
+REFINENETS = {
+    "ncsnv2": refinenet.NCSNv2(stages=refinenet.NCSNV2),
+    "ncsnv2_deeper": refinenet.NCSNv2(stages=refinenet.NCSNV2_DEEPER),
+    "ncsnv2_deepest": refinenet.NCSNv2(stages=refinenet.NCSNV2_DEEPEST),
+    "ncsn": refinenet.NCSN(stages=refinenet.NCSNV2),
+}
+"""The networks of arXiv:2006.09011, and that of arXiv:1907.05600."""
+
+
+def build_refinenet(name: str, image_size: int, options: Mapping[str, Any]) -> refinenet.NCSNv2:
+    """The RefineNet `name` for square images. Raises: as `build_network`."""
+    network = choose("model", name, REFINENETS)
+    # Below two channels there is no variance of their means to normalise with.
+    require(options, ("nf",), lambda v: v >= 2, "to be at least 2")
+    halvings = sum(stage.down and stage.dilation == 1 for stage in network.stages)
+    require_halvings((1, image_size, image_size, 1), halvings)
+    given = {
+        "features": options["nf"],
+        "centered": options["centered"],
+        "dtype": choose("dtype", options["dtype"], DTYPES),
+        "remat": options["remat"],
+    }
+    if isinstance(network, refinenet.NCSN):
+        given["num_scales"] = options["num_scales"]
+    return network.clone(**given)
 
 
 def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCSNpp:

@@ -1,62 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks of the RefineNets that NCSN and NCSNv2 use, on images (b, h, w, c), with ELU.
+"""The RefineNets of NCSN and NCSNv2, on images (b, h, w, c), with ELU.
 
-Sources: Lin et al. 2017, arXiv:1611.06612; Song & Ermon 2020, arXiv:2006.09011, Appendix A.
+They differ in their stages, and in what normalises and pools: functions that the blocks are given.
+A normalisation is called as (x, label), and only that of the first NCSN looks at the label.
+
+Sources: Lin et al. 2017, arXiv:1611.06612; Song & Ermon 2019, arXiv:1907.05600, Appendix A; Song &
+Ermon 2020, arXiv:2006.09011, Appendix B.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scorejax.models import layers
 from scorejax.models.fir import mean_downsample
-from scorejax.models.layers import Conv, channel_moments
+from scorejax.models.instance_norm import (
+    ConditionalInstanceNormPlus,
+    InstanceNormPlus,
+    Norm,
+    no_norm,
+)
 
-
-class InstanceNormPlus(nn.Module):
-    """Instance normalisation that keeps the means of the channels, normalised over the channels.
-
-    Their variance is the unbiased one, as in the published weights.
-    Source: Song & Ermon 2019, arXiv:1907.05600, Appendix A.
-    """
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        shape = x.shape[-1:]
-        alpha = self.param("alpha", _near_one, shape)[None]
-        gamma = self.param("gamma", _near_one, shape)[None]
-        beta = self.param("beta", nn.initializers.zeros, shape)[None]
-        mean, variance = channel_moments(x)
-        centred = mean - jnp.mean(mean, axis=-1, keepdims=True)
-        spread = jnp.var(mean, axis=-1, keepdims=True, ddof=1)
-        kept = alpha * centred * jax.lax.rsqrt(spread + self.epsilon)
-        multiplier = gamma * jax.lax.rsqrt(variance + self.epsilon)
-        offset = beta + gamma * kept - mean * multiplier
-        return (multiplier[:, None, None] * x + offset[:, None, None]).astype(x.dtype)
-
-
-class VarianceNorm(nn.Module):
-    """Divides each channel by its standard deviation (the unbiased one) and scales it."""
-
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        alpha = self.param("alpha", _near_one, x.shape[-1:])[None]
-        pixels = x.shape[1] * x.shape[2]
-        variance = channel_moments(x)[1] * (pixels / (pixels - 1))
-        multiplier = alpha * jax.lax.rsqrt(variance + self.epsilon)
-        return (multiplier[:, None, None] * x).astype(x.dtype)
-
-
-def _near_one(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    return 1 + 0.02 * jax.random.normal(rng, shape, dtype)
+# Weights are drawn as PyTorch draws a convolution's: of variance 1 / (3 fan_in).
+Conv = functools.partial(layers.Conv, init_scale=1 / 3)
 
 
 class ResidualConvUnit(nn.Module):
@@ -64,31 +35,44 @@ class ResidualConvUnit(nn.Module):
 
     num_blocks: int = 2
     num_stages: int = 2
+    norm: Norm = no_norm
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], label: Array | None = None) -> Array:
+        conv = functools.partial(Conv, x.shape[-1], use_bias=False, dtype=self.dtype)
         for i in range(self.num_blocks):
             h = x
             for j in range(self.num_stages):
-                h = Conv(x.shape[-1], use_bias=False, dtype=self.dtype, name=f"block_{i}_conv_{j}")(
-                    nn.elu(h)
-                )
+                h = nn.elu(self.norm(name=f"block_{i}_norm_{j}")(h, label))
+                h = conv(name=f"block_{i}_conv_{j}")(h)
             x = x + h
         return x
 
 
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Largest of 5 x 5 pixels."""
+    return nn.max_pool(x, (5, 5), padding="SAME")
+
+
+def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Mean of 5 x 5 pixels, those outside the image counted as zero."""
+    return nn.avg_pool(x, (5, 5), padding="SAME")
+
+
 class ChainedResidualPooling(nn.Module):
-    """Adds to ELU(x) the results of a chain of 5x5 max-poolings and convolutions."""
+    """Adds to ELU(x) the results of a chain of 5x5 poolings and convolutions."""
 
     num_stages: int = 2
+    pool: Callable[[Array], Array] = max_pool
+    norm: Norm = no_norm
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], label: Array | None = None) -> Array:
         x = path = nn.elu(x)
         for i in range(self.num_stages):
-            path = nn.max_pool(path, (5, 5), padding="SAME")
+            path = self.pool(self.norm(name=f"norm_{i}")(path, label))
             path = Conv(x.shape[-1], use_bias=False, dtype=self.dtype, name=f"conv_{i}")(path)
             x = x + path
         return x
@@ -99,20 +83,25 @@ class MultiResolutionFusion(nn.Module):
 
     features: int
     size: tuple[int, int]
+    norm: Norm = no_norm
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: Sequence[Float[Array, "b _h _w _c"]]) -> Float[Array, "b h w d"]:
-        return sum(
-            resize_bilinear(
-                Conv(self.features, dtype=self.dtype, name=f"conv_{i}")(image), self.size
-            )
-            for i, image in enumerate(images)
-        )
+    def __call__(
+        self, images: Sequence[Float[Array, "b _h _w _c"]], label: Array | None = None
+    ) -> Float[Array, "b h w d"]:
+        total = 0.0
+        for i, image in enumerate(images):
+            h = self.norm(name=f"norm_{i}")(image, label)
+            h = Conv(self.features, dtype=self.dtype, name=f"conv_{i}")(h)
+            total = total + resize_bilinear(h, self.size)
+        return total
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
     """Bilinear interpolation at `size` points an axis, of which the outer ones are x's own."""
+    if x.shape[1:3] == tuple(size):
+        return x
     rows, columns = (
         jnp.asarray(_interpolation(length, new), x.dtype)
         for length, new in zip(x.shape[1:3], size, strict=True)
@@ -127,26 +116,134 @@ def _interpolation(length: int, new: int) -> np.ndarray:
 
 
 class RefineNetResidualBlock(nn.Module):
-    """Two normalised convolutions and a shortcut; it may shrink the image or dilate its kernels.
+    """Two normalised convolutions and a shortcut; the image may shrink.
 
-    `down` halves the image after the second convolution by the mean of 2 x 2 pixels; with a
-    `dilation` above 1 the size is kept, and the receptive field grows instead.
+    With `down` the second convolution changes the width, and then 2 x 2 pixels become their mean;
+    but where a `dilation` above 1 widens the kernels, the size is kept.
     """
 
     features: int
     down: bool = False
     dilation: int = 1
+    norm: Norm = InstanceNormPlus
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b _h _w d"]:
-        shrink = mean_downsample if self.down else lambda h: h
+    def __call__(
+        self, x: Float[Array, "b h w c"], label: Array | None = None
+    ) -> Float[Array, "b _h _w d"]:
+        shrink = mean_downsample if self.down and self.dilation == 1 else lambda h: h
         options = {"dilation": self.dilation, "dtype": self.dtype}
-        h = nn.elu(InstanceNormPlus(name="norm_0")(x))
+        h = nn.elu(self.norm(name="norm_0")(x, label))
         h = Conv(x.shape[-1], name="conv_0", **options)(h)
-        h = nn.elu(InstanceNormPlus(name="norm_1")(h))
+        h = nn.elu(self.norm(name="norm_1")(h, label))
         h = shrink(Conv(self.features, name="conv_1", **options)(h))
-        if self.down or self.dilation > 1 or x.shape[-1] != self.features:
+        if self.down or x.shape[-1] != self.features:
             size = 3 if self.dilation > 1 else 1
             x = shrink(Conv(self.features, size, name="shortcut", **options)(x))
         return x + h
+
+
+class RefineBlock(nn.Module):
+    """Joins images of several sizes at that of the first: residual units, fusion, pooling."""
+
+    features: int
+    num_output_units: int = 1
+    pool: Callable[[Array], Array] = max_pool
+    norm: Norm = no_norm
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, images: Sequence[Float[Array, "b _h _w _c"]], label: Array | None = None
+    ) -> Float[Array, "b h w d"]:
+        options = {"norm": self.norm, "dtype": self.dtype}
+        adapted = [
+            ResidualConvUnit(2, name=f"adapt_{i}", **options)(image, label)
+            for i, image in enumerate(images)
+        ]
+        h, size = adapted[0], images[0].shape[1:3]
+        if len(images) > 1:
+            h = MultiResolutionFusion(self.features, size, name="fusion", **options)(adapted, label)
+        h = ChainedResidualPooling(2, self.pool, name="pooling", **options)(h, label)
+        return ResidualConvUnit(self.num_output_units, name="output", **options)(h, label)
+
+
+class Stage(NamedTuple):
+    """Two residual blocks of `width` times the network's features, the first perhaps `down`."""
+
+    width: int
+    down: bool = True
+    dilation: int = 1
+
+
+NCSNV2 = (Stage(1, down=False), Stage(2), Stage(2, dilation=2), Stage(2, dilation=4))
+NCSNV2_DEEPER = (
+    Stage(1, down=False), Stage(2), Stage(2), Stage(4, dilation=2), Stage(4, dilation=4),
+)  # fmt: skip
+NCSNV2_DEEPEST = (
+    Stage(1, down=False), Stage(2), Stage(2), Stage(2), Stage(4, dilation=2), Stage(4, dilation=4),
+)  # fmt: skip
+
+
+class NCSNv2(nn.Module):
+    """RefineNet without a label: (x, label) -> output, which is to be divided by sigma.
+
+    Images are in [0, 1] and mapped to [-1, 1], unless they are `centered` already. `dtype` is the
+    type of the arithmetic in the body; `remat` recomputes each block in the backward pass instead
+    of storing what is inside.
+
+    Source: arXiv:2006.09011, Appendix B, and technique 3.
+    """
+
+    features: int = 128
+    stages: tuple[Stage, ...] = NCSNV2
+    centered: bool = False
+    dtype: Any = None
+    remat: bool = False
+
+    @property
+    def parts(self) -> tuple[Norm, Norm, Callable[[Array], Array]]:
+        """The norm of the body, that of the refining blocks, and what pools there."""
+        return InstanceNormPlus, no_norm, max_pool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], label: Array, *, dropout_rng: Any = None
+    ) -> Float[Array, "b h w c"]:
+        norm, refine_norm, pool = self.parts
+        block, refine = RefineNetResidualBlock, RefineBlock
+        if self.remat:
+            block, refine = nn.remat(block), nn.remat(refine)
+        h = x if self.centered else 2 * x - 1
+        h = Conv(self.features, name="conv_in", dtype=self.dtype)(h)
+        skips = []
+        for i, (width, down, dilation) in enumerate(self.stages):
+            options = {"dilation": dilation, "norm": norm, "dtype": self.dtype}
+            for j, down_here in enumerate((down, False)):
+                name = f"stage_{i}_block_{j}"
+                make = functools.partial(block, width * self.features, down_here, name=name)
+                h = make(**options)(h, label)
+            skips.append(h)
+        options = {"pool": pool, "norm": refine_norm, "dtype": self.dtype}
+        for i in reversed(range(len(self.stages))):
+            images = [skips[i]] if i + 1 == len(self.stages) else [skips[i], h]
+            width, units = self.stages[max(i - 1, 0)].width * self.features, 1 if i else 3
+            h = refine(width, units, name=f"refine_{i}", **options)(images, label)
+        h = nn.elu(norm(name="norm_out")(h, label)).astype(x.dtype)
+        return Conv(x.shape[-1], name="conv_out")(h)
+
+
+class NCSN(NCSNv2):
+    """The first version: normalised by noise level everywhere, pooled by means, and its own score.
+
+    The label is the index of the level, 0 the noisiest of `num_scales`.
+    Source: arXiv:1907.05600, Appendix A.
+    """
+
+    num_scales: int = 10
+
+    @property
+    def parts(self) -> tuple[Norm, Norm, Callable[[Array], Array]]:
+        norm = functools.partial(ConditionalInstanceNormPlus, self.num_scales)
+        return norm, norm, mean_pool

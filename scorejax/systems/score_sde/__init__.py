@@ -9,26 +9,31 @@ networks sigma times the score.
 Source: Song et al. 2021, arXiv:2011.13456.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from scorejax.evaluate import progress
+from scorejax.inverse import LinearOperator
 from scorejax.objectives import make_loss_fn
+from scorejax.score_model import Variables, bind, control, evaluation, sampling
+from scorejax.score_model.control import measurement
+from scorejax.score_model.sampling import SAMPLERS
 from scorejax.systems import System, make_init
-from scorejax.systems.score_sde.control import completion, interpolation, measurement
-from scorejax.systems.score_sde.evaluation import likelihood, make_evaluate, metrics
 from scorejax.systems.score_sde.model import (
     KEYS,
     OBJECTIVES,
-    Variables,
-    bind,
     image_view,
     make_example_loss,
     make_network,
     make_optimizer,
     make_score_fn,
     make_sde,
+    score_model,
     score_of,
 )
-from scorejax.systems.score_sde.sampling import SAMPLERS, sampler
+from scorejax.typing import Array, PRNGKeyArray
 
 __all__ = [
     "KEYS",
@@ -49,6 +54,7 @@ __all__ = [
     "measurement",
     "metrics",
     "sampler",
+    "score_model",
     "score_of",
 ]
 
@@ -61,5 +67,35 @@ def build(config: ConfigDict) -> System:
         loss=make_loss_fn(make_example_loss(config, sde), model.apply),
         tx=make_optimizer(config),
         source=images.training_source(config.batch_size),
-        evaluate=make_evaluate(config),
+        evaluate=evaluation.make_evaluate(metrics(config), config.best_metric),
     )
+
+
+def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
+    """As `evaluation.metrics`."""
+    model, example_loss = make_network(config), make_example_loss(config, make_sde(config))
+
+    def row_losses(variables: Variables, rng: PRNGKeyArray, x: Array) -> Array:
+        return example_loss(bind(model, variables), rng, x)
+
+    return evaluation.metrics(score_model(config), row_losses)
+
+
+def sampler(config: ConfigDict, name: str, **options: Any) -> Callable:
+    """As `sampling.sampler`."""
+    return sampling.sampler(score_model(config), name, **options)
+
+
+def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
+    """As `evaluation.likelihood`."""
+    return evaluation.likelihood(score_model(config), exact=exact)
+
+
+def completion(config: ConfigDict, operator: LinearOperator) -> Callable:
+    """As `control.completion`."""
+    return control.completion(score_model(config), operator)
+
+
+def interpolation(config: ConfigDict, num: int) -> Callable:
+    """As `control.interpolation`."""
+    return control.interpolation(score_model(config), num)

@@ -21,12 +21,10 @@ from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import mean_except_batch
 from scorejax.objectives import ExampleLoss, denoising
 from scorejax.schedules import geometric_sigmas
+from scorejax.score_model import EVALUATION_OPTIONS, OPTIONS, ScoreModel, Variables, bind
 from scorejax.sdes import SDE, get_sde
 from scorejax.train.optimizer import adam
-from scorejax.typing import NetworkFn, Params, PyTree, ScoreFn
-
-Variables = tuple[Params, PyTree]
-"""What evaluation needs of a training state: (averaged parameters, model state)."""
+from scorejax.typing import NetworkFn, ScoreFn
 
 SDES = ("vp", "subvp", "ve")
 OBJECTIVES = {"denoising": SDES, "likelihood": SDES, "ddpm": ("vp",), "smld": ("ve",)}
@@ -36,8 +34,7 @@ KEYS = (
     *(field.name for field in dataclasses.fields(ImageView)), *NCSNPP_OPTIONS, "model",
     "sde", "beta_min", "beta_max", "sigma_min", "sigma_max", "objective", "num_scales", "reduction",
     "learning_rate", "beta1", "adam_eps", "warmup", "grad_clip",
-    "predictor", "corrector", "snr", "num_corrector_steps", "num_sampling_steps", "denoise",
-    "rtol", "atol", "eval_examples", "eval_bits_examples", "eval_samples",
+    *OPTIONS, *EVALUATION_OPTIONS,
 )  # fmt: skip
 """What is read of a config, beside `system` and what the training loop reads."""
 
@@ -69,12 +66,6 @@ def make_network(config: ConfigDict) -> NCSNpp:
     return build_network(config.model, config.image_size, config)
 
 
-def bind(model: NCSNpp, variables: Variables) -> NetworkFn:
-    """The network as evaluation uses it: without dropout."""
-    params, model_state = variables
-    return lambda x, label: model.apply({"params": params, **model_state}, x, label)
-
-
 def make_score_fn(config: ConfigDict, sde: SDE, network: NetworkFn) -> ScoreFn:
     """The score in the convention of the objective. Source: the paper, Appendix C."""
     if config.objective == "ddpm":
@@ -94,6 +85,11 @@ def score_of(config: ConfigDict) -> Callable[[Variables], ScoreFn]:
     """
     sde, model = make_sde(config), make_network(config)
     return lambda variables: make_score_fn(config, sde, bind(model, variables))
+
+
+def score_model(config: ConfigDict) -> ScoreModel:
+    """What a config's score draws and measures with. Raises: as make_sde and make_network."""
+    return ScoreModel(make_sde(config), image_view(config), score_of(config), config.to_dict())
 
 
 def make_example_loss(config: ConfigDict, sde: SDE) -> ExampleLoss:
@@ -128,13 +124,6 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         warmup=config.warmup,
         clip_norm=config.grad_clip or None,
     )
-
-
-def tolerances(config: ConfigDict) -> dict[str, float]:
-    """Of the probability-flow ODE."""
-    names = ("rtol", "atol")
-    require(config, names, lambda v: 0 < v < 1, "to lie between 0 and 1")
-    return {name: config[name] for name in names}
 
 
 def _divided_by_level(config: ConfigDict, network: NetworkFn) -> NetworkFn:

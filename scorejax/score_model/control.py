@@ -6,18 +6,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from scorejax import inverse, latent
 from scorejax.choices import choose
-from scorejax.systems.score_sde.model import (
-    Variables,
-    image_view,
-    make_sde,
-    score_of,
-    tolerances,
-)
-from scorejax.systems.score_sde.sampling import chain_options
+from scorejax.score_model import ScoreModel, Variables
+from scorejax.score_model.sampling import chain_options
 from scorejax.typing import Array, Shape
 
 BLUR_STD, WEAKEST = 1.0, 0.05
@@ -43,38 +36,36 @@ Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
 """(variables, rows) -> rows."""
 
 
-def completion(config: ConfigDict, operator: inverse.LinearOperator) -> Apply:
+def completion(model: ScoreModel, operator: inverse.LinearOperator) -> Apply:
     """complete(variables, {"image": as the model sees it, "rng": (b,)}) -> {"measured", "image"}.
 
     What was seen of each image (b, h, w, c), and one that agrees with it, both in [0, 1] and not
-    clipped; by the config's predictor and corrector. The first of the keys decides.
+    clipped; by the model's predictor and corrector. The first of the keys decides.
 
     Raises: ValueError for a chain that cannot be.
     """
-    sde, images, score = make_sde(config), image_view(config), score_of(config)
-    chain = chain_options(config, sde) | {"denoise": config.denoise}
+    chain = chain_options(model) | {"denoise": model.options["denoise"]}
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         x, rng = rows["image"], rows["rng"][0]
-        y, score_fn = operator.forward(x), score(variables)
+        y, score_fn = operator.forward(x), model.score(variables)
         drawn = inverse.sample_given(rng, score_fn, x.shape, operator=operator, y=y, **chain)
         return {
-            "measured": images.to_unit(operator.pinv(y)),
-            "image": images.to_unit(drawn.x),
+            "measured": model.images.to_unit(operator.pinv(y)),
+            "image": model.images.to_unit(drawn.x),
         }
 
     return complete
 
 
-def interpolation(config: ConfigDict, num: int) -> Apply:
+def interpolation(model: ScoreModel, num: int) -> Apply:
     """path(variables, {"start", "end": (b, h, w, c)}) -> {"image": (b, num, h, w, c) in [0, 1]}."""
-    sde, images, score = make_sde(config), image_view(config), score_of(config)
-    solver = tolerances(config)
+    solver = model.tolerances
 
     def path(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         ends = rows["start"], rows["end"]
-        x = latent.interpolate(score(variables), *ends, num, sde=sde, **solver)
-        return {"image": images.to_unit(jnp.moveaxis(x, 0, 1))}
+        x = latent.interpolate(model.score(variables), *ends, num, sde=model.sde, **solver)
+        return {"image": model.images.to_unit(jnp.moveaxis(x, 0, 1))}
 
     return path
 

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of NCSN and NCSNv2, as published and as copied into the score-SDE code.
+
+The official tensors are named by stage: `res2.0.conv1.weight` belongs to the first block of the
+second stage, `refine1` to the coarsest. In the deepest network a stage `31` follows the third.
+Source of the names: Song & Ermon 2020, arXiv:2006.09011, published code.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from scorejax.choices import unknown
+from scorejax.interop.torch_weights import (
+    CONV,
+    SAME,
+    Correspondence,
+    DividedBySigma,
+    Turn,
+    affine,
+    fill,
+)
+from scorejax.interop.torch_weights import (
+    SETTINGS as SCORE_SDE_SETTINGS,
+)
+from scorejax.models import refinenet
+from scorejax.schedules import geometric_sigmas
+
+_NETWORKS = {
+    "ncsnv2/ncsn": refinenet.NCSN(),
+    "ncsnv2/ncsnv2": refinenet.NCSNv2(stages=refinenet.NCSNV2),
+    "ncsnv2/ncsnv2_deeper": refinenet.NCSNv2(stages=refinenet.NCSNV2_DEEPER),
+    "ncsnv2/ncsnv2_deepest": refinenet.NCSNv2(stages=refinenet.NCSNV2_DEEPEST),
+}
+_COPIES = {"": "", "_64": "", "_128": "_deeper", "_256": "_deepest"}
+_NETWORKS |= {f"score_sde/ncsnv2{k}": _NETWORKS[f"ncsnv2/ncsnv2{v}"] for k, v in _COPIES.items()}
+ARCHITECTURES = tuple(_NETWORKS)
+"""Names of the networks whose weights `load_torch` of this module loads."""
+
+_NAMES = {
+    "ngf": "nf", "num_classes": "num_scales", "sigma_begin": "sigma_max", "sigma_end": "sigma_min",
+}  # fmt: skip
+"""Settings of the published NCSNv2 that the score-SDE code has under another name."""
+_OTHER_SETTINGS = (
+    "spec_norm", "sigma_dist", "ema", "interpolation", "logit_transform", "rescaled", "dataset",
+    "channels", "num_workers", "random_flip", "uniform_dequantization", "gaussian_dequantization",
+)  # fmt: skip
+SETTINGS = (*_NAMES, *SCORE_SDE_SETTINGS, *_OTHER_SETTINGS)
+"""Names of the official settings of models and data."""
+
+
+def load_torch(
+    architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
+) -> tuple[nn.Module, dict]:
+    """The module of a published NCSN and its variables: (x (b, h, w, c), level (b,)) -> score.
+
+    The level is an index into the table of noise levels, 0 the noisiest. `hyper` holds the official
+    settings, `image_size` among them; a prefix `module.` of all names is dropped.
+
+    Raises: ValueError for an unknown setting, and for tensors that do not fit.
+    """
+    net = build(architecture, hyper)
+    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
+    table = correspondence(net, hyper)
+    if isinstance(net, refinenet.NCSN):
+        return net, {"params": fill(architecture, state, table)}
+    table = table._replace(shapes={"sigmas": sigmas(hyper).shape} | table.shapes)
+    params = fill(architecture, state, table)
+    constants = {"sigmas": jnp.asarray(state["sigmas"], float)}
+    divided = DividedBySigma(net, len(state["sigmas"]))
+    return divided, {"params": {"network": params}, "constants": constants}
+
+
+def build(architecture: str, hyper: Mapping[str, Any]) -> refinenet.NCSNv2:
+    """The network that the official settings describe. Raises: ValueError as `load_torch`."""
+    for key in hyper:
+        if key not in SETTINGS:
+            raise unknown("setting", key, SETTINGS)
+    if "image_size" not in hyper:
+        raise ValueError(f"{architecture} needs the setting image_size, the height in pixels.")
+    ours = _renamed(hyper)
+    centered = ours.get("centered", False) or ours.get("rescaled", False)
+    net = _NETWORKS[architecture].clone(features=ours.get("nf", 128), centered=centered)
+    if isinstance(net, refinenet.NCSN):
+        net = net.clone(num_scales=ours.get("num_scales", 10))
+    return net
+
+
+def sigmas(hyper: Mapping[str, Any]) -> np.ndarray:
+    """The official noise levels (num_scales,), descending."""
+    ours = _renamed(hyper)
+    largest, smallest = ours.get("sigma_max", 50), ours.get("sigma_min", 0.01)
+    return geometric_sigmas(float(smallest), float(largest), ours.get("num_scales", 232))
+
+
+def correspondence(net: refinenet.NCSNv2, hyper: Mapping[str, Any]) -> Correspondence:
+    """Pairs the official tensors with the parameters of a network."""
+    targets = _our_shapes(net, hyper["image_size"], hyper.get("num_channels", 3))
+    ours: dict[str, tuple[str, Turn]] = {}
+    for official, path, turn in _walk(net):
+        if path in targets:
+            ours[official] = path, turn
+    assert {path for path, _ in ours.values()} == targets.keys(), "the walk passes every layer"
+    shapes = {name: turn.shape(targets[path]) for name, (path, turn) in ours.items()}
+    return Correspondence(ours, shapes, set())
+
+
+def _renamed(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    return {_NAMES.get(key, key): value for key, value in hyper.items()}
+
+
+@functools.lru_cache(maxsize=8)
+def _our_shapes(net: refinenet.NCSNv2, size: int, channels: int) -> dict[str, tuple[int, ...]]:
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.float32)
+    init = lambda image, label: net.init(jax.random.key(0), image, label)
+    params = jax.eval_shape(init, image, label)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+Walk = Iterator[tuple[str, str, Turn]]
+"""(official tensor, our parameter, how its axes turn); some that a network does not have."""
+
+_DEEPEST_DOWN = ("1", "2", "3", "31", "4", "5")
+_DEEPEST_UP = ("1", "2", "31", "3", "4", "5")
+
+
+def _walk(net: refinenet.NCSNv2) -> Walk:
+    last = len(net.stages) - 1
+    names = [str(i + 1) for i in range(last + 1)]
+    down, up = (_DEEPEST_DOWN, _DEEPEST_UP) if len(names) == len(_DEEPEST_UP) else (names, names)
+    yield from _affine("begin_conv.", "conv_in/")
+    yield from _norm(net, "normalizer.", "norm_out/")
+    yield from _affine("end_conv.", "conv_out/")
+    for i in range(last + 1):
+        for j in range(2):
+            yield from _walk_block(net, f"res{down[i]}.{j}.", f"stage_{i}_block_{j}/")
+    for i in range(last + 1):
+        yield from _walk_refine(net, f"refine{up[i]}.", f"refine_{last - i}/")
+
+
+def _walk_block(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
+    down = any(
+        ours == f"stage_{i}_block_0/" and stage.down and stage.dilation == 1
+        for i, stage in enumerate(net.stages)
+    )
+    pooled = "conv." if down else ""
+    for i in range(2):
+        yield from _norm(net, f"{official}normalize{i + 1}.", f"{ours}norm_{i}/")
+    yield from _affine(f"{official}conv1.", f"{ours}conv_0/")
+    yield from _affine(f"{official}conv2.{pooled}", f"{ours}conv_1/")
+    yield from _affine(f"{official}shortcut.{pooled}", f"{ours}shortcut/")
+
+
+def _walk_refine(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
+    units = [(f"adapt_convs.{i}.", f"adapt_{i}/") for i in range(2)]
+    for theirs, own in (*units, ("output_convs.", "output/")):
+        for i in range(3):
+            for j in range(2):
+                step, path = f"{official}{theirs}{i + 1}_{j + 1}", f"{ours}{own}block_{i}"
+                yield from _affine(f"{step}_conv.", f"{path}_conv_{j}/")
+                yield from _norm(net, f"{step}_norm.", f"{path}_norm_{j}/")
+    for theirs, own in (("msf.", "fusion/"), ("crp.", "pooling/")):
+        for i in range(2):
+            yield from _affine(f"{official}{theirs}convs.{i}.", f"{ours}{own}conv_{i}/")
+            yield from _norm(net, f"{official}{theirs}norms.{i}.", f"{ours}{own}norm_{i}/")
+
+
+def _affine(official: str, ours: str) -> Walk:
+    for name, (path, turn) in affine(official, ours, CONV).items():
+        yield name, path, turn
+
+
+def _norm(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
+    if isinstance(net, refinenet.NCSN):
+        yield f"{official}embed.weight", f"{ours}table", SAME
+    for leaf in ("alpha", "gamma", "beta"):
+        yield f"{official}{leaf}", f"{ours}{leaf}", SAME

@@ -56,7 +56,7 @@ class ConditionalInstanceNormPlus(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], label: Int[Array, "b"]) -> Array:
         table = self.param("table", _near_one_and_zero, (self.num_scales, 3 * x.shape[-1]))
-        # A product, where an index would do: recomputed in the backward pass (remat), a gather keeps
+        # A product, where an index would do: recomputed in the backward pass, a gather keeps
         # XLA's CPU compiler busy without end.
         level = jax.nn.one_hot(label.astype(jnp.int32), self.num_scales)
         of_level = jnp.matmul(level, table, precision=jax.lax.Precision.HIGHEST)

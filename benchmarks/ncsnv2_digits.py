@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good is NCSNv2 on the handwritten digits, and what is each of its techniques worth?
+
+    python -m benchmarks.ncsnv2_digits --runs=runs --out=docs/results
+
+Reads the runs whose commands docs/results.md has: three seeds, and one run for each technique that
+is left out in training. Prints a table of bits/dim and of samples, 450 each, judged as in
+`benchmarks/digits_quality.py`; and how far the mean brightness of samples is from that of the data
+with and without the moving average, at every checkpoint. Writes pictures of both.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+import orbax.checkpoint as ocp
+from threadpoolctl import threadpool_limits
+
+from benchmarks.digits_quality import SAMPLE_COLUMNS, draw, interval, judge, real
+from launch import command
+from scorejax.evaluate import pictures
+from scorejax.systems import ncsnv2
+
+SEEDS = tuple(f"ncsnv2_digits_seed{seed}" for seed in range(3))
+LEFT_OUT = {
+    "1: sigma_max = 1, too small": "ncsnv2_digits_technique1",
+    "2: 8 levels, too few": "ncsnv2_digits_technique2",
+    "3: a network for each level's label (NCSN)": "ncsnv2_digits_technique3",
+}
+NUM, NUM_BITS = 450, 128
+
+
+def load(workdir: pathlib.Path, step: int | None = None, *, raw: bool = False):
+    """Config and variables of a run; `raw` are the parameters without the moving average."""
+    restored = command.restore(str(workdir), step)
+    params = restored.params
+    if raw:
+        path = workdir.absolute() / "checkpoints" / str(restored.step) / "train"
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(path)["params"]
+    return command.saved_config(str(workdir)), (params, restored.model_state)
+
+
+def samples(config, variables, name: str = "ald", **options) -> dict[str, float]:
+    """What is found of samples of a method."""
+    found = draw(ncsnv2.sampler(config, name, **options), variables, NUM, name)
+    with threadpool_limits(1):
+        return judge(found[f"{name}/image"], found[f"{name}/nfe"])
+
+
+def bits_per_dim(config, variables) -> float:
+    """Of the first test images, one dequantisation draw each."""
+    view = ncsnv2.image_view(config)
+    x = view.dequantized(np.random.default_rng(0), view.stored("test", NUM_BITS).image)
+    rows = {"image": x, "rng": command.keys(0, len(x))}
+    rows = command.in_chunks(ncsnv2.likelihood(config), variables, rows, 128, "images")
+    return float(np.nanmean(rows["bits_per_dim"]))
+
+
+def over_seeds(runs: pathlib.Path, change: dict | None = None, name: str = "ald", **options):
+    """The columns, each with its interval over the seeds."""
+    rows = []
+    for seed in SEEDS:
+        config, variables = load(runs / seed)
+        config.update(change or {})
+        rows.append(samples(config, variables, name, **options))
+    return {column: interval([row[column] for row in rows]) for column in SAMPLE_COLUMNS}
+
+
+def brightness(runs: pathlib.Path, out: pathlib.Path) -> str:
+    """How far off samples' mean brightness is at the checkpoints, with the average and without."""
+    truth, off, shown = real("train").image.mean() / 16, {False: [], True: []}, []
+    for seed in SEEDS:
+        for step in (1000, 2000):
+            for raw in off:
+                config, variables = load(runs / seed, step, raw=raw)
+                found = draw(ncsnv2.sampler(config, "ald"), variables, 256, "ald")["ald/image"]
+                off[raw].append(found.mean() - truth)
+                if step == 2000:
+                    shown.append(found[:20])
+    grid = pictures.image_grid(np.concatenate(shown), num_columns=20)
+    pictures.save_png(out / "ncsnv2_average.png", grid)
+    root = {raw: np.sqrt(np.mean(np.square(values))) for raw, values in off.items()}
+    return (
+        f"mean brightness of the data {truth:.4f}; root mean squared difference of samples' over "
+        f"{len(off[True])} checkpoints {root[False]:.4f} with the average, {root[True]:.4f} without"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=pathlib.Path, default=pathlib.Path("runs"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
+    arguments = parser.parse_args()
+    runs, out = arguments.runs, arguments.out
+    bits = interval([bits_per_dim(*load(runs / seed)) for seed in SEEDS])
+    print(f"bits/dim {bits[0]:.3f} ± {bits[1]:.3f}", flush=True)
+    print("| samples | " + " | ".join(SAMPLE_COLUMNS) + " |", flush=True)
+    print("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
+    methods = {
+        "annealed Langevin": over_seeds(runs),
+        "without the last denoising step": over_seeds(runs, {"denoise": False}),
+        "4: a fifth of the step size": over_seeds(runs, {"step_size": fifth(runs)}),
+        "predictor-corrector": over_seeds(runs, name="pc", nfe=221),
+    }
+    for label, name in LEFT_OUT.items():
+        row = samples(*load(runs / name))
+        methods[label] = {column: (row[column], float("nan")) for column in SAMPLE_COLUMNS}
+    config, variables = load(runs / SEEDS[0], raw=True)
+    row = samples(config, variables)
+    methods["5: no moving average"] = {c: (row[c], float("nan")) for c in SAMPLE_COLUMNS}
+    for label, row in methods.items():
+        cells = [f"{m:.3f}" + ("" if np.isnan(h) else f" ± {h:.3f}") for m, h in row.values()]
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+    print(brightness(runs, out))
+
+
+def fifth(runs: pathlib.Path) -> float:
+    """A fifth of the step size that technique 4 chooses."""
+    return ncsnv2.chain_options(load(runs / SEEDS[0])[0])["step_size"] / 5
+
+
+if __name__ == "__main__":
+    main()

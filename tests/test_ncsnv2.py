@@ -117,7 +117,7 @@ def test_the_loss_is_that_of_a_random_level(linear):
     config, _ = linear
     sigmas = ncsnv2.chain_options(config)["sigmas"]
     x = jnp.full((4000, 8, 8, 1), 0.5)
-    loss = ncsnv2._make_network_loss(config)(lambda x, label: -2 * x, jax.random.key(0), x)
+    loss = ncsnv2.make_network_loss(config)(lambda x, label: -2 * x, jax.random.key(0), x)
     expected = (4 * 16 + 64 * np.mean((1 - 2 * sigmas) ** 2)) / 2
     assert np.mean(loss) == pytest.approx(expected, abs=4 * float(np.std(loss)) / 4000**0.5)
 

@@ -131,7 +131,7 @@ def sample_given(
 
     Before each move what is measured becomes a copy of y with the level's noise, and at the end y
     itself. As `inverse.sample_given` this is no draw from the exact conditional law.
-    Source: arXiv:1907.05600, Appendix B.3; the last replacement is ours.
+    Source: the code published with arXiv:2006.09011; the last replacement is ours.
     """
     start_rng, chain_rng = jax.random.split(rng)
     x = _start(start_rng, shape, sigmas, x_init)
@@ -155,7 +155,7 @@ def interpolate(
 
     A row has one start and two streams of noise, which its samples mix from the one to the other.
     Raises: ValueError for num < 2, and as `annealed_langevin`.
-    Source: arXiv:2006.09011, Appendix D.
+    Source: the code published with arXiv:2006.09011.
     """
     if num < 2:
         raise ValueError(f"interpolate needs num >= 2; got {num}.")

@@ -80,7 +80,7 @@ MANY = 20_000
 def build(config: ConfigDict) -> System:
     """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
     images, model = image_view(config), make_network(config)
-    network_loss = _make_network_loss(config)
+    network_loss = make_network_loss(config)
     found = metrics(config)
     watched = {name: found[name] for name in WATCHED if name in found}
     return System(
@@ -166,7 +166,7 @@ def interpolation(config: ConfigDict, num: int) -> Callable:
 
 def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     """As `evaluation.metrics`, and the norms along a chain, and rows of interpolated noise."""
-    model, network, loss = score_model(config), make_network(config), _make_network_loss(config)
+    model, network, loss = score_model(config), make_network(config), make_network_loss(config)
     row_losses = lambda variables, rng, x: loss(bind(network, variables), rng, x)
     shape = (config.eval_samples, *model.images.shape)
     options = _chain(config) | {"num_frames": min(evaluation.NUM_FRAMES, config.num_scales)}
@@ -252,7 +252,7 @@ def _score_fn(config: ConfigDict, sde: VESDE, network: NetworkFn) -> ScoreFn:
     return parameterize.sigma_conditioned(sde, parameterize.divided_by_sigma(network))
 
 
-def _make_network_loss(config: ConfigDict) -> Callable:
+def make_network_loss(config: ConfigDict) -> Callable:
     """The loss (network, rng, x) -> (b,). Source: the paper, Eq. 2."""
     sde, num_scales = VESDE(config.sigma_min, config.sigma_max), config.num_scales
     sigmas = jnp.asarray(geometric_sigmas(sde.sigma_min, sde.sigma_max, num_scales), jnp.float32)

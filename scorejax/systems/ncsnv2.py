@@ -79,9 +79,9 @@ MANY = 20_000
 
 def build(config: ConfigDict) -> System:
     """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
+    found = metrics(config)  # First: it checks the ladder before anything is computed of it.
     images, model = image_view(config), make_network(config)
     network_loss = make_network_loss(config)
-    found = metrics(config)
     watched = {name: found[name] for name in WATCHED if name in found}
     return System(
         init=make_init(model, images.shape),

@@ -41,7 +41,7 @@ ENVIRONMENT = {
 }
 
 
-def run(command, *argv, timeout=300):
+def run(command, *argv, timeout=600):
     result = subprocess.run(
         [sys.executable, "-m", f"launch.{command}", *argv],
         capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=timeout,

@@ -12,13 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from scorejax.choices import choose, unknown
-from scorejax.interop.fit import require_fit
+from scorejax.interop.fit import param_shapes, require_fit
 from scorejax.interop.torch_weights import CONV, LINEAR, POINTWISE, SAME, Turn
 from scorejax.models.dhariwal import DhariwalUNet
 from scorejax.models.songunet import SongUNet
@@ -106,9 +105,9 @@ def load_torch(
     kind, options = _NETWORKS[architecture]
     net = kind(**_module_options(options, hyper))
     state = {re.sub(r"^(module\.|model\.)+", "", k): np.asarray(a) for k, a in state_dict.items()}
-    size = hyper["img_resolution"]
+    size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
     table, shapes = {}, {}
-    targets = _our_shapes(net, hyper)
+    targets = param_shapes(net, size, channels)
     for layer, prefix, rules in _walk(net, size):
         for leaf, (tensor, turn) in rules.items():
             path, official = f"{layer}/{leaf}", f"{prefix}.{tensor}"
@@ -134,16 +133,6 @@ def _module_options(options: Mapping[str, str], hyper: Mapping[str, Any]) -> dic
             value = choose(key, value, _MEANS[key]) if key in _MEANS else value
             given[options[key]] = tuple(value) if isinstance(value, list) else value
     return given
-
-
-def _our_shapes(net: nn.Module, hyper: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.float32)
-    # The key is made inside: outside it would be computed, by a program that is compiled.
-    init = lambda image, label: net.init(jax.random.key(0), image, label)
-    params = jax.eval_shape(init, image, label)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 Walk = Iterator[tuple[str, str, Rules]]

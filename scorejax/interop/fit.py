@@ -1,10 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether tensors from outside are those of an architecture: one line if not."""
 
+import functools
 from collections.abc import Mapping
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
+
+
+@functools.lru_cache(maxsize=8)  # Raw and averaged weights ask for the same; tracing takes seconds.
+def param_shapes(net: nn.Module, size: int, channels: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, by path `layer/kernel`, of a network of (image, label)."""
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.float32)
+    # The key is made inside: outside it would be computed, by a program that is compiled.
+    init = lambda image, label: net.init(jax.random.key(0), image, label)
+    params = jax.eval_shape(init, image, label)["params"]
+    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 def require_fit(

@@ -12,12 +12,14 @@ from scorejax.choices import choose
 from scorejax.interop import refinenet_weights, torch_weights
 from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
 from scorejax.interop.flax_weights import load_flax
-from scorejax.interop.state_dict import family, load_torch
+from scorejax.interop.state_dict import load_torch
 from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
-IMPORTABLE = (*torch_weights.ARCHITECTURES, *refinenet_weights.ARCHITECTURES)
-"""The architectures of which runs can be made."""
+# The architectures of which runs can be made, and who knows their settings.
+_IMPORTABLE = {
+    name: family for family in (torch_weights, refinenet_weights) for name in family.ARCHITECTURES
+}
 _LOADERS = {"torch": load_torch, "flax": load_flax}
 # What changes neither the parameters nor, in evaluation, what is computed with them.
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
@@ -49,9 +51,9 @@ def params_for(
 
     Raises: ValueError with one line if the network or the tensors are others.
     """
-    source = family(choose("architecture", architecture, {name: name for name in IMPORTABLE}))
-    hyper = {key: config[key] for key in source.SETTINGS if key in config}
-    require_same_network(architecture, source.build(architecture, hyper), network)
+    family = choose("architecture", architecture, _IMPORTABLE)
+    hyper = {key: config[key] for key in family.SETTINGS if key in config}
+    require_same_network(architecture, family.build(architecture, hyper), network)
     given = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
     params = [_load(architecture, checkpoint, w, hyper)[1]["params"] for w in given]
     undivided = [found.get("network", found) for found in params]

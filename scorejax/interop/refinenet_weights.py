@@ -6,17 +6,15 @@ second stage, `refine1` to the coarsest. In the deepest network a stage `31` fol
 Source of the names: Song & Ermon 2020, arXiv:2006.09011, published code.
 """
 
-import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from scorejax.choices import unknown
+from scorejax.interop.fit import param_shapes
 from scorejax.interop.torch_weights import (
     CONV,
     SAME,
@@ -101,7 +99,7 @@ def sigmas(hyper: Mapping[str, Any]) -> np.ndarray:
 
 def correspondence(net: refinenet.NCSNv2, hyper: Mapping[str, Any]) -> Correspondence:
     """Pairs the official tensors with the parameters of a network."""
-    targets = _our_shapes(net, hyper["image_size"], hyper.get("num_channels", 3))
+    targets = param_shapes(net, hyper["image_size"], hyper.get("num_channels", 3))
     ours: dict[str, tuple[str, Turn]] = {}
     for official, path, turn in _walk(net):
         if path in targets:
@@ -113,15 +111,6 @@ def correspondence(net: refinenet.NCSNv2, hyper: Mapping[str, Any]) -> Correspon
 
 def _renamed(hyper: Mapping[str, Any]) -> dict[str, Any]:
     return {_NAMES.get(key, key): value for key, value in hyper.items()}
-
-
-@functools.lru_cache(maxsize=8)
-def _our_shapes(net: refinenet.NCSNv2, size: int, channels: int) -> dict[str, tuple[int, ...]]:
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.float32)
-    init = lambda image, label: net.init(jax.random.key(0), image, label)
-    params = jax.eval_shape(init, image, label)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 Walk = Iterator[tuple[str, str, Turn]]
@@ -138,19 +127,17 @@ def _walk(net: refinenet.NCSNv2) -> Walk:
     yield from _affine("begin_conv.", "conv_in/")
     yield from _norm(net, "normalizer.", "norm_out/")
     yield from _affine("end_conv.", "conv_out/")
-    for i in range(last + 1):
-        for j in range(2):
-            yield from _walk_block(net, f"res{down[i]}.{j}.", f"stage_{i}_block_{j}/")
+    for i, stage in enumerate(net.stages):
+        shrinks = stage.down and stage.dilation == 1
+        for j, pooled in enumerate(("conv." if shrinks else "", "")):
+            official, ours = f"res{down[i]}.{j}.", f"stage_{i}_block_{j}/"
+            yield from _walk_block(net, official, ours, pooled)
     for i in range(last + 1):
         yield from _walk_refine(net, f"refine{up[i]}.", f"refine_{last - i}/")
 
 
-def _walk_block(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
-    down = any(
-        ours == f"stage_{i}_block_0/" and stage.down and stage.dilation == 1
-        for i, stage in enumerate(net.stages)
-    )
-    pooled = "conv." if down else ""
+def _walk_block(net: refinenet.NCSNv2, official: str, ours: str, pooled: str) -> Walk:
+    """`pooled` comes before the tensors of convolutions whose result is made smaller."""
     for i in range(2):
         yield from _norm(net, f"{official}normalize{i + 1}.", f"{ours}norm_{i}/")
     yield from _affine(f"{official}conv1.", f"{ours}conv_0/")

@@ -2,7 +2,6 @@
 """State dictionaries of published PyTorch networks, of every family."""
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +17,6 @@ _FAMILIES = {
 }
 
 
-def family(architecture: str) -> ModuleType:
-    """The module that knows the names of an architecture. Raises: ValueError if there is none."""
-    return choose("architecture", architecture, _FAMILIES)
-
-
 def load_torch(
     architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
 ) -> tuple[nn.Module, dict]:
@@ -34,4 +28,5 @@ def load_torch(
     Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
     surplus or misshapen.
     """
-    return family(architecture).load_torch(architecture, state_dict, **hyper)
+    family = choose("architecture", architecture, _FAMILIES)
+    return family.load_torch(architecture, state_dict, **hyper)

@@ -6,19 +6,17 @@ Each architecture has a walk over its layers in the order in which the official 
 it, and how its axes are turned.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
 from scorejax.choices import unknown
-from scorejax.interop.fit import require_fit
+from scorejax.interop.fit import param_shapes, require_fit
 from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import expand
 
@@ -246,7 +244,7 @@ def fill(architecture: str, state: Mapping[str, np.ndarray], table: Corresponden
 def correspondence(net: NCSNpp, hyper: Mapping[str, Any]) -> Correspondence:
     """Pairs the official tensors with the parameters of a network."""
     size = hyper["image_size"]
-    targets = _our_shapes(net, size, hyper.get("num_channels", 3))
+    targets = param_shapes(net, size, hyper.get("num_channels", 3))
     ours, tolerated = {}, {"sigmas"}
     for index, (layer, kind) in enumerate(walk(net, size)):
         for tensor, (leaf, turn) in TENSORS[kind].items():
@@ -257,16 +255,6 @@ def correspondence(net: NCSNpp, hyper: Mapping[str, Any]) -> Correspondence:
                 tolerated.add(official)
     shapes = {name: turn.shape(targets[path]) for name, (path, turn) in ours.items()}
     return Correspondence(ours, shapes, tolerated)
-
-
-@functools.lru_cache(maxsize=8)  # Raw and averaged weights ask for the same; tracing takes seconds.
-def _our_shapes(net: NCSNpp, size: int, channels: int) -> dict[str, tuple[int, ...]]:
-    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-    label = jax.ShapeDtypeStruct((1,), jnp.float32)
-    # The key is made inside: outside it would be computed, by a program that is compiled.
-    init = lambda image, label: net.init(jax.random.key(0), image, label)
-    params = jax.eval_shape(init, image, label)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
 
 
 def _fill(

@@ -131,7 +131,8 @@ def chain_options(config: ConfigDict, steps_per_level: int = 0) -> dict[str, Any
     if not step_size or num_steps != config.steps_per_level:
         step_size = langevin_step_size(sigmas[0] / sigmas[1], num_steps) * config.sigma_min**2
     langevin.require_stable(sigmas, step_size)
-    return {"sigmas": sigmas, "step_size": step_size, "steps_per_level": num_steps}
+    chain = {"sigmas": sigmas, "step_size": step_size, "steps_per_level": num_steps}
+    return chain | {"denoise": config.denoise}
 
 
 def sampler(config: ConfigDict, name: str, **options: Any) -> Callable:
@@ -147,7 +148,7 @@ def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
 
 def completion(config: ConfigDict, operator: LinearOperator) -> Callable:
     """As `control.completion`, but by annealed Langevin dynamics."""
-    model, options = score_model(config), _chain(config)
+    model, options = score_model(config), chain_options(config)
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         x, rng = rows["image"], rows["rng"][0]
@@ -169,7 +170,7 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     model, network, loss = score_model(config), make_network(config), make_network_loss(config)
     row_losses = lambda variables, rng, x: loss(bind(network, variables), rng, x)
     shape = (config.eval_samples, *model.images.shape)
-    options = _chain(config) | {"num_frames": min(evaluation.NUM_FRAMES, config.num_scales)}
+    options = chain_options(config) | {"num_frames": min(evaluation.NUM_FRAMES, config.num_scales)}
 
     def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
         score_fn = _by_sigma(model, variables)
@@ -185,7 +186,7 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
 
 def _langevin_metric(config: ConfigDict, model: ScoreModel) -> progress.Metric:
     """Norms along the chain, as curves over the levels."""
-    shape, options = (config.eval_samples, *model.images.shape), _chain(config)
+    shape, options = (config.eval_samples, *model.images.shape), chain_options(config)
 
     @jax.jit
     def trace(variables: Variables, rng: PRNGKeyArray) -> langevin.Trace:
@@ -208,7 +209,7 @@ def _langevin_metric(config: ConfigDict, model: ScoreModel) -> progress.Metric:
 
 def _interpolation_metric(config: ConfigDict, model: ScoreModel) -> progress.Metric:
     """Rows of samples whose noise goes from one stream to another, as a picture."""
-    shape, options = (NUM_ROWS, *model.images.shape), _chain(config)
+    shape, options = (NUM_ROWS, *model.images.shape), chain_options(config)
 
     @jax.jit
     def rows(variables: Variables, rng: PRNGKeyArray) -> Array:
@@ -265,10 +266,6 @@ def make_network_loss(config: ConfigDict) -> Callable:
     return loss
 
 
-def _chain(config: ConfigDict) -> dict[str, Any]:
-    return chain_options(config) | {"denoise": config.denoise}
-
-
 def _by_sigma(model: ScoreModel, variables: Variables) -> ScoreFn:
     """The score as a function of (x, sigma)."""
     return _of_sigma(model.sde, model.score(variables))
@@ -280,7 +277,7 @@ def _of_sigma(sde: VESDE, score_fn: ScoreFn) -> ScoreFn:
 
 def _annealed_langevin(config: ConfigDict, model: ScoreModel) -> sampling.Stepper:
     def sample(rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_steps: int) -> Sampled:
-        options = chain_options(config, num_steps) | {"denoise": config.denoise}
+        options = chain_options(config, num_steps)
         return langevin.annealed_langevin(rng, _of_sigma(model.sde, score_fn), shape, **options)
 
     steps_of_nfe = lambda nfe: (nfe - int(config.denoise)) // config.num_scales

@@ -68,22 +68,27 @@ def over_seeds(runs: pathlib.Path, change: dict | None = None, name: str = "ald"
 
 
 def brightness(runs: pathlib.Path, out: pathlib.Path) -> str:
-    """How far off samples' mean brightness is at the checkpoints, with the average and without."""
-    truth, off, shown = real("train").image.mean() / 16, {False: [], True: []}, []
-    for seed in SEEDS:
-        for step in (1000, 2000):
-            for raw in off:
-                config, variables = load(runs / seed, step, raw=raw)
-                found = draw(ncsnv2.sampler(config, "ald"), variables, 256, "ald")["ald/image"]
-                off[raw].append(found.mean() - truth)
-                if step == 2000:
-                    shown.append(found[:20])
+    """How far off samples' mean brightness is over a training, with the average and without."""
+    truth = real("train").image.mean() / 16
+    steps = sorted(int(path.name) for path in (runs / SEEDS[0] / "checkpoints").glob("[0-9]*"))
+    means, shown = {"moving average": [], "last weights": []}, []
+    for step in steps:
+        for label in means:
+            config, variables = load(runs / SEEDS[0], step, raw=label == "last weights")
+            found = draw(ncsnv2.sampler(config, "ald"), variables, 256, "ald")["ald/image"]
+            means[label].append(float(found.mean()))
+            if step == steps[-1]:
+                shown.append(found[:20])
     grid = pictures.image_grid(np.concatenate(shown), num_columns=20)
     pictures.save_png(out / "ncsnv2_average.png", grid)
-    root = {raw: np.sqrt(np.mean(np.square(values))) for raw, values in off.items()}
-    return (
-        f"mean brightness of the data {truth:.4f}; root mean squared difference of samples' over "
-        f"{len(off[True])} checkpoints {root[False]:.4f} with the average, {root[True]:.4f} without"
+    curves = means | {"data": [truth] * len(steps)}
+    picture = pictures.curve_picture(np.array(steps), curves, xlabel="step")
+    pictures.save_png(out / "ncsnv2_brightness.png", picture)
+    off = {
+        label: np.sqrt(np.mean((np.array(found) - truth) ** 2)) for label, found in means.items()
+    }
+    return f"mean brightness of the data {truth:.4f}; root mean squared differences over the " + (
+        f"{len(steps)} checkpoints {steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in off.items())
     )
 
 

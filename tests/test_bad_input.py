@@ -88,6 +88,8 @@ OVERRIDES = [
     ("eval_examples=0", "eval_examples needs to be at least 1; got 0"),
     ("objective=smld", "objective 'smld' needs sde='ve'; got 'vp'"),
     ("best_metric=fid", "unknown best_metric 'fid': known: bits_per_dim, loss"),
+    ("best_metric=frechet", "unknown best_metric 'frechet': known: bits_per_dim, loss"),
+    ("eval_frechet_samples=1", "eval_frechet_samples needs to be at least 2, or 0; got 1"),
 ]
 
 # Name -> command, arguments, status, what the line must say.
@@ -104,6 +106,14 @@ CASES = {
         "train",
         ["--config=configs/score_sde/digits.py:subvp,debug", NEW, "--config.predictor=ancestral"],
         2, "ancestral",
+    ),
+    "features": (
+        "train", [CONFIG, NEW, "--config.eval_frechet_samples=9", "--config.eval_features=digit"],
+        2, "unknown eval_features 'digit': did you mean 'digits'?",
+    ),
+    "features of a file that is not there": (
+        "train", [CONFIG, NEW, "--config.eval_frechet_samples=9", "--config.eval_features=x.pth"],
+        2, "x.pth is not there: get the weights of FID's InceptionV3",
     ),
     "chain too short": (
         "train",

@@ -141,7 +141,9 @@ def test_an_official_checkpoint_is_exported_in_the_official_order(official):
     assert list(exported) == list(raw)
     for name, tensor in raw.items():
         assert exported[name].dtype == tensor.dtype
-        np.testing.assert_array_equal(exported[name], tensor)
+        # The levels are computed anew, and exp differs by a unit in the last place between CPUs.
+        rtol = 5e-16 if name == "sigmas" else 0
+        np.testing.assert_allclose(exported[name], tensor, rtol=rtol, atol=0)
 
 
 def test_noise_levels_that_contradict_the_settings_are_not_exported():

@@ -103,7 +103,9 @@ SMALL = {
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize(
+    "kind", [refinenet.NCSNv2, pytest.param(refinenet.NCSN, marks=pytest.mark.slow)]
+)
 def test_recomputed_blocks_have_the_same_gradients(kind):
     # The same operations in another order of memory: rounding only.
     label, gradients = jnp.asarray([0.0, 3.0]), []

@@ -17,6 +17,7 @@ from configs.ncsnv2 import family
 def get_config(variant: str = "") -> ConfigDict:
     config = family.ladder(family.default(), 4.4, 22, 10, 0.0)
     config.dataset, config.image_size = "digits", 8
+    config.eval_features = "digits"
     config.random_flip = False
     config.uniform_dequantization = True
     config.nf = 24  # as dear a step as that of configs/score_sde/digits.py:ve

@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     sde, size = family.parse(variant)
     config = family.default(sde)
     config.dataset = "digits"
+    config.eval_features = "digits"
     config.image_size = 8
     config.random_flip = False
     config.uniform_dequantization = True

@@ -76,6 +76,8 @@ def default(sde: str) -> ConfigDict:
     config.eval_examples = 1000
     config.eval_bits_examples = 64
     config.eval_samples = 64
+    config.eval_frechet_samples = 0  # for best_metric="frechet"
+    config.eval_features = ""  # of what that looks at: FID's weights, a file, or "digits"
     config.save_every = 10_000
     config.keep_latest = 2
     config.best_metric = "loss"

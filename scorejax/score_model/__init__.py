@@ -25,7 +25,10 @@ OPTIONS = (
     "rtol", "atol",
 )  # fmt: skip
 """Of predictor-corrector chains and of the probability-flow ODE."""
-EVALUATION_OPTIONS = ("eval_examples", "eval_bits_examples", "eval_samples", "batch_size")
+EVALUATION_OPTIONS = (
+    "eval_examples", "eval_bits_examples", "eval_samples", "eval_frechet_samples", "eval_features",
+    "batch_size",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,9 +14,10 @@ from scorejax.choices import require, unknown
 from scorejax.data.source import padded_batches
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
+from scorejax.evaluate.sample_distance import image_features, sample_distance
 from scorejax.samplers import predictor_corrector as pc
 from scorejax.score_model import ScoreModel, Variables
-from scorejax.score_model.sampling import chain_options
+from scorejax.score_model.sampling import chain_options, sampler
 from scorejax.train import parallel
 from scorejax.train.state import TrainState
 from scorejax.typing import Array, Batch, PRNGKeyArray
@@ -52,15 +53,20 @@ Trajectory = Callable[[Variables, PRNGKeyArray], Array]
 
 
 def metrics(
-    model: ScoreModel, row_losses: RowLosses, trajectory: Trajectory | None = None
+    model: ScoreModel,
+    row_losses: RowLosses,
+    trajectory: Trajectory | None = None,
+    draw: Callable | None = None,
 ) -> dict[str, progress.Metric]:
-    """By name: held-out loss, bits/dim of a few test images, samples and their way from noise.
+    """By name: held-out loss, bits/dim of a few test images, samples, their way and distance.
 
-    The way is that of the predictor-corrector chain, unless there is another `trajectory`.
+    The way from noise is that of the predictor-corrector chain, unless there is another
+    `trajectory`; the samples whose distance is taken are that chain's too, unless there is another
+    `draw`, as `sampling.sampler` makes it.
     """
     options, images, noise = model.options, model.images, np.random.default_rng(0)
     require(options, ("eval_examples",), lambda v: v >= 1, "to be at least 1")
-    counts = ("eval_bits_examples", "eval_samples")
+    counts = ("eval_bits_examples", "eval_samples", "eval_frechet_samples")
     require(options, counts, lambda v: v >= 0, "to be at least 0")
     num_bits = options["eval_bits_examples"]
     test = images.stored("test", max(options["eval_examples"], num_bits))
@@ -76,6 +82,14 @@ def metrics(
     if options["eval_samples"]:
         shown = trajectory or _predictor_corrector_trajectory(model)
         found["samples"] = progress.chain_pictures(jax.jit(shown))
+    if options["eval_frechet_samples"]:
+        found["frechet"] = sample_distance(
+            draw or sampler(model, ""),
+            image_features(options["eval_features"]),
+            images,
+            num=options["eval_frechet_samples"],
+            batch=options["batch_size"],
+        )
     return found
 
 

@@ -71,7 +71,7 @@ KEYS = (
     *OPTIONS, *EVALUATION_OPTIONS,
 )  # fmt: skip
 """What is read of a config, beside `system` and what the training loop reads."""
-WATCHED = ("loss", "bits_per_dim", "samples")
+WATCHED = ("loss", "bits_per_dim", "samples", "frechet")
 """The metrics that training looks at."""
 NUM_ROWS, NUM_INTERPOLATED = 6, 10
 MANY = 20_000
@@ -177,7 +177,7 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
         frames = langevin.annealed_langevin_frames(rng, score_fn, shape, **options)
         return model.images.to_unit(frames)
 
-    found = evaluation.metrics(model, row_losses, trajectory)
+    found = evaluation.metrics(model, row_losses, trajectory, sampler(config, ""))
     if config.eval_samples:
         found["langevin"] = _langevin_metric(config, model)
         found["interpolation"] = _interpolation_metric(config, model)

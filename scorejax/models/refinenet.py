@@ -145,28 +145,34 @@ class RefineNetResidualBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Joins images of several sizes at that of the first: residual units, fusion, pooling."""
+    """Joins images of several sizes at that of the first: residual units, fusion, pooling.
+
+    `remat` recomputes each of these parts in the backward pass, one at a time.
+    """
 
     features: int
     num_output_units: int = 1
     pool: Callable[[Array], Array] = max_pool
     norm: Norm = no_norm
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
         self, images: Sequence[Float[Array, "b _h _w _c"]], label: Array | None = None
     ) -> Float[Array, "b h w d"]:
         options = {"norm": self.norm, "dtype": self.dtype}
+        unit, fusion, pooling = ResidualConvUnit, MultiResolutionFusion, ChainedResidualPooling
+        if self.remat:
+            unit, fusion, pooling = nn.remat(unit), nn.remat(fusion), nn.remat(pooling)
         adapted = [
-            ResidualConvUnit(2, name=f"adapt_{i}", **options)(image, label)
-            for i, image in enumerate(images)
+            unit(2, name=f"adapt_{i}", **options)(image, label) for i, image in enumerate(images)
         ]
         h, size = adapted[0], images[0].shape[1:3]
         if len(images) > 1:
-            h = MultiResolutionFusion(self.features, size, name="fusion", **options)(adapted, label)
-        h = ChainedResidualPooling(2, self.pool, name="pooling", **options)(h, label)
-        return ResidualConvUnit(self.num_output_units, name="output", **options)(h, label)
+            h = fusion(self.features, size, name="fusion", **options)(adapted, label)
+        h = pooling(2, self.pool, name="pooling", **options)(h, label)
+        return unit(self.num_output_units, name="output", **options)(h, label)
 
 
 class Stage(NamedTuple):
@@ -190,8 +196,8 @@ class NCSNv2(nn.Module):
     """RefineNet without a label: (x, label) -> output, which is to be divided by sigma.
 
     Images are in [0, 1] and mapped to [-1, 1], unless they are `centered` already. `dtype` is the
-    type of the arithmetic in the body; `remat` recomputes each block in the backward pass instead
-    of storing what is inside.
+    type of the arithmetic in the body; `remat` recomputes the blocks in the backward pass, one at a
+    time, instead of storing what is inside.
 
     Source: arXiv:2006.09011, Appendix B, and technique 3.
     """
@@ -212,9 +218,7 @@ class NCSNv2(nn.Module):
         self, x: Float[Array, "b h w c"], label: Array, *, dropout_rng: Any = None
     ) -> Float[Array, "b h w c"]:
         norm, refine_norm, pool = self.parts
-        block, refine = RefineNetResidualBlock, RefineBlock
-        if self.remat:
-            block, refine = nn.remat(block), nn.remat(refine)
+        block = nn.remat(RefineNetResidualBlock) if self.remat else RefineNetResidualBlock
         h = x if self.centered else 2 * x - 1
         h = Conv(self.features, name="conv_in", dtype=self.dtype)(h)
         skips = []
@@ -225,11 +229,11 @@ class NCSNv2(nn.Module):
                 make = functools.partial(block, width * self.features, down_here, name=name)
                 h = make(**options)(h, label)
             skips.append(h)
-        options = {"pool": pool, "norm": refine_norm, "dtype": self.dtype}
+        options = {"pool": pool, "norm": refine_norm, "dtype": self.dtype, "remat": self.remat}
         for i in reversed(range(len(self.stages))):
             images = [skips[i]] if i + 1 == len(self.stages) else [skips[i], h]
             width, units = self.stages[max(i - 1, 0)].width * self.features, 1 if i else 3
-            h = refine(width, units, name=f"refine_{i}", **options)(images, label)
+            h = RefineBlock(width, units, name=f"refine_{i}", **options)(images, label)
         h = nn.elu(norm(name="norm_out")(h, label)).astype(x.dtype)
         return Conv(x.shape[-1], name="conv_out")(h)
 

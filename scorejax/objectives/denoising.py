@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scorejax.numerics import expand, mean_except_batch, sum_except_batch
-from scorejax.objectives.directions import Energy, real_data, score_of
+from scorejax.objectives.directions import Energy, Step, real_data, score_of
 from scorejax.parameterize import ddpm_marginals
 from scorejax.random import Rng, draw_rows, split
 from scorejax.schedules import geometric_sigmas
@@ -221,16 +221,16 @@ def smld_error(
 
 
 def energy_denoising(
-    energy: Energy, rng: Rng, x: Float[Array, "b *d"], *, sigma: float | Float[Array, "b"]
+    energy: Energy, rng: Rng, x: Float[Array, "b *d"], *, sigma: Step
 ) -> Float[Array, "b"]:
     """DSM of an energy at noise of level sigma: |grad log p(y) + (y - x) / sigma^2|^2 / 2.
 
     The level is one number or one per example; the loss is not weighted.
     """
     x = real_data(x)
-    noise = draw_rows(_normal(x), rng, x.shape)
     level = expand(jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), x)
-    return half_sum((score_of(energy)(x + level * noise) + noise / level) ** 2)
+    displacement = level * draw_rows(_normal(x), rng, x.shape)
+    return half_sum((score_of(energy)(x + displacement) + displacement / level**2) ** 2)
 
 
 def _normal(like: Array) -> Callable[[PRNGKeyArray, Shape], Array]:

@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.objectives.directions import Direction, Energy, draw_directions, real_data, sphere
+from scorejax.objectives.directions import (
+    Direction,
+    Energy,
+    draw_directions,
+    real_data,
+    sphere,
+)
 from scorejax.objectives.finite_difference import directional_derivative
 from scorejax.random import Rng, split
 

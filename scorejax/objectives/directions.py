@@ -29,6 +29,9 @@ Score = Callable[[Float[Array, "b *d"]], Float[Array, "b *d"]]
 Direction = Callable[[Rng, Shape, jnp.dtype], Float[Array, "b *d"]]
 """(rng, shape, dtype) -> directions of that shape with E[u u^T] = I / D."""
 
+Step = float | Float[Array, ""] | Float[Array, "b"]
+"""A length or a noise level: one for all, or one for each example."""
+
 
 def gaussian(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
     """Directions N(0, I / D)."""
@@ -72,7 +75,7 @@ def check_directions(u: Array, x: Float[Array, "b *d"]) -> None:
     if u.shape[-x.ndim :] != x.shape:
         raise ValueError(f"directions need the shape of x, {x.shape}, last; got {u.shape}.")
     if not isinstance(u, jax.core.Tracer):
-        length = np.sqrt(np.sum(np.square(u), axis=tuple(range(1 - x.ndim, 0))))
+        length = np.sqrt(np.sum(np.square(np.asarray(u)), axis=tuple(range(1 - x.ndim, 0))))
         if not np.all((length > 0) & np.isfinite(length)):
             raise ValueError(
                 "directions need lengths that are finite and not zero; got lengths from "
@@ -80,17 +83,17 @@ def check_directions(u: Array, x: Float[Array, "b *d"]) -> None:
             )
 
 
-def check_eps(eps: float | Float[Array, "b"], x: Float[Array, "b *d"]) -> None:
+def check_eps(eps: Step, x: Float[Array, "b *d"]) -> None:
     """Raises ValueError unless eps is positive and moves x by more than the rounding of x.
 
     Of a traced x the largest value is not known and taken to be 1; a traced eps is not seen.
     """
     if isinstance(eps, jax.core.Tracer):
         return
-    least = float(np.min(eps))
-    if not (least > 0 and np.all(np.isfinite(eps))):
+    least = float(np.min(np.asarray(eps)))
+    if not (least > 0 and np.all(np.isfinite(np.asarray(eps)))):
         raise ValueError(f"eps needs to be positive and finite; got {eps}.")
-    largest = 1.0 if isinstance(x, jax.core.Tracer) else float(jnp.max(jnp.abs(x)))
+    largest = 1.0 if isinstance(x, jax.core.Tracer) else np.max(np.abs(np.asarray(x)))
     dim = math.prod(x.shape[1:])
     floor = math.sqrt(dim) * float(jnp.finfo(x.dtype).eps) * largest
     if least <= floor:

@@ -28,6 +28,7 @@ from scorejax.objectives.directions import (
     Direction,
     Energy,
     Score,
+    Step,
     check_directions,
     check_eps,
     checked_score,
@@ -37,9 +38,6 @@ from scorejax.objectives.directions import (
     sphere,
 )
 from scorejax.random import Rng, draw_rows, split
-
-Step = float | Float[Array, "b"]
-"""A length or noise level: one for all, or one for each example."""
 
 
 def repeat_rows(values: Array, num_rows: int) -> Array:

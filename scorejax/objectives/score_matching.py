@@ -77,5 +77,19 @@ def annealed(
     x = real_data(x)
     noise_rng, objective_rng = split(rng)
     noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    return annealed_at(objective, network, objective_rng, noise, x, sigma=sigma, power=power)
+
+
+def annealed_at(
+    objective: Objective,
+    network: ScoreFn | EnergyFn,
+    rng: Rng,
+    noise: Float[Array, "b *d"],
+    x: Float[Array, "b *d"],
+    *,
+    sigma: Float[Array, "b"],
+    power: float = 2.0,
+) -> Float[Array, "b"]:
+    """sigma^power times an objective (network, rng, x) at given noise."""
     at_level = lambda y: network(y, repeat_rows(sigma, y.shape[0]))
-    return sigma**power * objective(at_level, objective_rng, x + expand(sigma, x) * noise)
+    return sigma**power * objective(at_level, rng, x + expand(sigma, x) * noise)

@@ -55,7 +55,13 @@ def test_a_config_says_what_one_must_know_and_has_no_idle_key(name):
         get_config(name, "debg")
 
 
-@pytest.mark.parametrize("name", NAMES)
+IN_FULL = ("nice_fashion_mnist", "energy_fashion_mnist", "kernel_breast_cancer", "wae_digits")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in IN_FULL else [pytest.mark.slow]) for n in NAMES],
+)
 def test_the_network_of_a_config_can_be_in_full(name):
     config = get_config(name, "full")
     module = fd_score_matching.experiment(config)

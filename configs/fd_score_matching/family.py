@@ -171,7 +171,7 @@ def sized(config: ConfigDict, variant: str) -> ConfigDict:
 
 
 SMALL = {
-    "image_size": 8, "padding": 0, "hidden": 32, "num_hidden": 1, "features": 8,
+    "image_size": 8, "hidden": 32, "num_hidden": 1, "features": 8,
     "multipliers": (1, 2), "num_blocks": 1, "num_inducing": 20, "nf": 8, "latent": 2,
     "steps_per_level": 2, "num_hot": 5, "num_cooling": 20, "num_freezing": 5,
     "num_sampling_steps": 25, "rtol": 1e-2, "atol": 1e-2, "num_train_steps": 40, "batch_size": 16,

@@ -60,11 +60,13 @@ def make_network(config: ConfigDict) -> ImplicitAutoencoder:
 
 
 def make_init(config: ConfigDict) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
+    """rng -> (params, model_state). Raises: as the network."""
     model, x = make_network(config), jnp.zeros((1, *image_view(config).shape))
     return lambda rng: (model.init(rng, x, jnp.zeros((1, config.noise_dim)))["params"], {})
 
 
 def make_source(config: ConfigDict) -> BatchSource:
+    """Training batches. Raises: as the data set."""
     return image_view(config).training_source(config.batch_size)
 
 

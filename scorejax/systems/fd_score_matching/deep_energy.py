@@ -66,10 +66,12 @@ def make_network(config: ConfigDict) -> EnergyResNet:
 
 
 def make_init(config: ConfigDict) -> Callable:
+    """rng -> (params, model_state). Raises: as the network."""
     return training.make_init(make_network(config), padded_shape(config))
 
 
 def make_source(config: ConfigDict) -> BatchSource:
+    """Training batches. Raises: as the data set."""
     return image_view(config).training_source(config.batch_size)
 
 

@@ -60,10 +60,12 @@ def make_network(config: ConfigDict) -> NICE:
 
 
 def make_init(config: ConfigDict) -> Callable:
+    """rng -> (params, model_state). Raises: as the network."""
     return training.make_init(make_network(config), image_view(config).shape)
 
 
 def make_source(config: ConfigDict) -> BatchSource:
+    """Training batches. Raises: as the data set."""
     return image_view(config).training_source(config.batch_size)
 
 

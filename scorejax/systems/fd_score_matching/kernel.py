@@ -81,6 +81,7 @@ def make_init(config: ConfigDict) -> Callable[[PRNGKeyArray], tuple[Params, PyTr
 
 
 def make_source(config: ConfigDict) -> BatchSource:
+    """Training batches. Raises: as the data set."""
     return load_table(config).training_source(config.batch_size, noise=config.data_noise)
 
 

@@ -90,9 +90,10 @@ def check_eps(eps: Step, x: Float[Array, "b *d"]) -> None:
     """
     if isinstance(eps, jax.core.Tracer):
         return
-    least = float(np.min(np.asarray(eps)))
-    if not (least > 0 and np.all(np.isfinite(np.asarray(eps)))):
-        raise ValueError(f"eps needs to be positive and finite; got {eps}.")
+    least, most = float(np.min(np.asarray(eps))), float(np.max(np.asarray(eps)))
+    if not (least > 0 and most < math.inf):
+        got = f"{least}" if least == most else f"values from {least} to {most}"
+        raise ValueError(f"eps needs to be positive and finite; got {got}.")
     largest = 1.0 if isinstance(x, jax.core.Tracer) else np.max(np.abs(np.asarray(x)))
     dim = math.prod(x.shape[1:])
     floor = math.sqrt(dim) * float(jnp.finfo(x.dtype).eps) * largest

@@ -6,8 +6,37 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scorejax.objectives.difference_step import difference_error, suggest_eps
+from scorejax.objectives.directions import DIRECTIONS, gaussian, rademacher, sphere
+from scorejax.objectives.finite_difference import (
+    directional_derivative,
+    fd_denoising,
+    fd_gradient_penalty,
+    fd_sliced,
+    fd_sliced_vr,
+    repeat_rows,
+)
+from scorejax.objectives.score_matching import (
+    ENERGY_OBJECTIVES,
+    SCORE_OBJECTIVES,
+    annealed,
+    expected_multiple,
+)
+from scorejax.objectives.sliced import (
+    exact_score_matching,
+    sliced_score_matching,
+    sliced_score_matching_vr,
+)
 from scorejax.random import Rng, example_keys, split
 from scorejax.typing import Aux, Batch, LossFn, NetworkFn, Params
+
+__all__ = [
+    "DIRECTIONS", "ENERGY_OBJECTIVES", "SCORE_OBJECTIVES", "ExampleLoss", "annealed",
+    "difference_error", "directional_derivative", "exact_score_matching", "expected_multiple",
+    "fd_denoising", "fd_gradient_penalty", "fd_sliced", "fd_sliced_vr", "gaussian", "make_loss_fn",
+    "rademacher", "repeat_rows", "sliced_score_matching", "sliced_score_matching_vr", "sphere",
+    "suggest_eps",
+]  # fmt: skip
 
 ExampleLoss = Callable[[NetworkFn, Rng, Float[Array, "b *d"]], Float[Array, "b"]]
 """(network, rng, x) -> (b,): how badly a network with its parameters bound does on each example."""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scorejax.numerics import expand, mean_except_batch, sum_except_batch
+from scorejax.objectives.directions import Energy, Step, real_data, score_of
 from scorejax.parameterize import ddpm_marginals
 from scorejax.random import Rng, draw_rows, split
 from scorejax.schedules import geometric_sigmas
@@ -217,6 +218,19 @@ def smld_error(
     ladder = geometric_sigmas(sde.sigma_min, sde.sigma_max, num_scales)
     sigma = expand(jnp.asarray(ladder, x.dtype)[levels], x)
     return reduction((sigma * network(x + sigma * noise, levels) + noise) ** 2)
+
+
+def energy_denoising(
+    energy: Energy, rng: Rng, x: Float[Array, "b *d"], *, sigma: Step
+) -> Float[Array, "b"]:
+    """DSM of an energy at noise of level sigma: |grad log p(y) + (y - x) / sigma^2|^2 / 2.
+
+    The level is one number or one per example; the loss is not weighted.
+    """
+    x = real_data(x)
+    level = expand(jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), x)
+    displacement = level * draw_rows(_normal(x), rng, x.shape)
+    return half_sum((score_of(energy)(x + displacement) + displacement / level**2) ** 2)
 
 
 def _normal(like: Array) -> Callable[[PRNGKeyArray, Shape], Array]:

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A deep kernel exponential family of the 13 measurements of 178 wines, by FD-SSM.
+
+Paper     Pang et al. 2020, arXiv:2007.03317, Section 5.2 (whose tables are others of the UCI's)
+Command   python -m launch.train --workdir=runs/new \\
+              --config=configs/fd_score_matching/kernel_wine.py
+          variants: full (the default), and :debug for seconds
+Expected  log-likelihood of test rows: see docs/papers/fd_score_matching.md
+Hardware  2 CPU cores: a minute
+"""
+
+from ml_collections import ConfigDict
+
+from configs.fd_score_matching import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = family.kernel("wine")
+    config.num_inducing = 100  # there are 142 rows to train with
+    return family.sized(config, variant)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential families whose sufficient statistics are kernels: weights in closed form.
+
+log p(x) = sum_m alpha_m k(x, z_m) + log q_0(x) - log Z. Every score-matching loss is quadratic in
+the weights, since it sees a few linear functionals of log p alone: derivatives or differences,
+"first" to be squared and "second" not. So the best weights solve a linear system, whichever the
+loss, and the kernel itself is learned through that solution, on data held out from it.
+
+Source: Wenliang et al. 2019, arXiv:1811.08357, Proposition 1; by sliced losses, Song et al. 2019,
+arXiv:1905.07088, Section 5.1; by finite differences, Pang et al. 2020, arXiv:2007.03317.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scorejax.numerics import log_mean_exp
+
+Terms = Callable[[Float[Array, "b d"]], Float[Array, "b k"]]
+"""x -> the terms of log p: kernels at the inducing points and, last, log q_0."""
+
+
+class Functionals(NamedTuple):
+    """What a loss sees of each term: loss = |first . w|^2 / 2 + second . w + constant.
+
+    w are the weights of the terms, that of the last being one.
+    """
+
+    first: Float[Array, "b f k"]
+    second: Float[Array, "b k"]
+    constant: Float[Array, "b"]
+
+
+class Normalizer(NamedTuple):
+    """An estimate of log Z, its standard error, and the effective number of draws behind it."""
+
+    log_z: Float[Array, ""]
+    standard_error: Float[Array, ""]
+    effective_size: Float[Array, ""]
+
+
+def gaussian_base(x: Float[Array, "b d"], std: float) -> Float[Array, "b"]:
+    """log q_0, normalised: independent N(0, std^2)."""
+    dim = x.shape[1]
+    return -jnp.sum(x**2, axis=1) / (2 * std**2) - dim * math.log(std * math.sqrt(2 * math.pi))
+
+
+def exact(terms: Terms, x: Float[Array, "b d"]) -> Functionals:
+    """Of score matching, tr H + |grad|^2 / 2. Source: Hyvarinen 2005."""
+    one = lambda point: terms(point[None])[0]
+
+    def along(point: Array, axis: Array) -> tuple[Array, Array]:
+        derivative = lambda y: jax.jvp(one, (y,), (axis,))[1]
+        return jax.jvp(derivative, (point,), (axis,))
+
+    axes = jnp.eye(x.shape[1], dtype=x.dtype)
+    first, second = jax.vmap(lambda point: jax.vmap(lambda axis: along(point, axis))(axes))(x)
+    return Functionals(first, second.sum(axis=1), jnp.zeros_like(x[:, 0]))
+
+
+def sliced(terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"]) -> Functionals:
+    """Of sliced score matching along unit vectors u: u^T H u + (u . grad)^2 / 2."""
+    derivative = lambda y: jax.jvp(terms, (y,), (u,))[1]
+    first, second = jax.jvp(derivative, (x,), (u,))
+    return Functionals(first[:, None], second, jnp.zeros_like(x[:, 0]))
+
+
+def fd_sliced(
+    terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"], *, eps: float
+) -> Functionals:
+    """Of FD-SSM: the same by differences of the terms at x and x +- eps u."""
+    centre, ahead, behind = jnp.split(terms(jnp.concatenate([x, x + eps * u, x - eps * u])), 3)
+    # A difference of near numbers is exact; the sum of two values would be rounded.
+    rise, fall = ahead - centre, behind - centre
+    first, second = (rise - fall) / (2 * eps), (rise + fall) / eps**2
+    return Functionals(first[:, None], second, jnp.zeros_like(x[:, 0]))
+
+
+def denoising(
+    terms: Terms, x: Float[Array, "b d"], noise: Float[Array, "b d"], *, sigma: float
+) -> Functionals:
+    """Of denoising score matching at x + sigma noise: |grad + noise / sigma|^2 / 2."""
+    one = lambda point: terms(point[None])[0]
+    first = jnp.swapaxes(jax.vmap(jax.jacfwd(one))(x + sigma * noise), 1, 2)
+    second = jnp.einsum("bd,bdk->bk", noise / sigma, first)
+    return Functionals(first, second, jnp.sum(noise**2, axis=1) / (2 * sigma**2))
+
+
+def fd_denoising(
+    terms: Terms,
+    x: Float[Array, "b d"],
+    noise: Float[Array, "b d"],
+    u: Float[Array, "b d"],
+    *,
+    sigma: float,
+    eps: float,
+) -> Functionals:
+    """Of FD-DSM: (difference along u + u . noise / sigma)^2, 2 / d of denoising's on average."""
+    noisy = x + sigma * noise
+    ahead, behind = jnp.split(terms(jnp.concatenate([noisy + eps * u, noisy - eps * u])), 2)
+    first = (ahead - behind) / (2 * eps)
+    pull = jnp.sum(u * noise, axis=1) / sigma
+    return Functionals(math.sqrt(2) * first[:, None], 2 * pull[:, None] * first, pull**2)
+
+
+def scaled(found: Functionals, factor: float) -> Functionals:
+    """The functionals of `factor` times the loss."""
+    return Functionals(
+        math.sqrt(factor) * found.first, factor * found.second, factor * found.constant
+    )
+
+
+def inner_weights(found: Functionals, ridge: Float[Array, ""]) -> Float[Array, "m"]:
+    """The weights of the kernels that minimise the mean loss + ridge |alpha|^2 / 2.
+
+    Source: arXiv:1811.08357, Proposition 1.
+    """
+    kernels, base = found.first[..., :-1], found.first[..., -1]
+    num = len(kernels)
+    gram = jnp.einsum("bfi,bfj->ij", kernels, kernels) / num
+    linear = jnp.einsum("bfi,bf->i", kernels, base) / num + found.second[:, :-1].mean(axis=0)
+    matrix = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
+    return -jax.scipy.linalg.solve(matrix, linear, assume_a="pos")
+
+
+def loss(found: Functionals, alpha: Float[Array, "m"]) -> Float[Array, "b"]:
+    """The loss that the functionals belong to, with these weights of the kernels."""
+    w = jnp.concatenate([alpha, jnp.ones_like(alpha[:1])])
+    return jnp.sum((found.first @ w) ** 2, axis=1) / 2 + found.second @ w + found.constant
+
+
+def log_density(terms: Terms, alpha: Float[Array, "m"], x: Float[Array, "b d"]) -> Array:
+    """log p up to log Z, (b,)."""
+    values = terms(x)
+    return values[:, :-1] @ alpha + values[:, -1]
+
+
+def importance_normalizer(log_weights: Float[Array, "n"]) -> Normalizer:
+    """log Z from log(p~ / q) at independent draws from a density q that covers p~.
+
+    Z itself is estimated without bias, so that log Z comes out too small on average, by half the
+    squared standard error: a likelihood with it too large. The effective size is
+    (sum w)^2 / sum w^2; below a hundred or so neither it nor the error can be relied on.
+    """
+    num = len(log_weights)
+    shares = jax.nn.softmax(log_weights)
+    size = 1 / jnp.sum(shares**2)
+    error = jnp.sqrt(jnp.maximum(1 / size - 1 / num, 0.0))
+    return Normalizer(log_mean_exp(log_weights), error, size)

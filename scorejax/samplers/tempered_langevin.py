@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Langevin dynamics on one energy, at temperatures that fall along the chain.
+
+An energy that was trained by denoising is not conditioned on a noise level: what helps the chain
+over its barriers is a temperature, high at first.
+
+Source: Li et al. 2019, arXiv:1910.07762, Section 4, as in Pang et al. 2020, arXiv:2007.03317.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scorejax.objectives.directions import Energy
+
+
+def temperatures(
+    num_hot: int, num_cooling: int, num_freezing: int, *, hottest: float = 100.0
+) -> Float[np.ndarray, "steps"]:
+    """`hottest` for a while, then falling evenly to 1, then evenly towards 0."""
+    cooling = np.linspace(hottest, 1.0, num_cooling, endpoint=False)
+    freezing = np.linspace(1.0, 0.0, num_freezing, endpoint=False)
+    return np.concatenate([np.full(num_hot, hottest), cooling, freezing])
+
+
+def tempered_langevin(
+    rng: PRNGKeyArray,
+    energy: Energy,
+    x_init: Float[Array, "b *d"],
+    *,
+    step_size: float,
+    temperatures: Float[np.ndarray, "steps"],
+    sigma: float = 0.0,
+    num_frames: int = 1,
+) -> Float[Array, "frames b *d"]:
+    """States x <- x - step_size^2 / 2 grad E + step_size sqrt(T) xi, in even frames to the last.
+
+    At the end x - sigma^2 grad E is taken, the mean of the data that noise of level sigma may have
+    led to x. Makes one gradient call a step, and one more if sigma is not zero.
+    """
+    num_steps = len(temperatures)
+    if not 1 <= num_frames <= num_steps:
+        raise ValueError(f"num_frames needs to lie in 1 .. {num_steps}; got {num_frames}")
+    force = jax.grad(lambda x: jnp.sum(energy(x)))
+    table = jnp.asarray(temperatures, x_init.dtype)
+
+    def step(number: Array, x: Array) -> Array:
+        noise = jax.random.normal(jax.random.fold_in(rng, number), x.shape, x.dtype)
+        spread = step_size * jnp.sqrt(table[number])
+        return x - step_size**2 / 2 * force(x) + spread * noise
+
+    def frame(x: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        x = jax.lax.fori_loop(*bounds, step, x)
+        return x, x
+
+    ends = np.linspace(0, num_steps, num_frames + 1).round().astype(np.int32)
+    x, frames = jax.lax.scan(frame, x_init, (jnp.asarray(ends[:-1]), jnp.asarray(ends[1:])))
+    return frames.at[-1].set(x - sigma**2 * force(x)) if sigma else frames

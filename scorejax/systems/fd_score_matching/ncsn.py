@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NCSN by score matching in place of denoising: FD-SSM-VR, SSM-VR, ... at levels of noise.
+
+Each image is noised to a random level sigma and the loss there is weighted by sigma^2. Networks,
+ladders and annealed Langevin dynamics are those of Song & Ermon, arXiv:1907.05600, 2006.09011.
+
+Source: Pang et al. 2020, arXiv:2007.03317, Section 5.5.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from scorejax import parameterize, systems
+from scorejax.choices import choose, require
+from scorejax.data.source import BatchSource
+from scorejax.data.view import ImageView
+from scorejax.evaluate import progress
+from scorejax.models.build import REFINENET_OPTIONS, build_refinenet
+from scorejax.models.refinenet import NCSNv2
+from scorejax.numerics import expand
+from scorejax.objectives.directions import DIRECTIONS
+from scorejax.objectives.finite_difference import repeat_rows
+from scorejax.objectives.score_matching import SCORE_OBJECTIVES, annealed, expected_multiple
+from scorejax.random import Rng, draw_rows, split
+from scorejax.samplers import langevin
+from scorejax.schedules import geometric_sigmas
+from scorejax.score_model import (
+    EVALUATION_OPTIONS,
+    OPTIONS,
+    ScoreModel,
+    Variables,
+    bind,
+    evaluation,
+    sampling,
+)
+from scorejax.sdes import VESDE
+from scorejax.systems.fd_score_matching import training
+from scorejax.train.optimizer import adam
+from scorejax.typing import Array, LossFn, NetworkFn, Params, PRNGKeyArray, Sampled, ScoreFn, Shape
+
+KEYS = (
+    *(field.name for field in dataclasses.fields(ImageView)), *REFINENET_OPTIONS, "model",
+    "sigma_min", "sigma_max", "steps_per_level", "step_size", "objective", "eps", "direction",
+    "learning_rate", *OPTIONS, *EVALUATION_OPTIONS,
+)  # fmt: skip
+"""What is read of a config, beside `system` and what the training loop reads."""
+
+
+def image_view(config: ConfigDict) -> ImageView:
+    """The data of a config. Raises: ValueError for an unknown set or an impossible size."""
+    return ImageView.from_options(config)
+
+
+def make_network(config: ConfigDict) -> NCSNv2:
+    """Raises: ValueError for a network that cannot be, or not for these images."""
+    return build_refinenet(config.model, config.image_size, config)
+
+
+def make_init(config: ConfigDict) -> Callable:
+    """rng -> (params, model_state). Raises: as the network."""
+    return systems.make_init(make_network(config), image_view(config).shape)
+
+
+def make_source(config: ConfigDict) -> BatchSource:
+    """Training batches. Raises: as the data set."""
+    return image_view(config).training_source(config.batch_size)
+
+
+def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam at a constant rate. Raises: ValueError for an impossible one."""
+    return adam(config.learning_rate)
+
+
+def make_loss(config: ConfigDict) -> LossFn:
+    """The config's objective at random levels, as a training loss."""
+    return training.make_loss(row_losses(config))
+
+
+def row_losses(config: ConfigDict) -> training.RowLosses:
+    """Losses (params, rng, images) -> (b,). Raises: ValueError for what cannot be."""
+    require(config, ("eps",), lambda v: 0 < v < math.inf, "to be a positive number")
+    objective = choose("objective", config.objective, SCORE_OBJECTIVES)
+    options = {"direction": choose("direction", config.direction, DIRECTIONS)}
+    if config.objective.startswith("fd"):
+        options["eps"] = config.eps
+    objective = functools.partial(objective, **options)
+    model, sigmas = make_network(config), jnp.asarray(ladder(config), jnp.float32)
+    scale = expected_multiple(config.objective, math.prod(image_view(config).shape))
+
+    def losses(params: Params, rng: Rng, x: Array) -> Array:
+        level_rng, rng = split(rng)
+        draw = functools.partial(jax.random.randint, minval=0, maxval=len(sigmas))
+        levels = draw_rows(draw, level_rng, x.shape[:1])
+
+        def score(y: Array, sigma: Array) -> Array:
+            output = model.apply({"params": params}, y, repeat_rows(levels, len(y)))
+            return output if config.model == "ncsn" else output / expand(sigma, y)
+
+        return annealed(objective, score, rng, x, sigma=sigmas[levels]) / scale
+
+    return losses
+
+
+def ladder(config: ConfigDict):
+    """The levels, the noisiest first. Raises: ValueError for a ladder that cannot be."""
+    return geometric_sigmas(config.sigma_min, config.sigma_max, config.num_scales)
+
+
+def score_model(config: ConfigDict) -> ScoreModel:
+    """What the score draws and measures with, along the ladder's SDE."""
+    sde, model = VESDE(config.sigma_min, config.sigma_max), make_network(config)
+    score = lambda variables: _score_fn(config, sde, bind(model, variables))
+    return ScoreModel(sde, image_view(config), score, config.to_dict())
+
+
+def chain(config: ConfigDict) -> dict:
+    """Options of annealed Langevin dynamics. Raises: ValueError if it would diverge."""
+    require(config, ("step_size",), lambda v: 0 < v < math.inf, "to be a positive number")
+    require(config, ("steps_per_level",), lambda v: v >= 1, "to be at least 1")
+    sigmas = ladder(config)
+    langevin.require_stable(sigmas, config.step_size)
+    steps = {"step_size": config.step_size, "steps_per_level": config.steps_per_level}
+    return {"sigmas": sigmas, "denoise": config.denoise} | steps
+
+
+def sampler(config: ConfigDict, name: str, **options) -> Callable:
+    """As `sampling.sampler`, which "ald", annealed Langevin dynamics, joins as the first."""
+    known = {"ald": functools.partial(_annealed_langevin, config), **sampling.SAMPLERS}
+    return sampling.sampler(score_model(config), name, samplers=known, **options)
+
+
+def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
+    """As `evaluation.likelihood`, along the probability flow of the ladder's SDE."""
+    return evaluation.likelihood(score_model(config), exact=exact)
+
+
+def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
+    """As `evaluation.metrics`: held-out loss, bits/dim, and frames of the annealed chain."""
+    model, losses = score_model(config), row_losses(config)
+    shape = (config.eval_samples, *model.images.shape)
+    options = chain(config) | {"num_frames": min(evaluation.NUM_FRAMES, config.num_scales)}
+
+    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
+        score_fn = _of_sigma(model.sde, model.score(variables))
+        frames = langevin.annealed_langevin_frames(rng, score_fn, shape, **options)
+        return model.images.to_unit(frames)
+
+    return evaluation.metrics(model, lambda v, rng, x: losses(v[0], rng, x), trajectory)
+
+
+def _score_fn(config: ConfigDict, sde: VESDE, network: NetworkFn) -> ScoreFn:
+    if config.model == "ncsn":
+        return parameterize.discrete_sigma_conditioned(sde, network, config.num_scales)
+    return parameterize.sigma_conditioned(sde, parameterize.divided_by_sigma(network))
+
+
+def _of_sigma(sde: VESDE, score_fn: ScoreFn) -> ScoreFn:
+    return lambda x, sigma: score_fn(x, sde.time_of_sigma(sigma))
+
+
+def _annealed_langevin(config: ConfigDict, model: ScoreModel) -> sampling.Stepper:
+    def sample(rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_steps: int) -> Sampled:
+        options = chain(config) | {"steps_per_level": num_steps}
+        return langevin.annealed_langevin(rng, _of_sigma(model.sde, score_fn), shape, **options)
+
+    steps_of_nfe = lambda nfe: (nfe - int(config.denoise)) // config.num_scales
+    return sampling.Stepper(sample, config.steps_per_level, steps_of_nfe, fewest=1)

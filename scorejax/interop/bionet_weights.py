@@ -62,7 +62,7 @@ def load_torch(
     names = {path: name for name, path, _ in walk(net)}
     kernels = [state.get(names[f"params/{layer}/kernel"], SCALAR) for layer in _shaping(net)]
     net = _shaped_like(net, hyper, [kernel.shape[:1] for kernel in kernels])
-    ours, entries = _our_shapes(net, kernels[0].shape[1:2]), list(walk(net))
+    ours, entries = variable_shapes(net, kernels[0].shape[1:2]), list(walk(net))
     shapes = {name: turn.shape(ours[path]) for name, path, turn in entries}
     counts = {entry.official for entry in entries if entry.official.endswith(COUNTS)}
     expected = {name: shape for name, shape in shapes.items() if name not in counts}
@@ -89,7 +89,7 @@ def export_torch(
     net = build(architecture, hyper)
     kernels = [given.get(f"params/{layer}/kernel", SCALAR) for layer in _shaping(net)]
     net = _shaped_like(net, hyper, [kernel.shape[-1:] for kernel in kernels])
-    shapes = _our_shapes(net, kernels[0].shape[2:3])
+    shapes = variable_shapes(net, kernels[0].shape[2:3])
     real = {path: shape for path, shape in shapes.items() if not path.endswith("/count")}
     require_fit(architecture, given, real, shapes.keys() - real.keys())
     state = {}
@@ -135,7 +135,8 @@ def _shaped_like(net: BiONet, hyper: Mapping[str, Any], outputs: Sequence[Shape]
     return net.clone(widths=tuple(widths), num_classes=num_classes)
 
 
-def _our_shapes(net: BiONet, channels: Shape) -> dict[str, tuple[int, ...]]:
+def variable_shapes(net: BiONet, channels: Shape) -> dict[str, Shape]:
+    """Shapes by collection/layer/leaf, for images of (channels,), or () for three."""
     side = 2 ** (net.num_levels + 1)
     image = jax.ShapeDtypeStruct((1, side, side, *(channels or (3,))), jnp.float32)
     init = lambda image: net.init(jax.random.key(0), image)

@@ -95,9 +95,10 @@ class BatchNorm(nn.Module):
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             num = x.size // x.shape[-1]
             unbiased = batch_var * (num / (num - 1))
-            mean.value += self.momentum * (batch_mean - mean.value)
-            var.value += self.momentum * (unbiased - var.value)
-            count.value += 1
+            # Not in place: a caller's variables may be NumPy arrays.
+            mean.value = mean.value + self.momentum * (batch_mean - mean.value)
+            var.value = var.value + self.momentum * (unbiased - var.value)
+            count.value = count.value + 1
         return self._normalized(x, scale, bias, batch_mean, batch_var)
 
     def _normalized(self, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Array:

@@ -74,18 +74,18 @@ def _place(rng: np.random.Generator, size: int) -> Int32[np.ndarray, "size size"
             neighbour, radius = placed[rng.integers(len(placed))]
             distance = (radius + axes.mean()) * rng.uniform(0.8, 1.05)
             centre = neighbour + distance * np.array([np.sin(angle), np.cos(angle)])
-        whole = _outline(rng, centre, axes, size)
-        visible = _largest_part(whole & (instances == 0))
+        box, whole = _outline(rng, centre, axes, size)
+        visible = _largest_part(whole & (instances[box] == 0))
         if visible.sum() >= max(1, SMALLEST_VISIBLE * whole.sum()):
-            instances[visible] = len(placed) + 1
+            instances[box][visible] = len(placed) + 1
             placed.append((centre, axes.mean()))
     return instances
 
 
 def _outline(
     rng: np.random.Generator, centre: np.ndarray, axes: np.ndarray, size: int
-) -> Bool[np.ndarray, "size size"]:
-    """An ellipse whose radius wavers by a few per cent, in three harmonics."""
+) -> tuple[tuple[slice, slice], Bool[np.ndarray, "h w"]]:
+    """A box of the image and in it an ellipse whose radius wavers by a few per cent."""
     from skimage.draw import polygon  # Half a second that other data sets need not pay.
 
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -94,9 +94,13 @@ def _outline(
     along, across = axes[:, None] * np.array([np.cos(angle), np.sin(angle)]) * (1 + waver)
     rows = centre[0] + along * np.sin(tilt) + across * np.cos(tilt)
     columns = centre[1] + along * np.cos(tilt) - across * np.sin(tilt)
-    inside = np.zeros((size, size), bool)
-    inside[polygon(rows, columns, inside.shape)] = True
-    return inside
+    inside = polygon(rows, columns, (size, size))
+    if not len(inside[0]):
+        return (slice(0), slice(0)), np.zeros((0, 0), bool)
+    low, high = np.min(inside, axis=1), np.max(inside, axis=1) + 1
+    region = np.zeros(high - low, bool)
+    region[inside[0] - low[0], inside[1] - low[1]] = True
+    return (slice(low[0], high[0]), slice(low[1], high[1])), region
 
 
 def _largest_part(region: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
@@ -119,8 +123,8 @@ def _fibres(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size
     fibres = np.zeros((size, size))
     for _ in range(rng.poisson(size**2 / 1500)):
         axes = np.array([rng.uniform(6, 14), rng.uniform(0.8, 1.5)])
-        streak = _outline(rng, rng.uniform(0, size, 2), axes, size)
-        fibres[streak] = rng.uniform(0.25, 0.6)
+        box, streak = _outline(rng, rng.uniform(0, size, 2), axes, size)
+        fibres[box][streak] = rng.uniform(0.25, 0.6)
     return ndimage.gaussian_filter(fibres, 0.7)
 
 

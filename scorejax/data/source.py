@@ -40,7 +40,7 @@ def memory_source(images: Images, batch_size: int, transform: Transform) -> Batc
     """
 
     def batches(seed: tuple[int, ...], start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        rows = _shuffled_rows(len(images.label), batch_size, seed, start_step)
+        rows = shuffled_rows(len(images.label), batch_size, seed, start_step)
         for local in rows:
             yield {"image": images.image[local], "label": images.label[local]}
 
@@ -99,10 +99,13 @@ def _transformed(
     return BatchSource(init, next_batch)
 
 
-def _shuffled_rows(
+def shuffled_rows(
     num_examples: int, batch_size: int, seed: tuple[int, ...], start_step: int
 ) -> Iterator[np.ndarray]:
-    """This process's rows of each batch from `start_step` on, without end."""
+    """This process's rows of each batch from `start_step` on, without end.
+
+    Epoch after epoch, each in an order of its own; a batch may reach into the next epoch.
+    """
     index, count = jax.process_index(), jax.process_count()
     _share(batch_size, count)
     order, order_epoch = np.empty(0, np.int64), -1

@@ -3,7 +3,6 @@
 
 from scorejax.interop.checkpoint_files import read_checkpoint
 from scorejax.interop.published import load_checkpoint
-from scorejax.interop.state_dict import load_torch
-from scorejax.interop.torch_export import export_torch
+from scorejax.interop.state_dict import export_torch, load_torch
 
 __all__ = ["export_torch", "load_checkpoint", "load_torch", "read_checkpoint"]

@@ -8,11 +8,22 @@ import flax.linen as nn
 import numpy as np
 
 from scorejax.choices import choose
-from scorejax.interop import edm, refinenet_weights, torch_weights
+from scorejax.interop import (
+    bionet_weights,
+    edm,
+    refinenet_weights,
+    torch_export,
+    torch_weights,
+)
 
 _FAMILIES = {
     name: module
-    for module in (torch_weights, refinenet_weights, edm)
+    for module in (torch_weights, refinenet_weights, edm, bionet_weights)
+    for name in module.ARCHITECTURES
+}
+_EXPORTERS = {
+    name: exporter
+    for exporter, module in ((torch_export, torch_weights), (bionet_weights, bionet_weights))
     for name in module.ARCHITECTURES
 }
 
@@ -30,3 +41,17 @@ def load_torch(
     """
     family = choose("architecture", architecture, _FAMILIES)
     return family.load_torch(architecture, state_dict, **hyper)
+
+
+def export_torch(
+    architecture: str, variables: Mapping[str, Any], **hyper: Any
+) -> dict[str, np.ndarray]:
+    """The official tensors, in the official order: `load_torch` undone, exactly.
+
+    `variables` are those of the module that `load_torch` returns for the same settings.
+
+    Raises: ValueError for an unknown architecture or setting, for one that is not exported, and for
+    parameters that are missing, surplus or misshapen.
+    """
+    exporter = choose("architecture", architecture, _EXPORTERS)
+    return exporter.export_torch(architecture, variables, **hyper)

@@ -36,7 +36,7 @@ def export_torch(
     require_fit(architecture, flat, shapes, set())
     state = {"sigmas": _agreed_sigmas(variables, hyper)}
     for name, (path, turn) in table.ours.items():
-        state[name] = _turned_back(flat[path], turn, table.shapes[name])
+        state[name] = turned_back(flat[path], turn, table.shapes[name])
     return state
 
 
@@ -64,7 +64,7 @@ def _our_shape(official: tuple[int, ...], turn: Turn) -> tuple[int, ...]:
     return turn.tensor(np.broadcast_to(np.float32(0), official)).shape
 
 
-def _turned_back(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray:
+def turned_back(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray:
     """The official tensor: a turn only moves entries, and shows on their numbers where to."""
     places = turn.tensor(np.arange(array.size).reshape(shape))
     tensor = np.empty(array.size, array.dtype)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of BiO-Net, from and to the official PyTorch code.
+
+The official network lists a layer under the name of each pass that uses it: a convolution appears
+once for each, with equal tensors, and is one for us. Batch normalisations are what differs.
+Source of the names: Xiang et al. 2020, arXiv:2007.00243, published code.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from scorejax.choices import unknown
+from scorejax.interop.fit import require_fit
+from scorejax.interop.torch_export import turned_back
+from scorejax.interop.torch_weights import CONV, POINTWISE, SAME, Turn
+from scorejax.models.bionet import BiONet, torch_bionet
+from scorejax.typing import Shape
+
+ARCHITECTURES = ("bionet/bionet",)
+"""Names of the networks whose weights `load_torch` of this module loads."""
+SETTINGS = (
+    "iterations", "integrate", "multiplier", "num_layers", "num_classes", "input_channels",
+    "num_channels", "image_size",
+)  # fmt: skip
+"""Names of the official settings; images may have any size, and the official network ignores
+num_classes and has one output, where ours has as many as its tensors."""
+
+# A transposed convolution, whose kernel ours is flipped to be.
+TRANSPOSED = Turn(lambda a: a.transpose(2, 3, 0, 1)[::-1, ::-1], lambda s: (s[2], s[3], s[0], s[1]))
+COUNTS = "num_batches_tracked"
+SCALAR = np.zeros(())
+
+
+class Entry(NamedTuple):
+    """An official tensor: its name, our collection/layer/leaf, and how its axes turn."""
+
+    official: str
+    ours: str
+    turn: Turn
+
+
+def load_torch(
+    architecture: str, state_dict: Mapping[str, np.ndarray], **hyper: Any
+) -> tuple[BiONet, dict]:
+    """The module and variables of a trained BiO-Net: x (b, h, w, c) -> the logit.
+
+    `hyper` holds the official settings: iterations, integrate and num_layers, by default 1, False
+    and 4. Widths and the number of outputs are those of the tensors; a `multiplier` that is given
+    and has others gets a warning. A prefix `module.` of all names is dropped.
+
+    Raises: ValueError for an unknown setting, for tensors that do not fit, and where two names of
+    one convolution hold different tensors.
+    """
+    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
+    net = build(architecture, hyper)
+    names = {path: name for name, path, _ in walk(net)}
+    kernels = [state.get(names[f"params/{layer}/kernel"], SCALAR) for layer in _shaping(net)]
+    net = _shaped_like(net, hyper, [kernel.shape[:1] for kernel in kernels])
+    ours, entries = variable_shapes(net, kernels[0].shape[1:2]), list(walk(net))
+    shapes = {name: turn.shape(ours[path]) for name, path, turn in entries}
+    counts = {entry.official for entry in entries if entry.official.endswith(COUNTS)}
+    expected = {name: shape for name, shape in shapes.items() if name not in counts}
+    require_fit(architecture, state, expected, counts)
+    _require_equal_aliases(entries, state)
+    flat = {}
+    for name, path, turn in entries:
+        if name in counts:
+            flat[path] = jnp.asarray(state.get(name, 0), jnp.int32)
+        else:
+            flat[path] = jnp.asarray(turn.tensor(state[name]), float)
+    return net, unflatten_dict(flat, sep="/")
+
+
+def export_torch(
+    architecture: str, variables: Mapping[str, Any], **hyper: Any
+) -> dict[str, np.ndarray]:
+    """The official tensors, in the official order: `load_torch` undone, exactly.
+
+    Raises: ValueError for an unknown setting, and for variables that are missing, surplus or
+    misshapen.
+    """
+    given = {k: np.asarray(v) for k, v in flatten_dict(dict(variables), sep="/").items()}
+    net = build(architecture, hyper)
+    kernels = [given.get(f"params/{layer}/kernel", SCALAR) for layer in _shaping(net)]
+    net = _shaped_like(net, hyper, [kernel.shape[-1:] for kernel in kernels])
+    shapes = variable_shapes(net, kernels[0].shape[2:3])
+    real = {path: shape for path, shape in shapes.items() if not path.endswith("/count")}
+    require_fit(architecture, given, real, shapes.keys() - real.keys())
+    state = {}
+    for name, path, turn in walk(net):
+        if name.endswith(COUNTS):
+            state[name] = np.asarray(given.get(path, 0), np.int64)
+        else:
+            state[name] = turned_back(given[path], turn, turn.shape(shapes[path]))
+    return state
+
+
+def build(architecture: str, hyper: Mapping[str, Any]) -> BiONet:
+    """The network that the official settings describe. Raises: ValueError as `load_torch`."""
+    if architecture not in ARCHITECTURES:
+        raise unknown("architecture", architecture, ARCHITECTURES)
+    for key in hyper:
+        if key not in SETTINGS:
+            raise unknown("setting", key, SETTINGS)
+    return torch_bionet(
+        multiplier=hyper.get("multiplier", 1.0),
+        num_levels=hyper.get("num_layers", 4),
+        num_passes=hyper.get("iterations", 1),
+        integrate=bool(hyper.get("integrate", False)),
+    )
+
+
+def _shaping(net: BiONet) -> list[str]:
+    """Our layers whose outputs are the widths, finest first, and the last one."""
+    return ["pre_0", *(f"encoder_{level}_2" for level in range(net.num_levels)), "head"]
+
+
+def _shaped_like(net: BiONet, hyper: Mapping[str, Any], outputs: Sequence[Shape]) -> BiONet:
+    """The network with the widths and outputs that tensors have, unless some are not there."""
+    if () in outputs:
+        return net  # Which ones are missing is said when all tensors are compared.
+    *widths, num_classes = (size for (size,) in outputs)
+    if "multiplier" in hyper and tuple(widths) != net.widths:
+        warnings.warn(
+            f"multiplier={hyper['multiplier']} means widths {net.widths}; the tensors have "
+            f"{tuple(widths)}, and so has the network",
+            stacklevel=4,
+        )
+    return net.clone(widths=tuple(widths), num_classes=num_classes)
+
+
+def variable_shapes(net: BiONet, channels: Shape) -> dict[str, Shape]:
+    """Shapes by collection/layer/leaf, for images of (channels,), or () for three."""
+    side = 2 ** (net.num_levels + 1)
+    image = jax.ShapeDtypeStruct((1, side, side, *(channels or (3,))), jnp.float32)
+    init = lambda image: net.init(jax.random.key(0), image)
+    shapes = flatten_dict(jax.eval_shape(init, image), sep="/")
+    return {path: leaf.shape for path, leaf in shapes.items()}
+
+
+def _require_equal_aliases(entries: list[Entry], state: Mapping[str, np.ndarray]) -> None:
+    first: dict[str, str] = {}
+    for name, path, _ in entries:
+        known = first.setdefault(path, name)
+        if name in state and not np.array_equal(state[name], state[known]):
+            raise ValueError(
+                f"{name} and {known} are one convolution and need equal tensors; they differ. "
+                "Passes that were trained apart are another network."
+            )
+
+
+def walk(net: BiONet) -> Iterator[Entry]:
+    """All official tensors, in the official order; those that passes share appear for each."""
+    yield from _units("pre_transform_conv_block.", "pre", (0, 3, 6))
+    for number in range(net.num_passes):
+        for level in range(net.num_levels):
+            prefix = f"iteration{number}_layer{level}_"
+            for part in ("encoder", "decoder"):
+                yield from _units(f"{prefix}{part}_convs.", f"{part}_{level}", (0, 3), number)
+                change, turn = ("down", CONV) if part == "encoder" else ("up", TRANSPOSED)
+                yield from _unit(f"{prefix}{part}_{change}.", 0, f"{part}_{level}_2", turn, number)
+    yield from _units("middles.", "middle", (0, 3))
+    yield from _unit("middles.", 6, "middle_2", TRANSPOSED, 0)
+    yield from _units("post_transform_conv_block.", "post", (0, 3))
+    head = "post_transform_conv_block.6."
+    yield Entry(f"{head}weight", "params/head/kernel", POINTWISE)
+    yield Entry(f"{head}bias", "params/head/bias", SAME)
+
+
+def _units(official: str, ours: str, places: tuple[int, ...], number: int = 0) -> Iterator[Entry]:
+    for i, place in enumerate(places):
+        yield from _unit(official, place, f"{ours}_{i}", CONV, number)
+
+
+def _unit(official: str, place: int, ours: str, turn: Turn, number: int) -> Iterator[Entry]:
+    """A convolution and, two places on, behind the ReLU, the batch normalisation of a pass."""
+    norm, before = f"{ours}/norm_{number}", f"{official}{place + 2}."
+    yield Entry(f"{official}{place}.weight", f"params/{ours}/kernel", turn)
+    yield Entry(f"{official}{place}.bias", f"params/{ours}/bias", SAME)
+    yield Entry(f"{before}weight", f"params/{norm}/scale", SAME)
+    yield Entry(f"{before}bias", f"params/{norm}/bias", SAME)
+    yield Entry(f"{before}running_mean", f"batch_stats/{norm}/mean", SAME)
+    yield Entry(f"{before}running_var", f"batch_stats/{norm}/var", SAME)
+    yield Entry(f"{before}{COUNTS}", f"batch_stats/{norm}/count", SAME)

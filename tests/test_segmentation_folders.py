@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stored images and masks are read exactly, or refused in one line that names the file."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scorejax.data import picture_files, polygons, segmentation_folders
+
+
+def picture(seed=0, size=(12, 10)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3)).astype(np.uint8)
+
+
+def blocks(size=(12, 10)):
+    """Two blocks that do not touch, as 0 and 255."""
+    mask = np.zeros(size, np.uint8)
+    mask[1:4, 1:4], mask[6:10, 2:9] = 255, 255
+    return mask
+
+
+def save(path, array, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (array if isinstance(array, Image.Image) else Image.fromarray(array)).save(path, **options)
+    return path
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("x", "y")])
+def test_folders_are_read_as_they_were_written(names, tmp_path):
+    for index, suffix in enumerate((".png", ".tif", ".png")):
+        save(tmp_path / names[0] / f"s{index}{suffix}", picture(index))
+        save(tmp_path / names[1] / f"s{index}.png", blocks())
+    reading = segmentation_folders.read(tmp_path)
+    assert [a.name[-6:] for a in reading.annotated] == ["s0.png", "s1.tif", "s2.png"]
+    for index, annotated in enumerate(reading.annotated):
+        np.testing.assert_array_equal(annotated.image, picture(index))
+        np.testing.assert_array_equal(annotated.mask, blocks() > 0)
+        assert annotated.instances.max() == 2
+    assert not reading.skipped
+
+
+def test_the_layout_of_tnbc_pairs_slides_with_their_truth(tmp_path):
+    for slide in ("01", "02"):
+        for index in (1, 2):
+            opaque = Image.fromarray(picture(int(slide) + index)).convert("RGBA")
+            save(tmp_path / f"Slide_{slide}" / f"{slide}_{index}.png", opaque)
+            save(tmp_path / f"GT_{slide}" / f"{slide}_{index}.png", blocks())
+    annotated = segmentation_folders.read(tmp_path, "tnbc").annotated
+    assert len(annotated) == 4 and annotated[2].name.endswith("Slide_02/02_1.png")
+    np.testing.assert_array_equal(annotated[3].image, picture(4))
+
+
+def region(*vertices):
+    inside = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in vertices)
+    return f"<Region><Vertices>{inside}</Vertices></Region>"
+
+
+def annotations(path, *regions):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = "<Annotations><Annotation><Regions>{}</Regions></Annotation></Annotations>"
+    path.write_text(body.format("".join(regions)))
+    return path
+
+
+def test_polygons_of_known_area_cover_as_many_pixels(tmp_path):
+    # No pixel's centre lies on a side, and rectangles of whole sides hold as many as their area.
+    box = region((1.5, 2.5), (11.5, 2.5), (11.5, 8.5), (1.5, 8.5))
+    triangle = [(20.3, 3.1), (70.2, 30.7), (31.6, 77.9)]
+    path = annotations(tmp_path / "a.xml", box, region(*triangle))
+    instances = polygons.load_polygons(path, (80, 90))
+    assert (instances == 1).sum() == 60 and instances[3, 2] == instances[8, 11] == 1
+    (x1, y1), (x2, y2), (x3, y3) = triangle
+    area = abs((x2 - x1) * (y3 - y1) - (x3 - x1) * (y2 - y1)) / 2
+    # Lattice points in a convex figure: area to within half the perimeter, here 0.8 % is found.
+    assert (instances == 2).sum() == pytest.approx(area, rel=0.02)
+    row, column = np.mgrid[:80, :90]
+    side = lambda a, b: (b[0] - a[0]) * (row - a[1]) - (b[1] - a[1]) * (column - a[0])
+    corners = zip(triangle, triangle[1:] + triangle[:1], strict=True)
+    exact = np.all([side(a, b) > 0 for a, b in corners], axis=0)
+    np.testing.assert_array_equal(instances == 2, exact)
+
+
+def test_a_pixel_of_two_polygons_belongs_to_the_first_and_lost_ones_have_no_number(tmp_path):
+    first = region((-3, -3), (5.5, -3), (5.5, 5.5), (-3, 5.5))
+    second = region((2.5, 2.5), (8.5, 2.5), (8.5, 8.5), (2.5, 8.5))
+    hidden, line = region((1, 1), (3, 1), (3, 3), (1, 3)), region((0, 0), (9, 9))
+    outside = region((50, 50), (60, 50), (60, 60))
+    path = annotations(tmp_path / "a.xml", first, hidden, line, outside, second)
+    instances = polygons.load_polygons(path, (10, 10))
+    assert (instances == 1).sum() == 36 and (instances == 2).sum() == 36 - 9
+    assert instances.max() == 2
+
+
+def test_the_layout_of_monuseg_pairs_images_with_polygons_wherever_they_are(tmp_path):
+    box = region((1.5, 2.5), (7.5, 2.5), (7.5, 8.5), (1.5, 8.5))
+    save(tmp_path / "Tissue Images" / "TCGA-A.tif", picture(0))
+    annotations(tmp_path / "Annotations" / "TCGA-A.xml", box)
+    save(tmp_path / "TCGA-B.png", picture(1))
+    annotations(tmp_path / "TCGA-B.xml", box)
+    annotated = segmentation_folders.read(tmp_path, "monuseg").annotated
+    assert len(annotated) == 2 and all((a.instances == 1).sum() == 36 for a in annotated)
+
+
+def test_one_damaged_file_among_many_is_fatal_or_left_out_and_named(tmp_path):
+    for index in range(5):
+        path = save(tmp_path / "images" / f"{index}.png", picture(index))
+        save(tmp_path / "masks" / f"{index}.png", blocks())
+        if index == 3:
+            path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"3\.png is no picture that can be read") as raised:
+        segmentation_folders.read(tmp_path)
+    assert "\n" not in str(raised.value)
+    reading = segmentation_folders.read(tmp_path, damaged="skip")
+    assert len(reading.annotated) == 4
+    assert reading.skipped == (str(raised.value),)
+    for index in range(5):
+        (tmp_path / "images" / f"{index}.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no pair that can be read"):
+        segmentation_folders.read(tmp_path, damaged="skip")
+
+
+def test_what_a_folder_lacks_is_one_line(tmp_path):
+    with pytest.raises(ValueError, match="needs to be a folder"):
+        segmentation_folders.read(tmp_path / "nowhere")
+    for layout, message in (
+        ("folders", "needs folders images/ and masks/, or x/ and y/"),
+        ("tnbc", "needs folders Slide_01, GT_01"),
+        ("monuseg", "got no image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            segmentation_folders.read(tmp_path, layout)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ValueError, match="needs at least one picture"):
+        segmentation_folders.read(tmp_path)
+    save(tmp_path / "images" / "a.png", picture())
+    with pytest.raises(ValueError, match=r"a\.png needs an annotation 'a' in .*masks; got none"):
+        segmentation_folders.read(tmp_path)
+    save(tmp_path / "masks" / "a.png", blocks())
+    save(tmp_path / "masks" / "a.tif", blocks())
+    with pytest.raises(ValueError, match="one annotation of a name; got two of 'a'"):
+        segmentation_folders.read(tmp_path)
+    with pytest.raises(ValueError, match="unknown layout 'tnbk': did you mean 'tnbc'"):
+        segmentation_folders.read(tmp_path, "tnbk")
+
+
+def test_a_mask_of_another_size_is_one_line(tmp_path):
+    save(tmp_path / "images" / "a.png", picture())
+    save(tmp_path / "masks" / "a.png", blocks((12, 11)))
+    with pytest.raises(ValueError, match="the size of its image, 12 x 10; got 12 x 11"):
+        segmentation_folders.read(tmp_path)
+
+
+def wide_png(path):
+    """A PNG of 16-bit colours, which Pillow cannot write but reads, dropping the low bytes."""
+    chunk = lambda name, data: (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+    )
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    pixels = zlib.compress(2 * (b"\x00" + bytes(range(12))))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", pixels), chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def test_images_that_would_lose_something_are_one_line(tmp_path):
+    transparent = Image.fromarray(picture()).convert("RGBA")
+    transparent.putpixel((0, 0), (1, 2, 3, 100))
+    pages = [Image.fromarray(picture(i)) for i in range(2)]
+    cases = {
+        "grey of 16 bits": save(tmp_path / "a.png", np.full((4, 4), 4000, np.uint16)),
+        "colours of 16 bits": wide_png(tmp_path / "b.png"),
+        "floats": save(tmp_path / "c.tif", np.ones((4, 4), np.float32)),
+        "transparent": save(tmp_path / "d.png", transparent),
+        "pages": save(tmp_path / "e.tif", pages[0], save_all=True, append_images=pages[1:]),
+    }
+    messages = ("mode I;16", "8 bits per channel; got 16", "mode F", "opaque", "got 2 pages")
+    for path, message in zip(cases.values(), messages, strict=True):
+        with pytest.raises(ValueError, match=message) as raised:
+            picture_files.load_image(path)
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_grey_palette_and_opaque_images_are_what_they_look_like(tmp_path):
+    grey = picture()[..., 0]
+    expected = np.repeat(grey[..., None], 3, axis=-1)
+    for name, image in {
+        "grey": Image.fromarray(grey),
+        "opaque": Image.fromarray(expected).convert("RGBA"),
+        "palette": Image.fromarray(grey).convert("P"),
+    }.items():
+        path = save(tmp_path / f"{name}.png", image)
+        np.testing.assert_array_equal(picture_files.load_image(path), expected)
+
+
+def test_masks_of_two_levels_are_read_however_they_are_stored(tmp_path):
+    mask = blocks()
+    palette = Image.fromarray((mask // 255).astype(np.uint8)).convert("P")
+    palette.putpalette([255, 255, 255, 0, 0, 0])  # Number 1 is black: it looks inverted.
+    stored = {
+        "levels.png": mask, "one.png": mask // 255, "bits.png": mask > 0, "colour.png":
+        np.repeat(mask[..., None], 3, axis=-1), "wide.png": mask.astype(np.uint16) * 257,
+    }  # fmt: skip
+    for name, array in stored.items():
+        found = picture_files.load_mask(save(tmp_path / name, array))
+        np.testing.assert_array_equal(found > 0, mask > 0)
+        assert found.max() == 2
+    found = picture_files.load_mask(save(tmp_path / "palette.png", palette))
+    np.testing.assert_array_equal(found > 0, mask == 0)
+    smooth = np.kron(mask, np.ones((8, 8), np.uint8))
+    found = picture_files.load_mask(save(tmp_path / "lossy.jpg", smooth, quality=75))
+    np.testing.assert_array_equal(found > 0, smooth > 0)
+    empty = save(tmp_path / "empty.jpg", np.zeros((16, 16), np.uint8))
+    assert not picture_files.load_mask(empty).any()
+    assert not picture_files.load_mask(save(tmp_path / "none.png", 0 * mask)).any()
+
+
+def test_masks_that_are_none_are_one_line(tmp_path):
+    greys, coloured = blocks(), picture()
+    greys[0, 0] = 7
+    gradient = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    for path, message in (
+        (save(tmp_path / "a.png", greys), r'got 3: 0, 7, 255. .* with masks="instances"'),
+        (save(tmp_path / "b.png", blocks() // 2 + 1), "two levels, 0 and one other"),
+        (save(tmp_path / "c.png", coloured), "grey levels to be a mask; got colours"),
+        (save(tmp_path / "d.jpg", gradient), "% of its pixels are grey"),
+    ):
+        with pytest.raises(ValueError, match=message) as raised:
+            picture_files.load_mask(path)
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_numbered_instances_are_read_from_8_and_16_bits(tmp_path):
+    numbers = np.zeros((12, 10), np.uint16)
+    numbers[:3], numbers[3:5], numbers[8:] = 5, 300, 65535
+    found = picture_files.load_instances(save(tmp_path / "a.png", numbers))
+    np.testing.assert_array_equal(found, np.searchsorted([0, 5, 300, 65535], numbers))
+    save(tmp_path / "r" / "images" / "a.png", picture())
+    save(tmp_path / "r" / "masks" / "a.png", numbers)
+    (annotated,) = segmentation_folders.read(tmp_path / "r", masks="instances").annotated
+    assert annotated.instances.max() == 3
+
+
+def test_damaged_polygons_are_one_line(tmp_path):
+    broken = tmp_path / "a.xml"
+    broken.write_text("<Annotations><Region>")
+    missing = annotations(tmp_path / "b.xml", '<Region><Vertex X="1"/></Region>')
+    words = annotations(tmp_path / "c.xml", region(("one", 2), (3, 4), (5, 6)))
+    endless = annotations(tmp_path / "d.xml", region(("inf", 2), (3, 4), (5, 6)))
+    for path, message in (
+        (broken, "no XML file of polygons"), (missing, "no XML file of polygons"),
+        (words, "no XML file of polygons"), (endless, "finite vertices"),
+        (annotations(tmp_path / "e.xml"), "at least one Region"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message) as raised:
+            polygons.load_polygons(path, (9, 9))
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)

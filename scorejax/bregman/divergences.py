@@ -65,13 +65,19 @@ class Divergence:
             x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         return xp.sum(self.pointwise(self.coordinates(x), self.coordinates(y)), axis=-1)
 
-    def check_points(self, x: ArrayLike, *, side: str = "data_first") -> Float[np.ndarray, "n d"]:
-        """The points as an array. Raises: ValueError, one line, unless (n, d) and in the domain."""
-        return self._check("points", x, self.points if _first(side) else self.queries)
+    def check_points(
+        self, x: ArrayLike, *, side: str = "data_first", first_row: int = 0
+    ) -> Float[np.ndarray, "n d"]:
+        """The points as an array; first_row is the number of x[0], for the message.
+
+        Raises: ValueError, one line, unless (n, d) and in the domain.
+        """
+        domain = self.points if points_come_first(side) else self.queries
+        return self._check("points", x, domain, first_row)
 
     def check_queries(self, y: ArrayLike, *, side: str = "data_first") -> Float[np.ndarray, "n d"]:
         """The queries as an array. Raises: as `check_points`."""
-        return self._check("queries", y, self.queries if _first(side) else self.points)
+        return self._check("queries", y, self.queries if points_come_first(side) else self.points)
 
     def dual(self) -> "Divergence":
         """The divergence D* of the convex conjugate: D(x, y) = D*(phi'(y), phi'(x)).
@@ -89,10 +95,10 @@ class Divergence:
             queries=self.points.image(self.gradient),
         )
 
-    def _check(self, what: str, x: ArrayLike, domain: Interval) -> np.ndarray:
-        rows = check_rows(self.name, what, x, domain, self.remedy)
+    def _check(self, what: str, x: ArrayLike, domain: Interval, first_row: int = 0) -> np.ndarray:
+        rows = check_rows(self.name, what, x, domain, first_row, self.remedy)
         if self.sums_to_one:
-            check_sums(self.name, what, rows)
+            check_sums(self.name, what, rows, first_row)
         return rows
 
 
@@ -261,7 +267,7 @@ def get(divergence: "str | Divergence", **options: Any) -> Divergence:
         ) from None
 
 
-def _first(side: str) -> bool:
+def points_come_first(side: str) -> bool:
     """Whether points are the first argument. Raises: ValueError for an unknown side."""
     return choose("side", side, {"data_first": True, "query_first": False})
 

@@ -35,6 +35,14 @@ class Interval(NamedTuple):
         below = x <= self.upper if self.closed_upper else x < self.upper
         return above & below
 
+    def interior(self) -> float:
+        """Some number inside."""
+        if np.isfinite(self.lower) and np.isfinite(self.upper):
+            return (self.lower + self.upper) / 2
+        if np.isfinite(self.lower):
+            return self.lower + 1.0
+        return self.upper - 1.0 if np.isfinite(self.upper) else 0.0
+
     def closed(self) -> "Interval":
         """With those ends that are finite."""
         return self._replace(
@@ -56,7 +64,7 @@ UNIT = Interval(lower=0.0, upper=1.0)
 
 
 def check_rows(
-    name: str, what: str, x: ArrayLike, domain: Interval, remedy: str = ""
+    name: str, what: str, x: ArrayLike, domain: Interval, first_row: int = 0, remedy: str = ""
 ) -> np.ndarray:
     """x as an array. Raises: ValueError unless it is (n, d) of real numbers in the domain."""
     rows = np.asarray(x)
@@ -68,18 +76,19 @@ def check_rows(
     if len(rows) and not domain.contains(np.array([rows.min(), rows.max()])).all():
         i, j = np.argwhere(~domain.contains(rows))[0]
         raise ValueError(
-            f"{name} needs {what} {domain}; got {rows[i, j]} at row {i}, column {j}.{remedy}"
+            f"{name} needs {what} {domain}; "
+            f"got {rows[i, j]} at row {first_row + i}, column {j}.{remedy}"
         )
     return rows
 
 
-def check_sums(name: str, what: str, rows: np.ndarray) -> None:
+def check_sums(name: str, what: str, rows: np.ndarray, first_row: int = 0) -> None:
     """Raises ValueError unless every row sums to one, up to rounding."""
     sums = rows.sum(axis=1, dtype=np.float64)
     wrong = np.flatnonzero(~(np.abs(sums - 1) <= SIMPLEX_TOLERANCE))
     if len(wrong):
         raise ValueError(
             f"{name} needs {what} whose rows sum to 1; "
-            f"row {wrong[0]} sums to {sums[wrong[0]]:.6g}. "
+            f"row {first_row + wrong[0]} sums to {sums[wrong[0]]:.6g}. "
             "Divide rows by their sums, or use generalized_kl."
         )

@@ -18,8 +18,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 8
-CHUNK_ROWS = 4096
-ROW_MULTIPLE = 32
+CHUNK_ROWS = 2048
+FEW = 4
+"""Up to so many queries are bound by reading the points, and each has a product of its own."""
+PARTS_FOR_FEW = 4
+"""Into how many a chunk is then cut, so that the second product finds it in the cache."""
+ROW_MULTIPLE = 2 * GROUP * PARTS_FOR_FEW
 
 
 class Block(NamedTuple):
@@ -39,7 +43,7 @@ class Smallest(NamedTuple):
 
 def block_shape(num_rows: int) -> tuple[int, int]:
     """Chunks, and rows of each, for blocks of at least num_rows rows."""
-    chunks = -(-num_rows // CHUNK_ROWS)
+    chunks = max(1, round(num_rows / CHUNK_ROWS))
     rows = -(-num_rows // (chunks * ROW_MULTIPLE)) * ROW_MULTIPLE
     return chunks, rows
 
@@ -65,15 +69,17 @@ def smallest_scores(
     block: Block, vectors: Float[Array, "q d"], heights: Float[Array, "q"], *, num: int
 ) -> Smallest:
     """The num smallest scores of each query. Memory: 4 q (n / GROUP + num GROUP d) bytes."""
+    block = _cut_for(block, len(vectors))
     chunks, rows = block.heights.shape
     stride = rows // GROUP
 
     def minima(carry: None, chunk: Block) -> tuple[None, Array]:
         scores = _scores(*chunk, vectors, heights)
-        return carry, jnp.min(scores.reshape(GROUP, stride, -1), axis=0)
+        return carry, jnp.min(scores.reshape(-1, GROUP, stride), axis=1)
 
     _, least = jax.lax.scan(minima, None, block)
-    _, groups, group_bound = _least(least.reshape(chunks * stride, -1).T, num)
+    least = jnp.swapaxes(least, 0, 1).reshape(len(vectors), -1)
+    _, groups, group_bound = _least_of_many(least, num)
     # Group g of a chunk is its rows g, g + stride, ...: minima of whole rows, in vector registers.
     first = groups // stride * rows + groups % stride
     members = (first[..., None] + stride * jnp.arange(GROUP)).reshape(len(groups), -1)
@@ -91,14 +97,22 @@ def at_most(
     vectors: Float[Array, "q d"],
     heights: Float[Array, "q"],
     thresholds: Float[Array, "q"],
-) -> Bool[Array, "n q"]:
+) -> Bool[Array, "q n"]:
     """Whether each row's score is at most the query's threshold."""
 
     def compare(carry: None, chunk: Block) -> tuple[None, Array]:
-        return carry, _scores(*chunk, vectors, heights) <= thresholds[None]
+        return carry, _scores(*chunk, vectors, heights) <= thresholds[:, None]
 
     _, found = jax.lax.scan(compare, None, block)
-    return found.reshape(-1, len(thresholds))
+    return jnp.swapaxes(found, 0, 1).reshape(len(thresholds), -1)
+
+
+def _cut_for(block: Block, num_queries: int) -> Block:
+    if num_queries > FEW:
+        return block
+    chunks, rows = block.heights.shape
+    shape = (chunks * PARTS_FOR_FEW, rows // PARTS_FOR_FEW)
+    return Block(block.vectors.reshape(*shape, -1), block.heights.reshape(shape))
 
 
 def _scores(
@@ -106,15 +120,35 @@ def _scores(
     point_heights: Float[Array, "rows"],
     vectors: Float[Array, "q d"],
     heights: Float[Array, "q"],
-) -> Float[Array, "rows q"]:
+) -> Float[Array, "q rows"]:
     # HIGHEST: on other devices than CPUs the default rounds the factors to fewer bits.
-    products = jnp.matmul(points, vectors.T, precision=jax.lax.Precision.HIGHEST)
-    return point_heights[:, None] * heights[None] - products
+    factors = jnp.split(vectors, len(vectors)) if len(vectors) <= FEW else [vectors]
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    products = jnp.concatenate([product(factor, points.T) for factor in factors])
+    return heights[:, None] * point_heights[None] - products
+
+
+def _least_of_many(values: Float[Array, "q n"], num: int) -> tuple[Array, Array, Array]:
+    """As `_least`, which it asks for the groups of smallest minimum and then for their members."""
+    size = values.shape[1]
+    if size <= 4 * GROUP * num:
+        return _least(values, num)
+    stride = -(-size // GROUP)
+    padding = ((0, 0), (0, stride * GROUP - size))
+    grouped = jnp.pad(values, padding, constant_values=jnp.inf).reshape(-1, GROUP, stride)
+    _, groups, group_bound = _least(jnp.min(grouped, axis=1), num)
+    members = (groups[:, None] + stride * jnp.arange(GROUP)[:, None]).reshape(len(values), -1)
+    some = jnp.take_along_axis(grouped.reshape(len(values), -1), members, axis=1)
+    least, order, bound = _least(some, num)
+    found = jnp.take_along_axis(members, order, axis=1)
+    return least, found, jnp.minimum(bound, group_bound)
 
 
 def _least(values: Float[Array, "q n"], num: int) -> tuple[Array, Array, Array]:
     """The num smallest of each row, where they are, and the smallest of the others."""
     size = values.shape[1]
-    negated, order = jax.lax.top_k(-values, min(num + 1, size))
+    # Without the barrier XLA's CPU compiler joins the slices below with those of top_k, no longer
+    # sees that it is a top_k, and sorts everything: 80 times slower.
+    negated, order = jax.lax.optimization_barrier(jax.lax.top_k(-values, min(num + 1, size)))
     bound = -negated[:, num] if size > num else jnp.full(len(values), jnp.inf)
     return -negated[:, :num], order[:, :num], bound

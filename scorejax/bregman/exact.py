@@ -177,7 +177,7 @@ def _add_all_within(
 
     for start, found in _ahead(index, compare):
         for i, number in enumerate(numbers):
-            rows = start + np.flatnonzero(found[i // tile][0][:, i % tile])
+            rows = start + np.flatnonzero(found[i // tile][0][i % tile])
             ranking.add(index, queries, number, rows[rows < len(index.points)], best)
 
 

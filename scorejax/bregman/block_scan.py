@@ -82,7 +82,7 @@ def smallest_scores(
     _, groups, group_bound = _least_of_many(least, num)
     # Group g of a chunk is its rows g, g + stride, ...: minima of whole rows, in vector registers.
     first = groups // stride * rows + groups % stride
-    members = (first[..., None] + stride * jnp.arange(GROUP)).reshape(len(groups), -1)
+    members = (first[..., None] + stride * jnp.arange(GROUP)[None, None]).reshape(len(groups), -1)
     near = block.vectors.reshape(chunks * rows, -1)[members]
     products = jnp.einsum("qnd,qd->qn", near, vectors, precision=jax.lax.Precision.HIGHEST)
     again = block.heights.reshape(-1)[members] * heights[:, None] - products
@@ -137,7 +137,7 @@ def _least_of_many(values: Float[Array, "q n"], num: int) -> tuple[Array, Array,
     padding = ((0, 0), (0, stride * GROUP - size))
     grouped = jnp.pad(values, padding, constant_values=jnp.inf).reshape(-1, GROUP, stride)
     _, groups, group_bound = _least(jnp.min(grouped, axis=1), num)
-    members = (groups[:, None] + stride * jnp.arange(GROUP)[:, None]).reshape(len(values), -1)
+    members = (groups[:, None] + stride * jnp.arange(GROUP)[None, :, None]).reshape(len(values), -1)
     some = jnp.take_along_axis(grouped.reshape(len(values), -1), members, axis=1)
     least, order, bound = _least(some, num)
     found = jnp.take_along_axis(members, order, axis=1)

@@ -187,7 +187,7 @@ def dual_pointwise(
 
 def whiten(root: np.ndarray, x: ArrayLike) -> ArrayLike:
     """L' x for each row; L as a matrix or by its diagonal."""
-    return x * root if root.ndim == 1 else x @ root
+    return x @ root if root.ndim == 2 else x * root.reshape((1,) * (np.ndim(x) - 1) + (-1,))
 
 
 def shift(smoothing: float, x: ArrayLike) -> ArrayLike:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Divergences with data in their domains, and brute force in double precision to hold indexes to."""
+"""Divergences, data in their domains, and brute force in double precision."""
 
 from typing import NamedTuple
 
@@ -50,10 +50,8 @@ def make_case(
         x = z / 2
     else:
         x = np.exp(z / 2)
-    if name == "simplex_kl":
-        x = x / x.sum(axis=1, keepdims=True)
-    else:
-        x = x.astype(np.float32)
+    is_simplex = name == "simplex_kl"
+    x = x / x.sum(axis=1, keepdims=True) if is_simplex else x.astype(np.float32)
     points = x[:num_points]
     points[20:40] = points[:20]
     return Case(DIVERGENCES[name], side, points, x[num_points:])
@@ -75,7 +73,7 @@ def brute_force(case: Case, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def assert_exact(found, case: Case, k: int) -> None:
-    ids, distances = brute_force(case, k)
+    _, distances = brute_force(case, k)
     # One formula on both sides, in other orders of summation: 1e-13 of a divergence, and for
     # whitened coordinates of two points at one place 1e-15 of their squares.
     np.testing.assert_allclose(found.distances, distances, rtol=1e-9, atol=1e-13)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index against brute force in double precision: every divergence, side, partition and filter."""
+"""The index against brute force in double precision, whatever its parts and filter."""
 
 import numpy as np
 import pytest
@@ -96,7 +96,7 @@ def test_exponentials_near_overflow():
 
 
 def _check_all_ways(case: Case, index, k: int = 4, *, finite_only: bool = False):
-    ids, distances = brute_force(case, k)
+    _, distances = brute_force(case, k)
     if finite_only:
         assert np.isfinite(distances).any()
     for filter, bound in WAYS:

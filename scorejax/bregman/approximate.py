@@ -32,7 +32,7 @@ class Calibration(NamedTuple):
     scores: Float[np.ndarray, "m"]
 
     def threshold(self, p: float) -> float:
-        """How far to go for p: at 1, or with too few scores for p, as far as for an exact answer."""
+        """How far to go for p; at 1, or with too few scores for p, as for an exact answer."""
         rank = math.ceil((len(self.scores) + 1) * p)
         exact = p == 1 or rank > len(self.scores)
         return 1.0 if exact else min(float(np.sort(self.scores)[rank - 1]), 1.0)
@@ -53,7 +53,7 @@ def paper_shrinkage(bound: SearchingBound, mean: float, variance: float, p: floa
 
 def product_moments(index: BregmanIndex, q: Float[np.ndarray, "d"]) -> tuple[float, float]:
     """Mean and variance of <u, v> over the points, from the moments of u."""
-    _, v = query_terms(index.space, index.gauge, q)
+    v = query_terms(index.space, index.gauge, q).vector
     return float(index.moments[0] @ v), float(v @ index.moments[1:] @ v)
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees over points whose nodes bound the divergence of all points in them from below.
 
-A tree is made by recursive Bregman 2-means, of which each assignment is a half-space. Every node has
-a Bregman ball and a box. The bound of the ball is a one-dimensional dual problem: bisection may stop
-anywhere, since the dual is a valid bound at every step. The bound of the box has a closed form, for
-a divergence of each coordinate grows away from the query. Source: Cayton 2008, Fast nearest neighbor
-retrieval for Bregman divergences; arXiv:2006.00227, Section 5.
+A tree is made by recursive Bregman 2-means, of which each assignment is a half-space. Every node
+has a Bregman ball and a box. The bound of the ball is a one-dimensional dual problem: bisection may
+stop anywhere, since the dual is a valid bound at every step. The bound of the box has a closed
+form, for a divergence of each coordinate grows away from the query. Source: Cayton 2008, Fast
+nearest neighbor retrieval for Bregman divergences.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scorejax.bregman.cauchy import ROUNDING, make_gauge, point_terms, query_terms
+from scorejax.bregman.cauchy import (
+    ROUNDING,
+    make_gauge,
+    norm,
+    point_terms,
+    query_terms,
+    vector_extents,
+)
 from scorejax.bregman.sided import Sided
 
 SLACK = 1e-9
@@ -218,13 +225,16 @@ def _set_balls(tree: Tree, x: Float[np.ndarray, "n p"], space: Sided) -> None:
     gauge = make_gauge(space, x, "mean")
     terms, u = point_terms(space, gauge, x)
     own, affine = terms.sum(axis=1), space.affine(x)
+    reach = vector_extents(space, gauge, x).max()
+    longest = norm(u).max()
     for node in tree.nodes:
         block = slice(node["start"], node["stop"])
         centre = space.from_affine(affine[block].mean(axis=0))
-        terms, v = query_terms(space, gauge, centre)
-        products = u[block] @ v
-        size = np.abs(own[block]).max() + np.abs(terms).sum() + np.abs(products).max()
-        radius = (own[block] + products).max() + terms.sum() + ROUNDING * size
+        query = query_terms(space, gauge, centre)
+        products = u[block] @ query.vector
+        size = own[block].max() + np.abs(query.terms).sum() + reach * norm(query.vector)
+        size += (longest + reach) * norm(query.extents)
+        radius = (own[block] + products).max() + query.terms.sum() + ROUNDING * size
         if not np.isfinite(radius):
             radius = space.distances(x[block], centre).max() * (1 + SLACK)
         node["centre"], node["radius"] = centre, max(radius, 0.0)

@@ -2,9 +2,9 @@
 """BrePartition: exact and approximate nearest neighbours under Bregman distances by an index.
 
 Coordinates are cut into parts (`partition`), each has a tree over all points (`ball_tree`) and two
-numbers per point for Cauchy bounds (`cauchy`); a query is answered by filter and refine (`filters`),
-or by a scan of all rows if that is expected to be sooner (`planning`). On disk, rows lie on pages
-(`store`, `pages`). Every answer but with p is exact: the same as brute force in float64.
+numbers per point for Cauchy bounds (`cauchy`). A query is answered by filter and refine
+(`filters`), or by a scan of all rows if that is expected to be sooner (`planning`). On disk, rows
+lie on pages (`store`, `pages`). Every answer but with p is exact: that of brute force in float64.
 Source: arXiv:2006.00227.
 """
 
@@ -91,8 +91,8 @@ def search(
 
     `filter` is one of `filters`, "scan", or "auto", which takes "sums" if the share of candidates
     expected is at most 0.3 and a scan is not sooner. `bound` is "box", or "ball" as in the paper.
-    With p, all k are found with that probability: by the conformal rule for a `calibration`; without
-    one "paper" shrinks its radii as the paper does, and any other filter answers exactly.
+    With p, all k are found with that probability: by the conformal rule for a `calibration`; with
+    none "paper" shrinks its radii as the paper does, and any other filter answers exactly.
     Raises: ValueError unless 1 <= k <= n and queries fit the index.
     """
     q = index.coordinates(np.asarray(queries))
@@ -169,10 +169,12 @@ def calibrate(
     q = index.coordinates(np.asarray(queries))
     exact = [_filtered(index, row, k, None, "sums", "box", None)[0] for row in q]
     if filter == "sums":
-        scores = [approximate.summed_score(index, *pair, bound) for pair in zip(q, exact)]
+        scores = [
+            approximate.summed_score(index, *pair, bound) for pair in zip(q, exact, strict=True)
+        ]
     else:
-        scores = [approximate.radius_score(index, *pair) for pair in zip(q, exact)]
-    return Calibration(filter, bound, k, np.array(scores))
+        score = functools.partial(approximate.radius_score, index)
+    return Calibration(filter, bound, k, np.array([*map(score, q, exact)]))
 
 
 def _filtered(index, q, k, p, filter, bound, calibration):

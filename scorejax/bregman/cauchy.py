@@ -41,16 +41,30 @@ class PointTuples(NamedTuple):
 
     values: Float[np.ndarray, "n parts 2"]
     """The term of the point, and |u|."""
-    sizes: Float[np.ndarray, "parts"]
-    """The largest sum of absolute values that a term of a point is made of."""
+    sizes: Float[np.ndarray, "2 parts"]
+    """Largest over points: the sum of absolute values that its term is made of, and the length of
+    what its vector is the difference of. Rounding is relative to these."""
+
+
+class QueryTerms(NamedTuple):
+    """What a divergence needs of a query, coordinate by coordinate."""
+
+    terms: Float[np.ndarray, "2 d"]
+    """Two terms whose sum counts."""
+    vector: Float[np.ndarray, "d"]
+    extents: Float[np.ndarray, "d"]
+    """The sizes of what the vector is the difference of."""
 
 
 class QueryTuple(NamedTuple):
-    """What bounds need of a query, part by part: its term, |v|, and what rounding may add."""
+    """What bounds need of a query, part by part: its term, |v|, and the sizes of rounding."""
 
     terms: Float[np.ndarray, "parts"]
     norms: Float[np.ndarray, "parts"]
-    rounding: Float[np.ndarray, "parts"]
+    extents: Float[np.ndarray, "parts"]
+    """Relative to this, the rounding of v: it counts as often as |u|."""
+    sizes: Float[np.ndarray, "parts"]
+    """Relative to this, all other rounding but that of |u| |v|."""
 
 
 class Bounds(NamedTuple):
@@ -88,30 +102,42 @@ def point_vectors(
     return space.affine(x) - space.affine(gauge.origin)
 
 
-def query_terms(
-    space: Sided, gauge: Gauge, q: Float[np.ndarray, "d"]
-) -> tuple[Float[np.ndarray, "2 d"], Float[np.ndarray, "d"]]:
-    """Two terms of a query whose sum counts, coordinate by coordinate, and its vector v."""
+def vector_extents(
+    space: Sided, gauge: Gauge, x: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n"]:
+    """Lengths of what the vectors u are differences of; zero if they are none."""
+    if gauge.name == "none":
+        return np.zeros(len(x))
+    return norm(np.abs(space.affine(x)) + np.abs(space.affine(gauge.origin)))
+
+
+def query_terms(space: Sided, gauge: Gauge, q: Float[np.ndarray, "d"]) -> QueryTerms:
+    """What a divergence in this gauge needs of a query."""
     if gauge.name == "none":
         terms = space.copotential(q)
-        return np.stack([terms, np.zeros_like(terms)]), -space.slope(q)
+        zeros = np.zeros_like(terms)
+        return QueryTerms(np.stack([terms, zeros]), -space.slope(q), zeros)
     terms = np.stack(
         [space.pointwise(gauge.origin, q), -space.pointwise(gauge.origin, gauge.anchor)]
     )
-    return terms, space.slope(gauge.anchor) - space.slope(q)
+    anchor, slope = space.slope(gauge.anchor), space.slope(q)
+    return QueryTerms(terms, anchor - slope, np.abs(anchor) + np.abs(slope))
 
 
 @np.errstate(all="ignore")
 def point_tuples(space: Sided, gauge: Gauge, x: Float[np.ndarray, "n d"], parts: Parts):
     """The tuples of points (Algorithm 1 of the paper), 4096 rows at a time."""
-    values, sizes = np.empty((len(x), len(parts), 2)), np.zeros(len(parts))
+    values, sizes = np.empty((len(x), len(parts), 2)), np.zeros((2, len(parts)))
     for start in range(0, len(x), 4096):
         block = slice(start, start + 4096)
-        terms, u = point_terms(space, gauge, np.asarray(x[block], np.float64))
+        rows = np.asarray(x[block], np.float64)
+        terms, u = point_terms(space, gauge, rows)
         for i, part in enumerate(parts):
             values[block, i, 0] = terms[:, part].sum(axis=1)
             values[block, i, 1] = norm(u[:, part])
-            sizes[i] = max(sizes[i], np.abs(terms[:, part]).sum(axis=1).max())
+            extents = vector_extents(space, gauge.take(part), rows[:, part])
+            size = np.abs(terms[:, part]).sum(axis=1).max(), extents.max()
+            sizes[:, i] = np.maximum(sizes[:, i], size)
     return PointTuples(values, sizes)
 
 
@@ -120,10 +146,13 @@ def query_tuple(
     space: Sided, gauge: Gauge, q: Float[np.ndarray, "d"], parts: Parts, points: PointTuples
 ) -> QueryTuple:
     """The tuple of a query (Algorithm 2 of the paper)."""
-    terms, v = query_terms(space, gauge, q)
-    total = np.array([terms[:, part].sum() for part in parts])
-    size = np.array([np.abs(terms[:, part]).sum() for part in parts])
-    return QueryTuple(total, np.array([norm(v[part]) for part in parts]), size + points.sizes)
+    terms, v, extents = query_terms(space, gauge, q)
+    by_part = lambda function: np.array([function(part) for part in parts])
+    norms = by_part(lambda part: norm(v[part]))
+    extents = by_part(lambda part: norm(extents[part]))
+    size = by_part(lambda part: np.abs(terms[:, part]).sum())
+    size += points.sizes[0] + points.sizes[1] * (norms + extents)
+    return QueryTuple(by_part(lambda part: terms[:, part].sum()), norms, extents, size)
 
 
 @np.errstate(all="ignore")
@@ -134,7 +163,7 @@ def bounds(points: Float[np.ndarray, "n parts 2"], query: QueryTuple) -> Bounds:
     """
     middle = points[..., 0] + query.terms
     reach = points[..., 1] * query.norms
-    rounding = ROUNDING * (query.rounding + reach)
+    rounding = ROUNDING * (query.sizes + reach + points[..., 1] * query.extents)
     upper = middle + reach + rounding
     lower = middle - reach - rounding
     upper = np.maximum(np.where(np.isnan(upper), np.inf, upper), 0)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from scorejax.bregman.ball_tree import BOUNDS, SLACK, NodeBounds, leaves_within
-from scorejax.bregman.cauchy import ROUNDING, QueryTuple, query_tuple
+from scorejax.bregman.cauchy import QueryTuple, bounds, query_tuple
 from scorejax.bregman.index import BregmanIndex
 from scorejax.bregman.pages import PageReader
 
@@ -205,17 +205,14 @@ def searching_bound(
     points = index.tuples.values
     totals = np.empty(len(points))
     for start in range(0, len(points), BLOCK):
-        block = points[start : start + BLOCK]
-        middle, reach = block[..., 0] + query.terms, block[..., 1] * query.norms
-        totals[start : start + BLOCK] = ((1 + ROUNDING) * reach + middle).sum(axis=1)
-    totals = np.where(np.isnan(totals), np.inf, totals)
+        block = bounds(points[start : start + BLOCK], query)
+        totals[start : start + BLOCK] = block.upper.sum(axis=1)
     closest = np.argpartition(totals, k - 1)[:k]
     kth = closest[np.argmax(totals[closest])]
-    reach = points[kth, :, 1] * query.norms
-    bound = SearchingBound(
-        points[kth, :, 0] + query.terms, reach, ROUNDING * (query.rounding + reach)
-    )
-    return bound, closest
+    middle, reach = points[kth, :, 0] + query.terms, points[kth, :, 1] * query.norms
+    # The same numbers as the upper bound, so that at shrink = 1 radii sum to no less than it.
+    rounding = np.maximum(bounds(points[kth], query).upper - (middle + reach), 0)
+    return SearchingBound(middle, reach, 2 * rounding), closest
 
 
 def union(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of an index: rows on pages, their tuples, and a tree for each part of the coordinates."""
+"""What an index is made of: rows on pages, their tuples, a tree for each part."""
 
 import dataclasses
 from typing import NamedTuple

@@ -123,7 +123,9 @@ def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
 
 def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
     """What a query is expected to take with summed bounds."""
-    computed = sum(len(part) * tree.num_leaves for part, tree in zip(index.parts, index.trees))
+    computed = sum(
+        len(part) * tree.num_leaves for part, tree in zip(index.parts, index.trees, strict=True)
+    )
     computed += candidate_share * index.num_points * index.num_columns
     lookups = index.num_points * (len(index.parts) - 1)
     overhead = SECONDS_A_QUERY + SECONDS_A_PART * len(index.parts)

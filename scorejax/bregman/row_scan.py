@@ -27,17 +27,13 @@ def scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> list
 
 def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> list[Nearest]:
     nearest = [Nearest(k, index.ids) for _ in queries]
-    pairs = [query_terms(index.space, index.gauge, q) for q in queries]
-    terms = np.array([own.sum() for own, _ in pairs])
-    sizes = np.array([np.abs(own).sum() for own, _ in pairs])
-    vectors = np.stack([v for _, v in pairs])
-    norms = norm(vectors)
+    forms = [query_terms(index.space, index.gauge, q) for q in queries]
     per_page = index.rows.rows_per_page
     step = -(-max(ROWS, k) // per_page) * per_page
     for start in range(0, index.num_points, step):
         stop = min(start + step, index.num_points)
         x = np.asarray(index.rows.block(start, stop), np.float64)
-        middle, rounding = _products(index, x, slice(start, stop), terms, vectors, sizes, norms)
+        middle, rounding = _products(index, x, slice(start, stop), forms)
         thresholds = np.array([near.bound for near in nearest])
         if start == 0 and k <= stop:
             upper = np.where(np.isnan(middle), np.inf, middle + rounding)
@@ -50,16 +46,21 @@ def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> lis
     return nearest
 
 
-def _products(index, x, block, terms, vectors, sizes, norms):
+def _products(index, x, block, forms):
     """Divergences (q, rows) by the inner product, and bounds of their rounding errors."""
-    values = index.tuples.values[block]
-    own = values[..., 0].sum(axis=1)
+    terms, vectors, extents = (np.stack(field) for field in zip(*forms, strict=True))
+    own, lengths = (
+        index.tuples.values[block].sum(axis=1)[:, 0],
+        norm(index.tuples.values[block, :, 1]),
+    )
     middle = vectors @ point_vectors(index.space, index.gauge, x).T
     middle += own
-    middle += terms[:, None]
+    middle += terms.sum(axis=(1, 2))[:, None]
+    of_points, reach = index.tuples.sizes[0].sum(), norm(index.tuples.sizes[1])
+    norms, extents = norm(vectors), norm(extents)
+    rounding = np.multiply.outer(norms + extents, lengths)
+    rounding += (np.abs(terms).sum(axis=(1, 2)) + reach * (norms + extents))[:, None]
     # Terms of points are never negative, but for the gauge "none".
-    own_size = index.tuples.sizes.sum() if index.gauge.name == "none" else own
-    rounding = np.multiply.outer(norms, norm(values[..., 1])) + sizes[:, None]
-    rounding += own_size
+    rounding += of_points if index.gauge.name == "none" else own
     rounding *= ROUNDING
     return middle, rounding

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Both orders of the arguments of a Bregman divergence as one.
 
-D(x, q) of a point x and a query q is potential(x) + copotential(q) - <affine(x), slope(q)>: linear in
-what it knows of x, but for a term of its own. The order "query_first" exchanges the roles of a
-coordinate and its gradient, since D_f(q, x) = D_f*(phi'(x), phi'(q)); every bound of the index is
-written once in these terms. All is in float64 NumPy, elementwise, on `divergence.coordinates`.
+D(x, q) of a point x and a query q is potential(x) + copotential(q) - <affine(x), slope(q)>. The
+order "query_first" exchanges the roles of a coordinate and its gradient, since D_f(q, x) =
+D_f*(phi'(x), phi'(q)); every bound of the index is written once in these terms. All is in float64
+NumPy, elementwise, on `divergence.coordinates`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ Coordinates = Float[np.ndarray, "*n p"]
 
 @dataclasses.dataclass(frozen=True)
 class Sided:
-    """A divergence together with which argument the points are. Raises: ValueError, unknown side."""
+    """A divergence and which argument points are. Raises: ValueError for an unknown side."""
 
     divergence: Divergence
     side: str = "data_first"

@@ -5,9 +5,9 @@
     rows.bin       pages of page_bytes, each of whole rows in the order of the first tree's leaves
     ids.npy leaves.npy tuples.npy moments.npy gauge.npy tree_000.npy ...
 
-A folder is written under another name beside its own, flushed to the disk, and renamed: a build that
-is killed leaves no index there, and what it has written goes with the next build. Nothing is ever
-written to an index that is there; any number of processes may have it open.
+A folder is written under another name beside its own, flushed to the disk, and renamed: a build
+that is killed leaves no index there, and what it has written goes with the next build. Nothing is
+ever written to an index that is there; any number of processes may have it open.
 """
 
 import contextlib
@@ -73,7 +73,7 @@ def open_index(
     """The index in a folder, its large arrays mapped, read-only.
 
     `divergence` is needed if it is not one of the library's. `verify` reads every file once.
-    Raises: ValueError that names the file which is missing, cut short or changed, or the divergence.
+    Raises: ValueError that names the file that is missing, cut short or changed, or the divergence.
     """
     path = pathlib.Path(path)
     meta = read_meta(path)
@@ -187,7 +187,7 @@ def _map_rows(path: pathlib.Path, meta: dict[str, Any]) -> PagedRows:
 
 @contextlib.contextmanager
 def _building(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to be renamed to `path`; locked as long as its builder lives, removed if it fails."""
+    """A folder to be renamed to `path`; locked while its builder lives, removed if it fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.building."))

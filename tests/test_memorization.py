@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
+from scipy.stats import beta
 
 from scorejax.evaluate import memorization as memo
 
@@ -58,12 +59,73 @@ def test_the_worst_cases_come_first():
     np.testing.assert_array_equal(memo.most_copied(nearest, num=2), [1, 2])
 
 
+def test_neighbours_by_a_divergence_are_those_of_brute_force():
+    images, training = RNG.uniform(0.1, 1, size=(20, 6)), RNG.uniform(0.1, 1, size=(50, 6))
+    found = memo.nearest_training(images, training, k=3, divergence="itakura_saito")
+    ratio = training[None] / images[:, None]
+    distances = (ratio - np.log(ratio) - 1).sum(axis=2)
+    np.testing.assert_array_equal(found.index, np.argsort(distances, axis=1)[:, :3])
+    # The textbook form loses 1e-16 against distances of 0.1 and more.
+    np.testing.assert_allclose(found.distance, np.sort(distances, axis=1)[:, :3], rtol=1e-12)
+
+
+def _nearest(distance):
+    return memo.Nearest(np.zeros_like(distance, dtype=int), np.asarray(distance, float))
+
+
+def test_duplicates_are_those_within_the_radius():
+    nearest = _nearest([[0.0], [0.1], [0.2], [5.0]])
+    found = memo.duplicate_rate(nearest, radius=0.1)
+    assert found.rate == 0.5
+    # Clopper and Pearson's ends are quantiles of beta distributions.
+    np.testing.assert_allclose(found[1:], [beta.ppf(0.025, 2, 3), beta.ppf(0.975, 3, 2)], rtol=1e-9)
+
+
+def test_no_duplicates_leave_an_upper_bound():
+    found = memo.duplicate_rate(_nearest(np.ones((100, 1))), radius=0.5)
+    # (1 - upper)^100 = 0.025: "the rule of three", with 97.5 % in place of 95 %.
+    assert found.rate == found.lower == 0
+    np.testing.assert_allclose(found.upper, 1 - 0.025 ** (1 / 100), rtol=1e-9)
+
+
+def test_the_interval_holds_the_true_rate_as_often_as_it_says():
+    draws = RNG.binomial(40, 0.1, size=300)
+    intervals = {k: memo.duplicate_rate(_nearest((np.arange(40) >= k)[:, None]), radius=0.5)
+                 for k in set(draws)}  # fmt: skip
+    covered = sum(intervals[k].lower <= 0.1 <= intervals[k].upper for k in draws)
+    # At least 95 %: 285 of 300, standard deviation 3.8; fewer than 270 once in 1e4 tries.
+    assert covered >= 270
+
+
+def test_the_ratio_test_finds_copies_at_any_scale():
+    training, honest = RNG.normal(size=(300, 20)), RNG.normal(size=(100, 20))
+    copies = training[:25] + 1e-3 * RNG.normal(size=(25, 20))
+    for scale in (1e-6, 1.0, 1e6):
+        samples = scale * np.concatenate([copies, honest])
+        nearest = memo.nearest_training(samples, scale * training, k=2)
+        # In 20 dimensions the nearest of 300 is never three times nearer than the next.
+        assert memo.ratio_test(nearest).rate == 25 / 125
+
+
+def test_an_exact_copy_of_a_repeated_image_is_a_copy():
+    nearest = memo.nearest_training(np.ones((1, 3)), np.ones((2, 3)), k=2)
+    assert memo.ratio_test(nearest).rate == 1.0
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: memo.nearest_training(np.zeros((2, 3)), np.zeros((2, 4))), "one shape"),
         (lambda: memo.nearest_training(np.zeros((2, 3)), np.zeros((2, 3)), k=3), "k <= 2; got 3"),
         (lambda: memo.nearest_training(np.full((2, 3), np.nan), np.zeros((2, 3))), "finite"),
+        (
+            lambda: memo.nearest_training(-np.ones((1, 2)), np.ones((1, 2)), divergence="logistic"),
+            "in .0, 1.; got -1.0",
+        ),
+        (lambda: memo.duplicate_rate(_nearest([[1.0]]), radius=-1), "radius >= 0"),
+        (lambda: memo.duplicate_rate(_nearest(np.ones((0, 1))), radius=1), "at least one sample"),
+        (lambda: memo.ratio_test(_nearest([[1.0]])), "two nearest"),
+        (lambda: memo.ratio_test(_nearest([[1.0, 2.0]]), threshold=1.0), "threshold < 1"),
     ],
 )
 def test_wrong_input_is_one_clear_line(call, message):

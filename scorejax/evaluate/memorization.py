@@ -2,7 +2,8 @@
 """Are samples copies of training images?
 
 A held-out real image has a nearest training image too. If samples lie no closer to the training set
-than held-out images do, the model has not memorised it; if they lie closer, it has.
+than held-out images do, the model has not memorised it; if they lie closer, it has. Single copies
+are found by how near they are, or by how much nearer than to anything else.
 """
 
 from typing import NamedTuple
@@ -11,20 +12,28 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from scorejax.bregman import Divergence, build_index, search
+
 
 class Nearest(NamedTuple):
     """The k nearest training images, nearest first."""
 
     index: np.ndarray  # (n, k)
-    distance: np.ndarray  # (n, k), Euclidean over all pixels
+    distance: np.ndarray  # (n, k), Euclidean over all pixels, or the divergence asked for
 
 
 def nearest_training(
-    images: Float[ArrayLike, "n *d"], training: Float[ArrayLike, "m *d"], *, k: int = 1
+    images: Float[ArrayLike, "n *d"],
+    training: Float[ArrayLike, "m *d"],
+    *,
+    k: int = 1,
+    divergence: str | Divergence | None = None,
 ) -> Nearest:
-    """Exact nearest neighbours. Raises: ValueError unless shapes agree and 1 <= k <= m."""
-    from sklearn.neighbors import NearestNeighbors
+    """Exact nearest neighbours in pixels, or in whatever features come in the place of images.
 
+    By Euclidean distance, or by a Bregman divergence D(training, image).
+    Raises: ValueError unless shapes agree, 1 <= k <= m and all lie in the divergence's domain.
+    """
     images, training = np.asarray(images, np.float64), np.asarray(training, np.float64)
     if images.shape[1:] != training.shape[1:]:
         raise ValueError(
@@ -35,10 +44,44 @@ def nearest_training(
         raise ValueError(f"nearest_training needs 1 <= k <= {len(training)}; got {k}")
     if not np.isfinite(images).all():
         raise ValueError("nearest_training needs finite images")
-    # Brute force in double precision; a copy has distance 0 up to about 1e-7 of its norm.
-    index = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(_rows(training))
-    distance, position = index.kneighbors(_rows(images))
-    return Nearest(position, distance)
+    found = search(
+        build_index(_rows(training), divergence or "squared_euclidean"), _rows(images), k
+    )
+    return Nearest(found.ids, np.sqrt(found.distances) if divergence is None else found.distances)
+
+
+class Rate(NamedTuple):
+    """A share of the samples, and the interval of 95 % confidence of Clopper and Pearson."""
+
+    rate: float
+    lower: float
+    upper: float
+
+
+def duplicate_rate(nearest: Nearest, *, radius: float) -> Rate:
+    """Share of samples whose nearest training image is within the radius.
+
+    The radius is what counts as the same image: for example a low quantile of the distances of
+    held-out images, or what a change of no importance to the eye amounts to.
+    """
+    if not radius >= 0:
+        raise ValueError(f"duplicate_rate needs radius >= 0; got {radius}")
+    return _rate(nearest.distance[:, 0] <= radius)
+
+
+def ratio_test(nearest: Nearest, *, threshold: float = 1 / 3) -> Rate:
+    """Share of samples much nearer to one training image than to the next: d1 <= threshold d2.
+
+    No scale of distances has to be chosen. Needs k >= 2; a training image that occurs twice hides
+    its copies from this test, unless they are exact. Euclidean distances: a divergence is more like
+    their square. Source: Yoon et al. 2023, Diffusion probabilistic models generalize when they fail
+    to memorize.
+    """
+    if nearest.distance.shape[1] < 2:
+        raise ValueError("ratio_test needs the two nearest training images of each; got one")
+    if not 0 < threshold < 1:
+        raise ValueError(f"ratio_test needs 0 < threshold < 1; got {threshold}")
+    return _rate(nearest.distance[:, 0] <= threshold * nearest.distance[:, 1])
 
 
 class Memorization(NamedTuple):
@@ -84,6 +127,16 @@ def memorization(
 def most_copied(nearest: Nearest, *, num: int) -> Int[np.ndarray, "num"]:
     """Indices of the samples closest to the training set, closest first: the worst cases."""
     return np.argsort(nearest.distance[:, 0], kind="stable")[:num]
+
+
+def _rate(is_copy: np.ndarray) -> Rate:
+    from scipy.stats import binomtest
+
+    if not len(is_copy):
+        raise ValueError("a rate needs at least one sample; got none")
+    test = binomtest(int(is_copy.sum()), len(is_copy))
+    interval = test.proportion_ci(confidence_level=0.95, method="exact")
+    return Rate(float(test.statistic), float(interval.low), float(interval.high))
 
 
 def _rows(images: np.ndarray) -> np.ndarray:

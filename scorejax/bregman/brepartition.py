@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""BrePartition: exact and approximate nearest neighbours under Bregman distances by an index.
+
+Coordinates are cut into parts (`partition`), each has a tree over all points (`ball_tree`) and two
+numbers per point for Cauchy bounds (`cauchy`). A query is answered by filter and refine
+(`filters`), or by a scan of all rows if that is expected to be sooner (`planning`). On disk, rows
+lie on pages (`store`, `pages`). Every answer but with p is exact: that of brute force in float64.
+Source: arXiv:2006.00227.
+"""
+
+import functools
+import os
+from typing import NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+
+from scorejax.bregman import approximate, filters, partition, planning, store
+from scorejax.bregman.approximate import Calibration
+from scorejax.bregman.ball_tree import BOUNDS, build_tree, leaf_numbers
+from scorejax.bregman.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
+from scorejax.bregman.divergences import Divergence, get
+from scorejax.bregman.index import BregmanIndex
+from scorejax.bregman.pages import PageReader, paged
+from scorejax.bregman.ranking import Neighbours
+from scorejax.bregman.row_scan import scan
+from scorejax.bregman.sided import Sided
+from scorejax.choices import choose
+
+SAMPLE_ROWS = 4096
+PAGE_BYTES = 32768
+FILTERS = ("auto", "paper", "seed", "sums", "scan")
+
+
+@np.errstate(all="ignore")
+def build_index(
+    points: Float[ArrayLike, "n d"],
+    divergence: str | Divergence,
+    *,
+    num_parts: int | None = None,
+    leaf_size: int = 64,
+    path: str | os.PathLike | None = None,
+    side: str = "data_first",
+    page_bytes: int = PAGE_BYTES,
+    gauge: str | None = None,
+    seed: int = 0,
+) -> BregmanIndex:
+    """An index that answers by D(point, query), or by D(query, point) with side="query_first".
+
+    num_parts and gauge are measured on a sample if they are None. With `path` the index is written
+    to that folder, which must not be there, and opened from it; `points` may be a memory map.
+    Rows are kept as float32 or float64, whichever the points are (other types: float64).
+    Memory while building: the rows, n (20 M + 4) bytes, and 40 n d / M bytes for a tree at a time.
+    Raises: ValueError for points outside the divergence's domain or an option that cannot be.
+    """
+    space, rows = Sided(get(divergence), side), points
+    rows = _rows(space, points)
+    if leaf_size < 1:
+        raise ValueError(f"build_index needs leaf_size >= 1; got {leaf_size}.")
+    if path is not None:
+        store.require_free(path)
+    rng = np.random.default_rng(seed)
+    make = functools.partial(
+        _build, space, leaf_size=leaf_size, page_bytes=page_bytes, gauge=gauge, rng=rng
+    )
+    if num_parts is None:
+        few = _sample(rows, rng)
+        build_few = lambda m: make(few, num_parts=m)
+        num_parts = planning.measured_num_parts(build_few, num_columns=rows.shape[1])
+    index = make(rows, num_parts=num_parts)
+    if path is None:
+        return index
+    store.save(index, path)
+    own = None if space.divergence.name in store.DIVERGENCES else space.divergence
+    return store.open_index(path, divergence=own, verify=False)
+
+
+@np.errstate(all="ignore")
+def search(
+    index: BregmanIndex,
+    queries: Float[ArrayLike, "q d"],
+    k: int,
+    *,
+    p: float | None = None,
+    filter: str = "auto",
+    bound: str | None = None,
+    calibration: Calibration | None = None,
+) -> Neighbours:
+    """The k nearest points of each query; exact, unless p in (0, 1] permits otherwise.
+
+    `filter` is one of `filters`, "scan", or "auto", which takes "sums" if the share of candidates
+    expected is at most 0.3 and a scan is not sooner. `bound` is "box", or "ball" as in the paper.
+    With p, all k are found with that probability: by the conformal rule for a `calibration`; with
+    none "paper" shrinks its radii as the paper does, and any other filter answers exactly.
+    Raises: ValueError unless 1 <= k <= n and queries fit the index.
+    """
+    q = index.coordinates(np.asarray(queries))
+    _check(index, k, p, filter, bound, calibration)
+    if calibration is not None and p is not None:
+        filter, bound = calibration.filter, calibration.bound
+    elif filter == "auto":
+        filter = "sums" if planning.filter_pays(index, len(q), k) else "scan"
+    if filter == "scan":
+        nearest = scan(index, q, k)
+        read = [(index.num_points, index.rows.num_pages)] * len(q)
+    else:
+        bound = bound or ("ball" if filter == "paper" else "box")
+        found = [_filtered(index, row, k, p, filter, bound, calibration) for row in q]
+        nearest, read = [near for near, _ in found], [counts for _, counts in found]
+    ids = [index.ids[near.positions] for near in nearest]
+    counts = np.array(read, np.int64).reshape(-1, 2)
+    return Neighbours(
+        np.array(ids, np.int64).reshape(-1, k),
+        np.array([near.distances for near in nearest]).reshape(-1, k),
+        counts[:, 0],
+        counts[:, 1],
+    )
+
+
+class Within(NamedTuple):
+    """The points within a radius of each query, nearest first."""
+
+    ids: list[Int[np.ndarray, "m"]]
+    distances: list[Float[np.ndarray, "m"]]
+    candidates: Int[np.ndarray, "q"]
+    pages: Int[np.ndarray, "q"]
+
+
+@np.errstate(all="ignore")
+def range_search(
+    index: BregmanIndex, queries: Float[ArrayLike, "q d"], radius: float, *, bound: str = "box"
+) -> Within:
+    """All points whose divergence from a query is at most the radius. Raises: as `search`."""
+    if not radius >= 0:
+        raise ValueError(f"range_search needs radius >= 0; got {radius}.")
+    choose("bound", bound, BOUNDS)
+    ids, distances, counts = [], [], []
+    for q in index.coordinates(np.asarray(queries)):
+        lower = filters.leaf_bounds(index, q, BOUNDS[bound])
+        positions, _ = filters.summed_bounds(index, lower, radius)
+        reader, nearest = PageReader(index.rows), filters.Nearest(len(positions) + 1, index.ids)
+        filters.refine(index, q, positions, reader, nearest)
+        within = nearest.distances <= radius
+        ids.append(index.ids[nearest.positions[within]])
+        distances.append(nearest.distances[within])
+        counts.append((reader.num_candidates, reader.num_pages))
+    counts = np.array(counts, np.int64).reshape(-1, 2)
+    return Within(ids, distances, counts[:, 0], counts[:, 1])
+
+
+@np.errstate(all="ignore")
+def calibrate(
+    index: BregmanIndex,
+    queries: Float[ArrayLike, "m d"],
+    k: int,
+    *,
+    filter: str = "sums",
+    bound: str | None = None,
+) -> Calibration:
+    """Answers queries exactly, and keeps how far the filter had to go for each.
+
+    They should be like the queries to come and not among the points. For p, 1 / (1 - p) or more are
+    needed; else the answer is exact. Raises: ValueError as `search`, and for other filters.
+    """
+    choose("filter with a calibration", filter, dict.fromkeys(("paper", "sums")))
+    _check(index, k, None, filter, bound, None)
+    bound = bound or ("ball" if filter == "paper" else "box")
+    q = index.coordinates(np.asarray(queries))
+    exact = [_filtered(index, row, k, None, "sums", "box", None)[0] for row in q]
+    if filter == "sums":
+        scores = [
+            approximate.summed_score(index, *pair, bound) for pair in zip(q, exact, strict=True)
+        ]
+    else:
+        score = functools.partial(approximate.radius_score, index)
+    return Calibration(filter, bound, k, np.array([*map(score, q, exact)]))
+
+
+def _filtered(index, q, k, p, filter, bound, calibration):
+    """The nearest points by a filter, and how many candidates and pages that took."""
+    reader, nearest = PageReader(index.rows), filters.Nearest(k, index.ids)
+    threshold = calibration.threshold(p) if p is not None and calibration is not None else None
+    if filter == "sums":
+        stop = 1.0 if threshold is None else threshold
+        filters.by_summed_bounds(index, q, reader, nearest, k, bound=bound, stop=stop)
+    elif filter == "seed":
+        filters.by_seed_radii(index, q, reader, nearest, k, bound=bound)
+    else:
+        shrink = threshold
+        if p is not None and calibration is None:
+            searching, _ = filters.searching_bound(index, filters.index_tuple(index, q), k)
+            moments = approximate.product_moments(index, q)
+            shrink = approximate.paper_shrinkage(searching, *moments, p)
+        filters.by_paper_radii(index, q, reader, nearest, k, bound=bound, shrink=shrink)
+    return nearest, (reader.num_candidates, reader.num_pages)
+
+
+def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> BregmanIndex:
+    few = _sample(rows, rng)
+    parts = tuple(partition.pccp(few, num_parts, rng=rng))
+    name = gauge or planning.best_gauge(space, few, parts, rng)
+    choose("gauge", name, dict.fromkeys(GAUGES))
+    trees, leaves = [], []
+    for part in parts:
+        tree, order = build_tree(
+            np.asarray(rows[:, part], np.float64), space, leaf_size=leaf_size, rng=rng
+        )
+        ids = order if not trees else ids
+        trees.append(tree)
+        leaves.append(leaf_numbers(tree, order)[ids])
+    gauged = make_gauge(space, few, name)
+    in_order = paged(rows[ids], page_bytes)
+    u = point_vectors(space, gauged, few)
+    index = BregmanIndex(
+        space=space,
+        parts=parts,
+        gauge=gauged,
+        trees=tuple(trees),
+        leaves=np.stack(leaves),
+        tuples=point_tuples(space, gauged, in_order.block(0, len(rows)), parts),
+        rows=in_order,
+        ids=ids,
+        moments=np.concatenate([u.mean(axis=0)[None], np.atleast_2d(np.cov(u.T, ddof=0))]),
+        page_bytes=page_bytes,
+        leaf_size=leaf_size,
+    )
+    queries = planning.example_queries(space, few, planning.MEASURED_QUERIES, rng)
+    return index.with_shares(planning.measured_shares(index, queries))
+
+
+def _rows(space: Sided, points: ArrayLike) -> Float[np.ndarray, "n d"]:
+    """Checked points in the coordinates of the divergence; as they are if those are the same."""
+    points = points if isinstance(points, np.ndarray) else np.asarray(points)
+    if points.ndim != 2 or not len(points):
+        raise ValueError(f"an index needs points (n, d), at least one; got {points.shape}.")
+    rows = space.divergence.check_points(points, side=space.side)
+    if space.divergence.transform is not None:
+        return np.asarray(space.divergence.coordinates(rows.astype(np.float64)))
+    return rows if rows.dtype in (np.float32, np.float64) else rows.astype(np.float64)
+
+
+def _sample(rows: Float[np.ndarray, "n d"], rng: np.random.Generator) -> Float[np.ndarray, "s d"]:
+    few = rng.choice(len(rows), min(SAMPLE_ROWS, len(rows)), replace=False)
+    return np.asarray(rows[np.sort(few)], np.float64)
+
+
+def _check(index, k, p, filter, bound, calibration) -> None:
+    if not (isinstance(k, int | np.integer) and 1 <= k <= index.num_points):
+        raise ValueError(f"k needs to be a whole number in [1, {index.num_points}]; got {k}.")
+    if p is not None and not 0 < p <= 1:
+        raise ValueError(f"p needs to be in (0, 1]; got {p}.")
+    choose("filter", filter, dict.fromkeys(FILTERS))
+    if bound is not None:
+        choose("bound", bound, BOUNDS)
+    if calibration is not None and calibration.k != k:
+        raise ValueError(f"the calibration is for k = {calibration.k}; got k = {k}.")

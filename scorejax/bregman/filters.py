@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Filter and refine: three ways to find few candidates that hold the nearest neighbours.
+
+"paper": a point is left out if in every part it is farther than the upper bound there of the point
+with the k-th smallest upper bound in all (arXiv:2006.00227, Theorem 3). "seed": the same with any
+radii that sum to at least tau, where tau is the k-th smallest divergence of some points at hand; it
+is so much smaller than an upper bound that this pays. "sums": a point is left out if the lower
+bounds of its leaves, summed over parts, exceed tau. If all of them exceed their radii, so does the
+sum exceed tau: for the same tau and trees it leaves no more candidates than "seed" does. All leaves
+are bounded by box or ball (`ball_tree`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scorejax.bregman.ball_tree import BOUNDS, SLACK, NodeBounds, leaves_within
+from scorejax.bregman.cauchy import QueryTuple, bounds, query_tuple
+from scorejax.bregman.index import BregmanIndex
+from scorejax.bregman.pages import PageReader
+
+BLOCK = 8192
+Query = Float[np.ndarray, "d"]
+Positions = Int[np.ndarray, "m"]
+
+
+class Nearest:
+    """The k nearest of the points seen so far; of equal distances, those of the smaller ids."""
+
+    def __init__(self, k: int, ids: Int[np.ndarray, "n"]):
+        self._k, self._ids = k, ids
+        self.positions, self.distances = np.empty(0, np.int64), np.empty(0)
+
+    def add(self, positions: Positions, distances: Float[np.ndarray, "m"]) -> None:
+        near = distances <= self.bound
+        positions = np.concatenate([self.positions, positions[near]])
+        distances = np.concatenate([self.distances, distances[near]])
+        best = np.lexsort((self._ids[positions], distances))[: self._k]
+        self.positions, self.distances = positions[best], distances[best]
+
+    @property
+    def bound(self) -> float:
+        """The k-th smallest distance, infinite as long as there are fewer."""
+        return self.distances[-1] if len(self.distances) == self._k else np.inf
+
+
+class SearchingBound(NamedTuple):
+    """The upper bound of one point, part by part: middle + reach, and what rounding may add."""
+
+    middle: Float[np.ndarray, "parts"]
+    reach: Float[np.ndarray, "parts"]
+    rounding: Float[np.ndarray, "parts"]
+
+    def radii(self, shrink: float = 1.0) -> Float[np.ndarray, "parts"]:
+        """middle + shrink reach; at 1 no nearest neighbour is farther in every part."""
+        radii = self.middle + shrink * self.reach + self.rounding
+        return np.where(np.isnan(radii), np.inf, radii)
+
+
+def refine(
+    index: BregmanIndex, q: Query, positions: Positions, reader: PageReader, nearest: Nearest
+) -> None:
+    """Computes the divergences of candidates."""
+    for start in range(0, len(positions), BLOCK):
+        block = positions[start : start + BLOCK]
+        nearest.add(block, index.space.distances(reader.take(block), q))
+
+
+def leaf_bounds(
+    index: BregmanIndex, q: Query, node_bounds: NodeBounds
+) -> list[Float[np.ndarray, "leaves"]]:
+    """Lower bounds of the divergence in each part over every leaf of its tree."""
+    return [
+        node_bounds(index.space, tree.leaves(), q[part])
+        for tree, part in zip(index.trees, index.parts, strict=True)
+    ]
+
+
+def seed_positions(
+    index: BregmanIndex, q: Query, first: Float[np.ndarray, "leaves"], k: int
+) -> Positions:
+    """The points of the leaves of the first tree with the smallest bounds, k or more.
+
+    Of leaves with one bound, such as zero, those with the nearer centres.
+    """
+    leaves = index.trees[0].leaves()
+    counts = leaves["stop"] - leaves["start"]
+    from_centre = index.space.distances(leaves["centre"], q[index.parts[0]])
+    order = np.lexsort((from_centre, first))
+    chosen = order[: 1 + np.searchsorted(np.cumsum(counts[order]), k)]
+    return np.flatnonzero(np.repeat(np.isin(np.arange(len(counts)), chosen), counts))
+
+
+def summed_bounds(
+    index: BregmanIndex, bounds: list[Float[np.ndarray, "leaves"]], threshold: float
+) -> tuple[Positions, Float[np.ndarray, "m"]]:
+    """The points whose leaves' bounds sum to a threshold at most, and these sums.
+
+    A point is dropped as soon as its partial sum is larger, the first tree's points leaf by leaf.
+    """
+    leaves = index.trees[0].leaves()
+    is_near = bounds[0] <= threshold
+    counts = (leaves["stop"] - leaves["start"])[is_near]
+    shifts = leaves["start"][is_near] - (np.cumsum(counts) - counts)
+    positions = np.arange(counts.sum()) + np.repeat(shifts, counts)
+    lower = np.repeat(bounds[0][is_near], counts)
+    rest = sorted(range(1, len(bounds)), key=lambda i: -float(bounds[i].mean()))
+    for i in rest:
+        lower = lower + bounds[i][index.leaves[i][positions]]
+        near = lower <= threshold
+        positions, lower = positions[near], lower[near]
+    return positions, lower
+
+
+def by_summed_bounds(
+    index: BregmanIndex,
+    q: Query,
+    reader: PageReader,
+    nearest: Nearest,
+    k: int,
+    *,
+    bound: str,
+    stop: float = 1.0,
+) -> None:
+    """Visits points in the order of their summed bounds, until these exceed the k-th distance.
+
+    With stop < 1 it ends where they exceed that share of it: the answer is then approximate.
+    """
+    bounds = leaf_bounds(index, q, BOUNDS[bound])
+    seeds = seed_positions(index, q, bounds[0], k)
+    refine(index, q, seeds, reader, nearest)
+    positions, lower = summed_bounds(index, bounds, stop * nearest.bound)
+    is_seed = np.zeros(index.num_points, bool)
+    is_seed[seeds] = True
+    order = np.argsort(lower, kind="stable")
+    order = order[~is_seed[positions[order]]]
+    positions, lower = positions[order], lower[order]
+    start = 0
+    while start < len(positions) and lower[start] <= stop * nearest.bound:
+        # Batches grow, so that there are few of them and yet little is read in vain.
+        end = start + max(k, 32, start // 4)
+        near = lower[start:end] <= stop * nearest.bound
+        refine(index, q, positions[start:end][near], reader, nearest)
+        start = end
+
+
+def by_seed_radii(
+    index: BregmanIndex, q: Query, reader: PageReader, nearest: Nearest, k: int, *, bound: str
+) -> None:
+    """The union over parts of what is within radii that share out the seeds' k-th distance."""
+    first = BOUNDS[bound](index.space, index.trees[0].leaves(), q[index.parts[0]])
+    seeds = seed_positions(index, q, first, k)
+    refine(index, q, seeds, reader, nearest)
+    radii = shared_radii(index, q, nearest)
+    is_candidate = union(index, q, radii, BOUNDS[bound])
+    is_candidate[seeds] = False
+    refine(index, q, np.flatnonzero(is_candidate), reader, nearest)
+
+
+def shared_radii(index: BregmanIndex, q: Query, nearest: Nearest) -> Float[np.ndarray, "parts"]:
+    """Radii that sum to the k-th distance or more, in the proportion of medians of the nearest."""
+    rows = index.rows.take(nearest.positions)
+    own = [np.median(index.space.distances(rows[:, part], q[part])) for part in index.parts]
+    return allot(nearest.bound, np.array(own))
+
+
+def allot(total: float, weights: Float[np.ndarray, "parts"]) -> Float[np.ndarray, "parts"]:
+    """Numbers in the proportion of weights that sum to `total`, or to a billionth more."""
+    if not (np.isfinite(weights).all() and weights.sum() > 0):
+        weights = np.ones_like(weights)
+    return total * (weights / weights.sum()) * (1 + SLACK)
+
+
+def by_paper_radii(
+    index: BregmanIndex,
+    q: Query,
+    reader: PageReader,
+    nearest: Nearest,
+    k: int,
+    *,
+    bound: str,
+    shrink: float | None = None,
+) -> None:
+    """The union over parts of what is within the searching bounds (Algorithms 4 and 5).
+
+    With `shrink`, radii are smaller and the answer is approximate.
+    """
+    found, closest = searching_bound(index, index_tuple(index, q), k)
+    radii = found.radii() if shrink is None else found.radii(shrink)
+    is_candidate = union(index, q, radii, BOUNDS[bound])
+    if is_candidate.sum() < k:
+        is_candidate[closest] = True
+    refine(index, q, np.flatnonzero(is_candidate), reader, nearest)
+
+
+def index_tuple(index: BregmanIndex, q: Query) -> QueryTuple:
+    return query_tuple(index.space, index.gauge, q, index.parts, index.tuples)
+
+
+def searching_bound(
+    index: BregmanIndex, query: QueryTuple, k: int
+) -> tuple[SearchingBound, Positions]:
+    """The bound of the point with the k-th smallest upper bound, and the k points up to it."""
+    points = index.tuples.values
+    totals = np.empty(len(points))
+    for start in range(0, len(points), BLOCK):
+        block = bounds(points[start : start + BLOCK], query)
+        totals[start : start + BLOCK] = block.upper.sum(axis=1)
+    closest = np.argpartition(totals, k - 1)[:k]
+    kth = closest[np.argmax(totals[closest])]
+    middle, reach = points[kth, :, 0] + query.terms, points[kth, :, 1] * query.norms
+    # The same numbers as the upper bound, so that at shrink = 1 radii sum to no less than it.
+    rounding = np.maximum(bounds(points[kth], query).upper - (middle + reach), 0)
+    return SearchingBound(middle, reach, 2 * rounding), closest
+
+
+def union(
+    index: BregmanIndex, q: Query, radii: Float[np.ndarray, "parts"], node_bounds: NodeBounds
+) -> Bool[np.ndarray, "n"]:
+    """Whether a point is in a leaf that, in some part, may reach within the radius."""
+    is_candidate = np.zeros(index.num_points, bool)
+    for i, (tree, part) in enumerate(zip(index.trees, index.parts, strict=True)):
+        near = leaves_within(tree, index.space, q[part], radii[i], node_bounds)
+        if near.any():
+            is_candidate |= near[index.leaves[i]]
+    return is_candidate

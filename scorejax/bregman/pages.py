@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows in pages, and a count of the pages that a query touches.
+
+A page holds as many whole rows as it has room for; a row longer than a page starts a page of its
+own. The count is of distinct pages, whatever the operating system has cached.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class PagedRows:
+    """Rows (n, d) as records of rows_per_page rows, in memory or mapped from a file."""
+
+    records: np.ndarray  # (records, rows_per_page, d); the last one may be filled up with zeros
+    num_rows: int
+    pages_per_record: int
+
+    @property
+    def rows_per_page(self) -> int:
+        return self.records.shape[1]
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.records) * self.pages_per_record
+
+    def take(self, positions: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m d"]:
+        return self.records[positions // self.rows_per_page, positions % self.rows_per_page]
+
+    def block(self, start: int, stop: int) -> Float[np.ndarray, "m d"]:
+        """The rows of a range that starts with a record."""
+        per_page = self.rows_per_page
+        records = self.records[start // per_page : -(-stop // per_page)]
+        return records.reshape(-1, records.shape[2])[: stop - start]
+
+
+def page_layout(row_bytes: int, page_bytes: int) -> tuple[int, int]:
+    """Rows per record, and pages per record."""
+    if page_bytes < 1:
+        raise ValueError(f"page_bytes needs to be at least 1; got {page_bytes}.")
+    if row_bytes <= page_bytes:
+        return page_bytes // row_bytes, 1
+    return 1, -(-row_bytes // page_bytes)
+
+
+def paged(rows: Float[np.ndarray, "n d"], page_bytes: int) -> PagedRows:
+    """Rows in memory, counted as if they were on pages."""
+    per_record, pages = page_layout(rows.shape[1] * rows.itemsize, page_bytes)
+    num_records = -(-len(rows) // per_record)
+    records = np.zeros((num_records, per_record, rows.shape[1]), rows.dtype)
+    records.reshape(-1, rows.shape[1])[: len(rows)] = rows
+    return PagedRows(records, len(rows), pages)
+
+
+class PageReader:
+    """Reads rows for one query, and keeps count."""
+
+    def __init__(self, rows: PagedRows):
+        self._rows = rows
+        self._is_read = np.zeros(len(rows.records), bool)
+        self.num_candidates = 0
+
+    def take(self, positions: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m d"]:
+        self._is_read[positions // self._rows.rows_per_page] = True
+        self.num_candidates += len(positions)
+        return self._rows.take(positions)
+
+    @property
+    def num_pages(self) -> int:
+        """Distinct pages read so far."""
+        return int(self._is_read.sum()) * self._rows.pages_per_record

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which coordinates go into which part, and into how many parts.
+
+Correlated coordinates belong into different parts, so that the parts' candidates coincide and their
+union is small: PCCP. The number of parts balances bounds, which tighten as there are more, against
+the work that each costs: with a mean bound A alpha^M there is an optimum in closed form.
+Source: arXiv:2006.00227, Sections 5 and 6.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Part = Int[np.ndarray, "p"]
+
+
+def contiguous(num_columns: int, num_parts: int) -> list[Part]:
+    """Coordinates in their order, cut into parts of nearly one size."""
+    _check_num_parts(num_columns, num_parts)
+    return np.array_split(np.arange(num_columns), num_parts)
+
+
+def pccp(x: Float[np.ndarray, "n d"], num_parts: int, *, rng: np.random.Generator) -> list[Part]:
+    """Pearson correlation coefficient-based partition of the columns.
+
+    Groups of num_parts correlated columns are made first: a random seed, then whichever column has
+    the largest absolute correlation with any member. Each part takes one column of every group.
+    """
+    num_columns = x.shape[1]
+    _check_num_parts(num_columns, num_parts)
+    groups = _correlated_groups(absolute_correlation(x), num_parts, rng)
+    parts = [[] for _ in range(num_parts)]
+    for group in groups:
+        for part, column in zip(parts, group, strict=False):
+            part.append(column)
+    return [np.sort(np.array(part)) for part in parts]
+
+
+@np.errstate(all="ignore")
+def absolute_correlation(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"]:
+    """|Pearson r| of columns; zero for a column that is constant or overflows."""
+    centred = x - x.mean(axis=0)
+    centred = centred / np.abs(centred).max(axis=0)
+    correlation = (centred.T @ centred) / np.outer(*[np.sqrt((centred**2).sum(axis=0))] * 2)
+    return np.abs(np.where(np.isfinite(correlation), correlation, 0))
+
+
+class BoundFit(NamedTuple):
+    """The mean upper bound of M parts as scale * decay^M."""
+
+    scale: float
+    decay: float
+
+
+def fit_bound(num_parts: Sequence[int], mean_bounds: Sequence[float]) -> BoundFit:
+    """Least squares in the logarithm; two numbers of parts suffice."""
+    slope, intercept = np.polyfit(num_parts, np.log(mean_bounds), 1)
+    return BoundFit(float(np.exp(intercept)), float(np.exp(slope)))
+
+
+def search_cost(
+    num_parts: int, share: float, *, num_points: int, num_columns: int, k: int
+) -> float:
+    """T(M) = d + M n + n log k + share n (d + log k): what a query costs, in operations."""
+    bounds = num_columns + num_points * (num_parts + math.log(k))
+    return bounds + share * num_points * (num_columns + math.log(k))
+
+
+def optimal_num_parts(
+    fit: BoundFit, share_per_bound: float, *, num_points: int, num_columns: int, k: int
+) -> int | None:
+    """The M in [1, d] of least cost, when the share of candidates is share_per_bound A alpha^M.
+
+    None where the model has no such optimum: bounds that do not fall, or nothing to measure.
+    """
+    scale, decay = fit
+    pull = share_per_bound * scale * (num_columns + math.log(k))
+    if not (0 < decay < 1 and 0 < pull < math.inf):
+        return None
+    # dT/dM = n + n pull decay^M ln(decay) = 0.
+    best = math.log(-1 / (pull * math.log(decay)), decay)
+    cost = lambda m: search_cost(
+        m, share_per_bound * scale * decay**m, num_points=num_points, num_columns=num_columns, k=k
+    )
+    floor = min(max(math.floor(best), 1), num_columns)
+    return min(floor, min(floor + 1, num_columns), key=cost)
+
+
+def _correlated_groups(correlation: np.ndarray, size: int, rng: np.random.Generator) -> list:
+    free = np.ones(len(correlation), bool)
+    groups = []
+    while free.any():
+        seed = int(rng.choice(np.flatnonzero(free)))
+        group, nearness = [seed], correlation[seed].copy()
+        free[seed] = False
+        while len(group) < size and free.any():
+            column = int(np.argmax(np.where(free, nearness, -1)))
+            group.append(column)
+            free[column] = False
+            nearness = np.maximum(nearness, correlation[column])
+        groups.append(group)
+    return groups
+
+
+def _check_num_parts(num_columns: int, num_parts: int) -> None:
+    if not 1 <= num_parts <= num_columns:
+        raise ValueError(f"num_parts needs to be in [1, {num_columns}]; got {num_parts}.")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choices that a look at the data makes: gauge, number of parts, and filter or scan.
+
+The paper's model of the optimal number of parts is `model_num_parts`; its premise, that candidates
+get fewer as bounds tighten, fails for the paper's own filter on most data (docs/papers/
+brepartition.md), so that what is chosen by default is measured: `measured_num_parts`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from scorejax.bregman import partition
+from scorejax.bregman.cauchy import GAUGES, bounds, make_gauge, point_tuples, query_tuple
+from scorejax.bregman.filters import Nearest, PageReader, by_summed_bounds
+from scorejax.bregman.index import BregmanIndex, Shares
+from scorejax.bregman.sided import Sided
+
+LARGEST_SHARE = 0.3
+"""Of candidates or pages, beyond which a filter does not pay."""
+MOST_PARTS = 32
+MODEL_QUERIES, MEASURED_QUERIES = 50, 16
+
+# Seconds on one core of a 2 GHz server with 2 cores, 2026-11: of what a query costs a filter at the
+# least, a divergence of one coordinate, looking a leaf up, and of the scan a multiplication and
+# taking a number to float64. The last is what a disk takes for a byte in order.
+SECONDS_A_QUERY, SECONDS_A_PART = 3e-4, 1e-4
+SECONDS_A_COORDINATE, SECONDS_A_LOOKUP = 4e-8, 3e-9
+SECONDS_A_PRODUCT, SECONDS_A_NUMBER, SECONDS_A_BYTE = 1.5e-10, 2e-9, 5e-10
+
+
+def example_queries(
+    space: Sided, x: Float[np.ndarray, "n d"], num: int, rng: np.random.Generator
+) -> Float[np.ndarray, "q d"]:
+    """Points in the role of queries; a coordinate that no query may have is moved inside."""
+    chosen = x[rng.choice(len(x), min(num, len(x)), replace=False)]
+    domain = space.divergence.queries if space.data_first else space.divergence.points
+    return np.where(domain.contains(chosen), chosen, make_gauge(space, x, "corner").anchor)
+
+
+@np.errstate(all="ignore")
+def best_gauge(
+    space: Sided, x: Float[np.ndarray, "n d"], parts: Sequence[partition.Part], rng
+) -> str:
+    """The gauge with the smallest median k-th upper bound, k = 1 % of the sample."""
+    queries = example_queries(space, x, MEASURED_QUERIES, rng)
+    k = max(1, len(x) // 100)
+
+    def median_bound(name: str) -> float:
+        gauge = make_gauge(space, x, name)
+        totals = np.partition(_upper_bounds(space, x, queries, parts, gauge), k - 1, axis=1)
+        found = np.median(totals[:, k - 1])
+        return found if np.isfinite(found) else np.inf
+
+    return min(GAUGES, key=median_bound)
+
+
+@np.errstate(all="ignore")
+def model_num_parts(
+    space: Sided, x: Float[np.ndarray, "n d"], *, num_points: int, k: int, rng, gauge: str = "none"
+) -> int | None:
+    """The paper's optimal number of parts for num_points points like x; None where it has none.
+
+    Mean bounds of pairs of the sample at two numbers of parts give A and alpha, and the share that
+    is within the searching bound in some part gives beta.
+    """
+    num_columns = x.shape[1]
+    if num_columns == 1:
+        return 1
+    queries = example_queries(space, x, MODEL_QUERIES, rng)
+    gauged = make_gauge(space, x, gauge)
+    tried = sorted({max(1, num_columns // 8), max(2, num_columns // 2)})
+    measure = lambda m: _bound_and_share(space, x, queries, gauged, m, k, rng)
+    measured = [measure(m) for m in tried]
+    means = [mean for mean, _ in measured]
+    if not (np.isfinite(means).all() and min(means) > 0):
+        return None
+    fit = partition.fit_bound(tried, means)
+    share_per_bound = measured[0][1] / means[0]
+    return partition.optimal_num_parts(
+        fit, share_per_bound, num_points=num_points, num_columns=num_columns, k=k
+    )
+
+
+def measured_num_parts(
+    build: Callable[[int], BregmanIndex], *, num_columns: int, k: int = 10
+) -> int:
+    """Of 1, 2, 4, ... parts, the number of least cost for the filter of summed bounds.
+
+    `build` makes an index, of a sample, with so many parts, whose shares are known.
+    """
+    tried = [2**i for i in range(6) if 2**i <= min(num_columns, MOST_PARTS)]
+
+    def cost(num_parts: int) -> float:
+        index = build(num_parts)
+        return filter_seconds(index, index.shares.at(min(k, index.num_points))[0])
+
+    return min(tried, key=cost)
+
+
+def measured_shares(index: BregmanIndex, queries: Float[np.ndarray, "q d"]) -> Shares:
+    """The shares of candidates and pages that summed bounds leave, for k = 1, 10 and 100."""
+    sizes = sorted({min(k, index.num_points) for k in (1, 10, 100)})
+    shares = np.empty((len(sizes), len(queries), 2))
+    for i, k in enumerate(sizes):
+        for j, q in enumerate(queries):
+            reader = PageReader(index.rows)
+            by_summed_bounds(index, q, reader, Nearest(k, index.ids), k, bound="box")
+            shares[i, j] = reader.num_candidates, reader.num_pages
+    candidates, pages = np.moveaxis(shares.mean(axis=1), 1, 0)
+    return Shares(np.array(sizes), candidates / index.num_points, pages / index.rows.num_pages)
+
+
+def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
+    """Whether summed bounds are expected to answer sooner than a scan of all rows."""
+    candidates, pages = index.shares.at(k)
+    if candidates > LARGEST_SHARE or pages > LARGEST_SHARE:
+        return False
+    return filter_seconds(index, candidates) < scan_seconds(index, num_queries)
+
+
+def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
+    """What a query is expected to take with summed bounds."""
+    computed = sum(
+        len(part) * tree.num_leaves for part, tree in zip(index.parts, index.trees, strict=True)
+    )
+    computed += candidate_share * index.num_points * index.num_columns
+    lookups = index.num_points * (len(index.parts) - 1)
+    overhead = SECONDS_A_QUERY + SECONDS_A_PART * len(index.parts)
+    return overhead + SECONDS_A_COORDINATE * computed + SECONDS_A_LOOKUP * lookups
+
+
+def scan_seconds(index: BregmanIndex, num_queries: int) -> float:
+    """What a query is expected to take with a scan, of which reading is shared among queries."""
+    numbers = index.num_points * index.num_columns
+    reading = SECONDS_A_NUMBER if index.space.data_first else SECONDS_A_COORDINATE
+    if index.path is not None:
+        reading += SECONDS_A_BYTE * index.rows.records.itemsize
+    return numbers * (SECONDS_A_PRODUCT + reading / max(1, min(num_queries, 64)))
+
+
+def _upper_bounds(space, x, queries, parts, gauge) -> Float[np.ndarray, "q n"]:
+    tuples = point_tuples(space, gauge, x, parts)
+    of_query = functools.partial(query_tuple, space, gauge, parts=parts, points=tuples)
+    return np.stack([bounds(tuples.values, of_query(q)).upper.sum(axis=1) for q in queries])
+
+
+def _bound_and_share(space, x, queries, gauge, num_parts, k, rng) -> tuple[float, float]:
+    """The mean upper bound, and the mean share within the searching bound in some part."""
+    parts = partition.pccp(x, num_parts, rng=rng)
+    tuples = point_tuples(space, gauge, x, parts)
+    means, shares = [], []
+    for q in queries:
+        upper = bounds(tuples.values, query_tuple(space, gauge, q, parts, tuples)).upper
+        totals = upper.sum(axis=1)
+        radii = upper[np.argpartition(totals, min(k, len(x)) - 1)[min(k, len(x)) - 1]]
+        own = [space.distances(x[:, p], q[p]) <= r for p, r in zip(parts, radii, strict=True)]
+        means.append(totals.mean())
+        shares.append(np.any(own, axis=0).mean())
+    return float(np.mean(means)), float(np.mean(shares))

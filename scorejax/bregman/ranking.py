@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ranking of candidates by the divergence itself in double precision, ties by number."""
+
+import dataclasses
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from scorejax.bregman.divergences import Divergence, points_come_first
+
+PIECE = 2**17
+"""Coordinates taken at a time: a megabyte, so that temporaries stay in the cache."""
+
+
+class Neighbours(NamedTuple):
+    """The k nearest points of each query, nearest first, and what finding them took."""
+
+    ids: Int[np.ndarray, "q k"]
+    distances: Float[np.ndarray, "q k"]
+    candidates: Int[np.ndarray, "q"]
+    """Points whose distance was computed in double precision."""
+    pages: Int[np.ndarray, "q"]
+    """Pages of a disk index that were read; 0 in memory."""
+
+
+class Points(Protocol):
+    """What has points, and a divergence of given argument order."""
+
+    points: np.ndarray
+    divergence: Divergence
+    side: str
+
+
+@dataclasses.dataclass
+class Best:
+    """The best k so far of each query; distance infinite and number n or more where there is none.
+
+    The only thing here that changes.
+    """
+
+    ids: Int[np.ndarray, "q k"]
+    distances: Float[np.ndarray, "q k"]
+    candidates: Int[np.ndarray, "q"]
+
+    @classmethod
+    def none(cls, num_queries: int, k: int) -> "Best":
+        shape = (num_queries, k)
+        none = np.iinfo(np.int64).max
+        return cls(np.full(shape, none), np.full(shape, np.inf), np.zeros(num_queries, np.int64))
+
+    def put(self, queries: Int[np.ndarray, "b"], other: "Best") -> None:
+        self.ids[queries], self.distances[queries] = other.ids, other.distances
+        self.candidates[queries] += other.candidates
+
+    def reset(self, query: int) -> None:
+        """Forgets the best of a query, not how many were looked at."""
+        self.ids[query], self.distances[query] = np.iinfo(np.int64).max, np.inf
+
+    def neighbours(self) -> Neighbours:
+        return Neighbours(self.ids, self.distances, self.candidates, np.zeros_like(self.candidates))
+
+
+def rank(
+    index: Points, queries: Float[np.ndarray, "q d"], rows: Int[np.ndarray, "q m"], k: int
+) -> Best:
+    """The k nearest of each query's own candidate rows; a row n or beyond is none."""
+    best = Best.none(len(queries), k)
+    step = max(1, PIECE // (rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        distances = _distances(
+            index, queries[part, None], np.minimum(rows[part], len(index.points) - 1)
+        )
+        distances = np.where(rows[part] < len(index.points), distances, np.inf)
+        order = np.lexsort((rows[part], distances))[:, :k]
+        best.ids[part] = np.take_along_axis(rows[part], order, axis=1)
+        best.distances[part] = np.take_along_axis(distances, order, axis=1)
+    best.candidates += (rows < len(index.points)).sum(axis=1)
+    return best
+
+
+def add(
+    index: Points,
+    queries: Float[np.ndarray, "q d"],
+    query: int,
+    rows: Int[np.ndarray, "m"],
+    best: Best,
+) -> None:
+    """Ranks more rows, any number of them, into the best of one query."""
+    k = best.ids.shape[1]
+    best.candidates[query] += len(rows)
+    step = max(1, PIECE // queries.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        ids = np.concatenate([best.ids[query], part])
+        distances = np.concatenate([best.distances[query], _distances(index, queries[query], part)])
+        order = np.lexsort((ids, distances))[:k]
+        best.ids[query], best.distances[query] = ids[order], distances[order]
+
+
+def _distances(index: Points, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Divergence of each row, or each query's rows, from queries given in coordinates."""
+    divergence = index.divergence
+    points = divergence.coordinates(np.asarray(index.points[rows], np.float64))
+    first, second = (points, queries) if points_come_first(index.side) else (queries, points)
+    return np.sum(divergence.pointwise(first, second), axis=-1)

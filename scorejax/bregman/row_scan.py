@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A scan of all rows in order, for many queries at once: the baseline, and the last resort.
+
+One matrix product per block of rows gives every divergence up to a known rounding error; only rows
+that may be nearer than the k-th so far are computed in the direct form, which keeps all digits.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from scorejax.bregman.cauchy import ROUNDING, norm, point_vectors, query_terms
+from scorejax.bregman.filters import Nearest
+from scorejax.bregman.index import BregmanIndex
+
+ROWS = 8192
+QUERIES = 64
+"""Rows and queries of a block: takes 50 MB beside the rows, for 128 columns."""
+
+
+def scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> list[Nearest]:
+    """The k nearest rows of each query."""
+    found = []
+    for start in range(0, len(queries), QUERIES):
+        found += _scan(index, queries[start : start + QUERIES], k)
+    return found
+
+
+def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> list[Nearest]:
+    nearest = [Nearest(k, index.ids) for _ in queries]
+    forms = [query_terms(index.space, index.gauge, q) for q in queries]
+    per_page = index.rows.rows_per_page
+    step = -(-max(ROWS, k) // per_page) * per_page
+    for start in range(0, index.num_points, step):
+        stop = min(start + step, index.num_points)
+        x = np.asarray(index.rows.block(start, stop), np.float64)
+        middle, rounding = _products(index, x, slice(start, stop), forms)
+        thresholds = np.array([near.bound for near in nearest])
+        if start == 0 and k <= stop:
+            upper = np.where(np.isnan(middle), np.inf, middle + rounding)
+            thresholds = np.partition(upper, k - 1, axis=1)[:, k - 1]
+        # Not "<=", so that what overflowed to NaN is computed directly.
+        is_near = ~(middle - rounding > thresholds[:, None])
+        for i in np.flatnonzero(is_near.any(axis=1)):
+            rows = np.flatnonzero(is_near[i])
+            nearest[i].add(start + rows, index.space.distances(x[rows], queries[i]))
+    return nearest
+
+
+def _products(index, x, block, forms):
+    """Divergences (q, rows) by the inner product, and bounds of their rounding errors."""
+    terms, vectors, extents = (np.stack(field) for field in zip(*forms, strict=True))
+    own, lengths = (
+        index.tuples.values[block].sum(axis=1)[:, 0],
+        norm(index.tuples.values[block, :, 1]),
+    )
+    middle = vectors @ point_vectors(index.space, index.gauge, x).T
+    middle += own
+    middle += terms.sum(axis=(1, 2))[:, None]
+    of_points, reach = index.tuples.sizes[0].sum(), norm(index.tuples.sizes[1])
+    norms, extents = norm(vectors), norm(extents)
+    rounding = np.multiply.outer(norms + extents, lengths)
+    rounding += (np.abs(terms).sum(axis=(1, 2)) + reach * (norms + extents))[:, None]
+    # Terms of points are never negative, but for the gauge "none".
+    rounding += of_points if index.gauge.name == "none" else own
+    rounding *= ROUNDING
+    return middle, rounding

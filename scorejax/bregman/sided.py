@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Both orders of the arguments of a Bregman divergence as one.
+
+D(x, q) of a point x and a query q is potential(x) + copotential(q) - <affine(x), slope(q)>. The
+order "query_first" exchanges the roles of a coordinate and its gradient, since D_f(q, x) =
+D_f*(phi'(x), phi'(q)); every bound of the index is written once in these terms. All is in float64
+NumPy, elementwise, on `divergence.coordinates`.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Float
+
+from scorejax.bregman.divergences import SIDES, Divergence
+from scorejax.choices import choose
+
+Coordinates = Float[np.ndarray, "*n p"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sided:
+    """A divergence and which argument points are. Raises: ValueError for an unknown side."""
+
+    divergence: Divergence
+    side: str = "data_first"
+
+    def __post_init__(self):
+        choose("side", self.side, dict.fromkeys(SIDES))
+
+    @property
+    def data_first(self) -> bool:
+        return self.side == "data_first"
+
+    def pointwise(self, x: Coordinates, q: Coordinates) -> Coordinates:
+        """The divergence of each coordinate, x the points whichever argument they are."""
+        first, second = (x, q) if self.data_first else (q, x)
+        return self.divergence.pointwise(first, second)
+
+    def distances(self, x: Float[np.ndarray, "*n p"], q: Coordinates) -> Float[np.ndarray, "*n"]:
+        """Divergences of rows, in the direct form that keeps the digits of small ones."""
+        return np.sum(self.pointwise(np.asarray(x, np.float64), q), axis=-1)
+
+    def affine(self, x: Coordinates) -> Coordinates:
+        """The coordinates of points in which the divergence is linear, and centroids are means."""
+        return x if self.data_first else self.divergence.gradient(x)
+
+    def from_affine(self, u: Coordinates) -> Coordinates:
+        return u if self.data_first else self.divergence.inverse_gradient(u)
+
+    def slope(self, q: Coordinates) -> Coordinates:
+        """What points meet of a query in the inner product."""
+        return self.divergence.gradient(q) if self.data_first else q
+
+    def from_slope(self, s: Coordinates) -> Coordinates:
+        return self.divergence.inverse_gradient(s) if self.data_first else s
+
+    def potential(self, x: Coordinates) -> Coordinates:
+        """The term of points alone."""
+        return self.divergence.phi(x) if self.data_first else self._conjugate(x)
+
+    def copotential(self, q: Coordinates) -> Coordinates:
+        """The term of queries alone."""
+        return self._conjugate(q) if self.data_first else self.divergence.phi(q)
+
+    def _conjugate(self, x: Coordinates) -> Coordinates:
+        # x phi'(x) tends to zero at x = 0, where the slope may be infinite.
+        return np.where(x == 0, 0.0, x * self.divergence.gradient(x)) - self.divergence.phi(x)

@@ -45,7 +45,7 @@ def measure(name: str, batch_size: int, remat: bool) -> str:
     found, seconds = compiled.memory_analysis(), time.perf_counter() - start
     arguments, besides = found.argument_size_in_bytes / GIB, found.temp_size_in_bytes / GIB
     return (
-        f"{name}, {batch_size} images, remat={remat}: {kept:.2f} GiB between the passes; compiled in "
+        f"{name}, {batch_size} images, remat={remat}: {kept:.2f} GiB between passes; compiled in "
         f"{seconds:.0f} s, {arguments:.2f} GiB of arguments, which are donated, {besides:.2f} GiB "
         f"besides, {arguments + besides:.2f} in all"
     )

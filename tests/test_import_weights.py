@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from flax.serialization import msgpack_serialize
 
+from configs.ncsnv2 import digits as ncsnv2_digits
 from configs.score_sde import digits
 from scorejax import interop, systems
+from scorejax.interop import refinenet_weights
 from scorejax.interop.torch_weights import build, correspondence
 from scorejax.train import checkpoint
 from scorejax.train.state import TrainState
@@ -59,11 +61,27 @@ def files(weights, tmp_path_factory):
     (path / "checkpoint_9").write_bytes(msgpack_serialize(saved))
     few = {name: Stored(a) for name, a in list(raw.items())[:-1]}
     (path / "few.pth").write_bytes(torch_zip(few))
+    raw_list, ema = ({k: Stored(a) for k, a in state.items()} for state in refinenet_states())
+    (path / "ncsnv2.pth").write_bytes(torch_zip([raw_list, {"lr": 1e-4}, 3, 70, ema]))
     (path / "hostile.pth").write_bytes(torch_zip(Call("posix.system", f"touch {path}/canary")))
     (path / "letter.pth").write_text("Dear reader, these are no weights, only words.")
     (path / "run").mkdir()
     (path / "run" / "config.json").write_text(json.dumps(digits.get_config("ve,debug").to_dict()))
     return path
+
+
+NCSNV2, REFINENET = "ncsnv2/ncsnv2", {"nf": 8, "image_size": 8, "num_channels": 1}
+"""What the debug config of NCSNv2's digits says of its network; its ladder has ten levels."""
+
+
+def refinenet_states():
+    """(raw, averaged) state dictionaries of that network, in the official names."""
+    rng, ladder = np.random.default_rng(1), {"sigma_begin": 4.4, "num_classes": 10}
+    net = refinenet_weights.build(NCSNV2, REFINENET | ladder)
+    table = refinenet_weights.correspondence(net, REFINENET)
+    draw = lambda: {k: (0.05 * rng.normal(size=s)).astype("f4") for k, s in table.shapes.items()}
+    sigmas = refinenet_weights.sigmas(REFINENET | ladder).astype("f4")
+    return [{f"module.{k}": a for k, a in {"sigmas": sigmas, **draw()}.items()} for _ in range(2)]
 
 
 def run(command, *argv):
@@ -76,6 +94,7 @@ def run(command, *argv):
 
 
 CONFIG = "--config=configs/score_sde/digits.py:ve,debug"
+LADDER = "--config=configs/ncsnv2/digits.py:debug"
 
 
 @pytest.mark.parametrize("name", ["torch.pth", "checkpoint_9"])
@@ -103,6 +122,26 @@ def test_a_published_file_becomes_a_run_that_sampling_goes_on_from(weights, file
         assert drawn["step"] == 1234
 
 
+@pytest.mark.slow
+def test_the_official_list_of_ncsnv2_becomes_a_run_that_sampling_goes_on_from(files, tmp_path):
+    said = run(
+        "import_weights", f"--architecture={NCSNV2}", f"--weights={files}/ncsnv2.pth", LADDER,
+        f"--workdir={tmp_path}",
+    )  # fmt: skip
+    assert said == f"step 70, raw and averaged weights: {tmp_path}\n"
+    restored = checkpoint.restore_for_inference(tmp_path)
+    config = ncsnv2_digits.get_config("debug")
+    _, loaded = interop.load_checkpoint(
+        NCSNV2, files / "ncsnv2.pth", averaged=True, sigma_max=config.sigma_max,
+        num_scales=config.num_scales, **REFINENET,
+    )  # fmt: skip
+    averaged = loaded["params"]["network"]
+    jax.tree.map(np.testing.assert_array_equal, restored.params, averaged)
+    run("sample", f"--workdir={tmp_path}", "--num=2")
+    drawn = np.load(tmp_path / "samples.npz")
+    assert drawn["images"].shape == (2, 8, 8, 1) and np.isfinite(drawn["images"]).all()
+
+
 def case(words, *, weights="torch.pth", architecture=NCSNPP, config=CONFIG, workdir="new", more=()):
     argv = [f"--architecture={architecture}", f"--weights={{tmp}}/{weights}", config]
     return [*argv, f"--workdir={{tmp}}/{workdir}", *more], words
@@ -125,6 +164,14 @@ CASES = {
         more=["--config.resblock_type=ddpm", "--config.embedding_type=positional"],
     ),
     "architecture": case("did you mean 'score_sde/ncsnpp'?", architecture="score_sde/ncsnp"),
+    "another RefineNet": case(
+        "missing, first res", weights="ncsnv2.pth", architecture="ncsnv2/ncsnv2_deeper",
+        config=LADDER, more=["--config.model=ncsnv2_deeper"],
+    ),
+    "another ladder": case(
+        "sigmas", weights="ncsnv2.pth", architecture=NCSNV2, config=LADDER,
+        more=["--config.num_scales=12"],
+    ),
     "a run is there": case("{tmp}/run already holds a run", workdir="run"),
     "no weights": (
         [f"--architecture={NCSNPP}", CONFIG, "--workdir={tmp}/x"], "--weights is missing",

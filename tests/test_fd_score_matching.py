@@ -135,6 +135,24 @@ def test_the_loss_of_the_flow_is_the_objective_of_its_logits():
     np.testing.assert_allclose(losses, -measured["log_prob"], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name", ["nice_digits", pytest.param("energy_digits", marks=pytest.mark.slow)]
+)
+def test_losses_of_rows_do_not_depend_on_how_the_batch_is_divided(name):
+    config = get_config(name)
+    config.objective = "ssm"
+    module = fd_score_matching.experiment(config)
+    params, _ = jax.jit(module.make_init(config))(jax.random.key(0))
+    x = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)), jnp.float32)
+    keys, losses = jax.random.split(jax.random.key(1), 4), jax.jit(module.row_losses(config))
+    whole = losses(params, keys, x)
+    # Each pair once first and once last, so that there is one size to compile.
+    order = np.array([2, 3, 0, 1])
+    np.testing.assert_allclose(losses(params, keys[order], x[order]), whole[order], rtol=1e-5)
+    other = x.at[2:].set(0.5)
+    np.testing.assert_allclose(losses(params, keys, other)[:2], whole[:2], rtol=1e-5)
+
+
 # The deep energy model.
 
 

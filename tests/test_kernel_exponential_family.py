@@ -165,7 +165,7 @@ def test_the_deep_kernel_is_a_mixture_of_gaussian_kernels_of_features():
         phi = lambda x, q=q: (
             affine(q["out"], softplus(affine(q["hidden_0"], x))) + affine(q["skip"], x)
         )
-        square = ((phi(x)[:, None] - phi(p["inducing"])[None]) ** 2).sum(-1)
+        square = ((phi(x)[:, None] - phi(p["inducing"])[None]) ** 2).mean(-1)
         expected = expected + shares[r] * np.exp(-square / (2 * np.exp(2 * p["log_width"][r])))
     np.testing.assert_allclose(kernel.apply(variables, x), expected, rtol=1e-10)
     fresh = kernel.init(jax.random.key(0), x)["params"]

@@ -30,7 +30,8 @@ class SkipPerceptron(nn.Module):
 class DeepKernel(nn.Module):
     """k(x, z_m) for inducing points z_m: (x (b, d)) -> (b, m), values in [0, 1].
 
-    k(x, z) = sum_r p_r exp(-|phi_r(x) - phi_r(z)|^2 / (2 width_r^2)), the p_r adding up to one.
+    k(x, z) = sum_r p_r exp(-|phi_r(x) - phi_r(z)|^2 / (2 width_r^2)), the p_r adding up to one and
+    |.|^2 being the mean over the features: summed over thirty, kernels would begin at nothing.
     Points, features, widths and p_r are learned; the widths begin at exp(log_widths).
     """
 
@@ -52,7 +53,8 @@ class DeepKernel(nn.Module):
             phi = SkipPerceptron(self.features, self.num_hidden, name=f"features_{r}")
             both = phi(jnp.concatenate([x, points]))
             square = squared_distances(both[: x.shape[0]], both[x.shape[0] :])
-            kernel = kernel + shares[r] * jnp.exp(-square / (2 * widths[r] ** 2))
+            mean = square / self.features
+            kernel = kernel + shares[r] * jnp.exp(-mean / (2 * widths[r] ** 2))
         return kernel
 
 

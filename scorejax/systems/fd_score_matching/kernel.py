@@ -188,12 +188,18 @@ def make_log_density(config: ConfigDict) -> Callable[[Fitted, Array], Array]:
 
 
 def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
-    """By name: exact score-matching loss and log-likelihood of the test rows."""
+    """By name: exact score-matching losses, by that of validation rows to choose; likelihood."""
     fit, log_p = jax.jit(make_fit(config)), make_log_density(config)
-    test = jnp.asarray(load_table(config).test)
-    exact = training.exact_metric(lambda fitted, x: -log_p(fitted, x), test)
+    test, valid = (jnp.asarray(getattr(load_table(config), part)) for part in ("test", "valid"))
+    energy = lambda fitted, x: -log_p(fitted, x)
+
+    def exact(rows: Array, name: str) -> progress.Metric:
+        measure = training.exact_metric(energy, rows, name)
+        return lambda rng, variables: measure(rng, (fit(variables[0]), {}))
+
     return {
-        "score_matching": lambda rng, variables: exact(rng, (fit(variables[0]), {})),
+        "score_matching": exact(test, "score_matching"),
+        "valid_score_matching": exact(valid, "valid_score_matching"),
         "log_prob": _likelihood_metric(config, fit, test),
     }
 

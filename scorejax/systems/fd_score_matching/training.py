@@ -145,7 +145,9 @@ def held_out_batches(config: ConfigDict, view: ImageView) -> list[Batch]:
     ]
 
 
-def exact_metric(energy: Callable[[Params, Array], Array], x: Array) -> progress.Metric:
+def exact_metric(
+    energy: Callable[[Params, Array], Array], x: Array, name: str = "score_matching"
+) -> progress.Metric:
     """The score-matching loss by dense Hessians, one example after the other."""
 
     @jax.jit
@@ -155,7 +157,7 @@ def exact_metric(energy: Callable[[Params, Array], Array], x: Array) -> progress
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         found = np.asarray(losses(variables[0]))
-        return Evaluation(progress.summary("score_matching", found[None]), {})
+        return Evaluation(progress.summary(name, found[None]), {})
 
     return metric
 

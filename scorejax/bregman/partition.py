@@ -4,7 +4,7 @@
 Correlated coordinates belong into different parts, so that the parts' candidates coincide and their
 union is small: PCCP. The number of parts balances bounds, which tighten as there are more, against
 the work that each costs: with a mean bound A alpha^M there is an optimum in closed form.
-Source: arXiv:2006.00227, Sections 5 and 6.
+Source: arXiv:2006.00227.
 """
 
 import math

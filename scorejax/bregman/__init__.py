@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact nearest neighbours under Bregman divergences: in memory, on accelerators and on disk.
 
-`build_index` and `search` are the engine to use in memory. The names below are imported when first
-used.
+`build_index` and `search` choose between the scan of points in memory (`exact`) and BrePartition's
+index (`brepartition`), which may be on disk. The names below are imported when first used.
 """
 
 import importlib
@@ -14,8 +14,10 @@ _HOME = {
     "Interval": "scorejax.bregman.domain",
     "Neighbours": "scorejax.bregman.ranking",
     "ExactIndex": "scorejax.bregman.exact",
-    "build_index": "scorejax.bregman.exact",
-    "search": "scorejax.bregman.exact",
+    "BregmanIndex": "scorejax.bregman.index",
+    "build_index": "scorejax.bregman.engines",
+    "search": "scorejax.bregman.engines",
+    "open_index": "scorejax.bregman.store",
     "BregmanNeighbors": "scorejax.bregman.neighbors",
 }
 

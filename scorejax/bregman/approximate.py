@@ -6,7 +6,7 @@ depend on which point has the k-th smallest bound: a heuristic, and a cautious o
 answer supposes no more than that queries to come are like the calibration queries (exchangeable):
 of m scores the one of rank ceil((m + 1) p) is not exceeded by the next with probability >= p, for
 any m and any data. A score is how far the filter had to go for all neighbours of a query.
-Source: arXiv:2006.00227, Section 7; Vovk et al. 2005, Algorithmic learning in a random world.
+Source: arXiv:2006.00227; Vovk et al. 2005, Algorithmic learning in a random world.
 """
 
 import math
@@ -39,7 +39,7 @@ class Calibration(NamedTuple):
 
 
 def paper_shrinkage(bound: SearchingBound, mean: float, variance: float, p: float) -> float:
-    """c such that D <= mu + c kappa with probability p, given D <= mu + kappa (Proposition 1).
+    """c such that D <= mu + c kappa with probability p, given D <= mu + kappa.
 
     <u, v> is taken for normal with this mean and variance. Never above 1, and 1 at p = 1.
     """

@@ -19,11 +19,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 8
 CHUNK_ROWS = 2048
-FEW = 4
-"""Up to so many queries are bound by reading the points, and each has a product of its own."""
-PARTS_FOR_FEW = 4
-"""Into how many a chunk is then cut, so that the second product finds it in the cache."""
-ROW_MULTIPLE = 2 * GROUP * PARTS_FOR_FEW
+FEW, MANY = 4, 64
+"""Up to FEW queries are bound by reading the points, and each has a product of its own."""
+PARTS = 4
+"""Into how many a chunk is cut for FEW queries or more than MANY: the first so that the second
+product finds it in the cache, the others so that the scores stay there."""
+ROW_MULTIPLE = 2 * GROUP * PARTS
 
 
 class Block(NamedTuple):
@@ -108,10 +109,10 @@ def at_most(
 
 
 def _cut_for(block: Block, num_queries: int) -> Block:
-    if num_queries > FEW:
+    if FEW < num_queries <= MANY:
         return block
     chunks, rows = block.heights.shape
-    shape = (chunks * PARTS_FOR_FEW, rows // PARTS_FOR_FEW)
+    shape = (chunks * PARTS, rows // PARTS)
     return Block(block.vectors.reshape(*shape, -1), block.heights.reshape(shape))
 
 

@@ -54,10 +54,8 @@ def build_index(
     Memory while building: the rows, n (20 M + 4) bytes, and 40 n d / M bytes for a tree at a time.
     Raises: ValueError for points outside the divergence's domain or an option that cannot be.
     """
-    space, rows = Sided(get(divergence), side), points
-    rows = _rows(space, points)
-    if leaf_size < 1:
-        raise ValueError(f"build_index needs leaf_size >= 1; got {leaf_size}.")
+    space = Sided(get(divergence), side)
+    rows = checked_rows(points, space, num_parts=num_parts, leaf_size=leaf_size)
     if path is not None:
         store.require_free(path)
     rng = np.random.default_rng(seed)
@@ -96,7 +94,7 @@ def search(
     Raises: ValueError unless 1 <= k <= n and queries fit the index.
     """
     q = index.coordinates(np.asarray(queries))
-    _check(index, k, p, filter, bound, calibration)
+    check_search(index, k, p=p, filter=filter, bound=bound, calibration=calibration)
     if calibration is not None and p is not None:
         filter, bound = calibration.filter, calibration.bound
     elif filter == "auto":
@@ -164,14 +162,12 @@ def calibrate(
     needed; else the answer is exact. Raises: ValueError as `search`, and for other filters.
     """
     choose("filter with a calibration", filter, dict.fromkeys(("paper", "sums")))
-    _check(index, k, None, filter, bound, None)
+    check_search(index, k, filter=filter, bound=bound)
     bound = bound or ("ball" if filter == "paper" else "box")
     q = index.coordinates(np.asarray(queries))
     exact = [_filtered(index, row, k, None, "sums", "box", None)[0] for row in q]
     if filter == "sums":
-        scores = [
-            approximate.summed_score(index, *pair, bound) for pair in zip(q, exact, strict=True)
-        ]
+        score = lambda row, near: approximate.summed_score(index, row, near, bound)
     else:
         score = functools.partial(approximate.radius_score, index)
     return Calibration(filter, bound, k, np.array([*map(score, q, exact)]))
@@ -229,11 +225,20 @@ def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> Breg
     return index.with_shares(planning.measured_shares(index, queries))
 
 
-def _rows(space: Sided, points: ArrayLike) -> Float[np.ndarray, "n d"]:
-    """Checked points in the coordinates of the divergence; as they are if those are the same."""
+def checked_rows(
+    points: ArrayLike, space: Sided, *, num_parts: int | None = None, leaf_size: int = 64
+) -> Float[np.ndarray, "n d"]:
+    """Points in the coordinates of the divergence; as they are if those are the same.
+
+    Raises: ValueError for whatever an index cannot be built with.
+    """
+    if leaf_size < 1:
+        raise ValueError(f"build_index needs leaf_size >= 1; got {leaf_size}.")
     points = points if isinstance(points, np.ndarray) else np.asarray(points)
     if points.ndim != 2 or not len(points):
         raise ValueError(f"an index needs points (n, d), at least one; got {points.shape}.")
+    if num_parts is not None:
+        partition.check_num_parts(points.shape[1], num_parts)
     rows = space.divergence.check_points(points, side=space.side)
     if space.divergence.transform is not None:
         return np.asarray(space.divergence.coordinates(rows.astype(np.float64)))
@@ -245,11 +250,25 @@ def _sample(rows: Float[np.ndarray, "n d"], rng: np.random.Generator) -> Float[n
     return np.asarray(rows[np.sort(few)], np.float64)
 
 
-def _check(index, k, p, filter, bound, calibration) -> None:
-    if not (isinstance(k, int | np.integer) and 1 <= k <= index.num_points):
-        raise ValueError(f"k needs to be a whole number in [1, {index.num_points}]; got {k}.")
+def check_probability(p: float | None) -> None:
+    """Raises ValueError unless p is None or in (0, 1]."""
     if p is not None and not 0 < p <= 1:
         raise ValueError(f"p needs to be in (0, 1]; got {p}.")
+
+
+def check_search(
+    index: BregmanIndex,
+    k: int,
+    *,
+    p: float | None = None,
+    filter: str = "auto",
+    bound: str | None = None,
+    calibration: Calibration | None = None,
+) -> None:
+    """Raises ValueError for whatever a search cannot be made with."""
+    if not (isinstance(k, int | np.integer) and 1 <= k <= index.num_points):
+        raise ValueError(f"k needs to be a whole number in [1, {index.num_points}]; got {k}.")
+    check_probability(p)
     choose("filter", filter, dict.fromkeys(FILTERS))
     if bound is not None:
         choose("bound", bound, BOUNDS)

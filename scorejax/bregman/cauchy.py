@@ -3,7 +3,7 @@
 
 For any two places m and w, D(x, q) = D(x, w) + D(m, q) - D(m, w) + <u, v> with u = affine(x) -
 affine(m) and v = slope(w) - slope(q), and |<u, v>| <= |u| |v|. A point so enters a bound with two
-numbers a part, which are computed once: arXiv:2006.00227, Theorem 1, is the case without m and w
+numbers a part, which are computed once: the bound of arXiv:2006.00227 is the case without m and w
 ("none"). The freedom in them, the gauge, is not in the paper; where points lie above m and queries
 below w ("corner"), the bound is exact for parts of one coordinate.
 """
@@ -126,7 +126,7 @@ def query_terms(space: Sided, gauge: Gauge, q: Float[np.ndarray, "d"]) -> QueryT
 
 @np.errstate(all="ignore")
 def point_tuples(space: Sided, gauge: Gauge, x: Float[np.ndarray, "n d"], parts: Parts):
-    """The tuples of points (Algorithm 1 of the paper), 4096 rows at a time."""
+    """The tuples of points, 4096 rows at a time."""
     values, sizes = np.empty((len(x), len(parts), 2)), np.zeros((2, len(parts)))
     for start in range(0, len(x), 4096):
         block = slice(start, start + 4096)
@@ -145,7 +145,7 @@ def point_tuples(space: Sided, gauge: Gauge, x: Float[np.ndarray, "n d"], parts:
 def query_tuple(
     space: Sided, gauge: Gauge, q: Float[np.ndarray, "d"], parts: Parts, points: PointTuples
 ) -> QueryTuple:
-    """The tuple of a query (Algorithm 2 of the paper)."""
+    """The tuple of a query."""
     terms, v, extents = query_terms(space, gauge, q)
     by_part = lambda function: np.array([function(part) for part in parts])
     norms = by_part(lambda part: norm(v[part]))
@@ -157,7 +157,7 @@ def query_tuple(
 
 @np.errstate(all="ignore")
 def bounds(points: Float[np.ndarray, "n parts 2"], query: QueryTuple) -> Bounds:
-    """Upper and lower bounds of the divergence in each part (Theorem 1), safe against rounding.
+    """Upper and lower bounds of the divergence in each part, safe against rounding.
 
     What overflows bounds nothing: infinity above, zero below.
     """

@@ -23,7 +23,7 @@ from scorejax.bregman.divergences import Divergence, get, points_come_first
 from scorejax.bregman.ranking import Neighbours
 from scorejax.bregman.three_point import Frame, QueryForm, frame_about_mean
 
-BLOCK_ROWS = 65536
+BLOCK_ROWS = 2**18
 MAX_TILE = 256
 """Queries in one product: more would not be faster, and take more memory."""
 GATHER_BYTES = 2**26
@@ -103,7 +103,7 @@ def search(index: ExactIndex, queries: Float[ArrayLike, "q d"], k: int) -> Neigh
     """The k points of smallest divergence for each query, nearest first, ties by number.
 
     Memory beside the index: on a device 4 t (n_B / 8 + 8 m d) bytes for a tile of t <= 256 queries,
-    blocks of n_B rows and m candidates, k + max(6, k / 8) or a few more; on the host 32 q m bytes
+    blocks of n_B rows and m = 2 k + 12 candidates or a few more; on the host 32 q m bytes
     and 32 MiB, and n_B t bytes where rounding calls for a second scan.
     Raises: ValueError unless 1 <= k <= n and queries have as many columns and lie in the domain.
     """
@@ -119,7 +119,10 @@ def search(index: ExactIndex, queries: Float[ArrayLike, "q d"], k: int) -> Neigh
     bounded = np.flatnonzero(form.representable() & index.frame.representable())
     if len(bounded):
         part = form.take(bounded)
-        rows, bound = _candidates(index, part, _num_candidates(k, num_points))
+        scores, rows, bound = _candidates(index, part, _num_candidates(k, num_points))
+        # Of two scores this far apart the larger belongs to the farther point, for certain.
+        certain = scores[:, k - 1] + 2 * part.slack / part.scales
+        rows = np.where(scores <= certain[:, None], rows, num_points)
         best.put(bounded, ranking.rank(index, queries[bounded], rows, k))
         # No other point is nearer than this; one as near might still come first by its number.
         floor = part.scales * bound + part.offsets - part.slack
@@ -133,8 +136,8 @@ def search(index: ExactIndex, queries: Float[ArrayLike, "q d"], k: int) -> Neigh
 
 def _candidates(
     index: ExactIndex, form: QueryForm, num: int
-) -> tuple[Int[np.ndarray, "q m"], Float[np.ndarray, "q"]]:
-    """Rows of the smallest scores, n where there is none, and a bound of all other scores."""
+) -> tuple[Float[np.ndarray, "q m"], Int[np.ndarray, "q m"], Float[np.ndarray, "q"]]:
+    """The smallest scores in order, their rows or n for none, and a bound of all others."""
     num_points, dim = index.points.shape
     tile = _tile(len(form.scales), num, dim)
     scores = np.full((len(form.scales), 0), np.inf, np.float32)
@@ -147,11 +150,11 @@ def _candidates(
         scores = np.concatenate([scores, new[0]], axis=1)
         rows = np.concatenate([rows, new[1] + start], axis=1)
         bound = np.minimum(bound, new[2])
-        if scores.shape[1] > num:
-            order = np.argpartition(scores, num, axis=1)
-            bound = np.minimum(bound, np.take_along_axis(scores, order[:, num:], 1).min(axis=1))
-            scores, rows = (np.take_along_axis(a, order[:, :num], axis=1) for a in (scores, rows))
-    return np.where(np.isfinite(scores), rows, num_points), bound
+        order = np.argsort(scores, axis=1)
+        scores, rows = (np.take_along_axis(array, order, axis=1) for array in (scores, rows))
+        bound = np.minimum(bound, np.min(scores[:, num:], axis=1, initial=np.inf))
+        scores, rows = scores[:, :num], rows[:, :num]
+    return scores, np.where(np.isfinite(scores), rows, num_points), bound
 
 
 def _add_all_within(
@@ -222,8 +225,8 @@ def _rows_at_a_time(points: np.ndarray) -> int:
 
 
 def _num_candidates(k: int, num_points: int) -> int:
-    """k and a few more, a multiple of 8: each size is compiled for."""
-    return min(-(-(k + max(6, k // 8)) // 8) * 8, num_points)
+    """Enough that a second scan is rare, a multiple of 8: each size is compiled for."""
+    return min(-(-(2 * k + 12) // 8) * 8, num_points)
 
 
 def _tile(num_queries: int, num: int, dim: int) -> int:

@@ -2,7 +2,7 @@
 """Filter and refine: three ways to find few candidates that hold the nearest neighbours.
 
 "paper": a point is left out if in every part it is farther than the upper bound there of the point
-with the k-th smallest upper bound in all (arXiv:2006.00227, Theorem 3). "seed": the same with any
+with the k-th smallest upper bound in all (arXiv:2006.00227). "seed": the same with any
 radii that sum to at least tau, where tau is the k-th smallest divergence of some points at hand; it
 is so much smaller than an upper bound that this pays. "sums": a point is left out if the lower
 bounds of its leaves, summed over parts, exceed tau. If all of them exceed their radii, so does the
@@ -182,7 +182,7 @@ def by_paper_radii(
     bound: str,
     shrink: float | None = None,
 ) -> None:
-    """The union over parts of what is within the searching bounds (Algorithms 4 and 5).
+    """The union over parts of what is within the searching bounds.
 
     With `shrink`, radii are smaller and the answer is approximate.
     """

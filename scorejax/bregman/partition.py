@@ -4,7 +4,7 @@
 Correlated coordinates belong into different parts, so that the parts' candidates coincide and their
 union is small: PCCP. The number of parts balances bounds, which tighten as there are more, against
 the work that each costs: with a mean bound A alpha^M there is an optimum in closed form.
-Source: arXiv:2006.00227, Sections 5 and 6.
+Source: arXiv:2006.00227.
 """
 
 import math
@@ -19,7 +19,7 @@ Part = Int[np.ndarray, "p"]
 
 def contiguous(num_columns: int, num_parts: int) -> list[Part]:
     """Coordinates in their order, cut into parts of nearly one size."""
-    _check_num_parts(num_columns, num_parts)
+    check_num_parts(num_columns, num_parts)
     return np.array_split(np.arange(num_columns), num_parts)
 
 
@@ -30,7 +30,7 @@ def pccp(x: Float[np.ndarray, "n d"], num_parts: int, *, rng: np.random.Generato
     the largest absolute correlation with any member. Each part takes one column of every group.
     """
     num_columns = x.shape[1]
-    _check_num_parts(num_columns, num_parts)
+    check_num_parts(num_columns, num_parts)
     groups = _correlated_groups(absolute_correlation(x), num_parts, rng)
     parts = [[] for _ in range(num_parts)]
     for group in groups:
@@ -105,6 +105,7 @@ def _correlated_groups(correlation: np.ndarray, size: int, rng: np.random.Genera
     return groups
 
 
-def _check_num_parts(num_columns: int, num_parts: int) -> None:
+def check_num_parts(num_columns: int, num_parts: int) -> None:
+    """Raises ValueError unless there is a column for every part."""
     if not 1 <= num_parts <= num_columns:
         raise ValueError(f"num_parts needs to be in [1, {num_columns}]; got {num_parts}.")

@@ -16,19 +16,22 @@ from scorejax.bregman import partition
 from scorejax.bregman.cauchy import GAUGES, bounds, make_gauge, point_tuples, query_tuple
 from scorejax.bregman.filters import Nearest, PageReader, by_summed_bounds
 from scorejax.bregman.index import BregmanIndex, Shares
+from scorejax.bregman.row_scan import QUERIES
 from scorejax.bregman.sided import Sided
 
 LARGEST_SHARE = 0.3
 """Of candidates or pages, beyond which a filter does not pay."""
 MOST_PARTS = 32
-MODEL_QUERIES, MEASURED_QUERIES = 50, 16
+MODEL_QUERIES, MEASURED_QUERIES = 50, 8
 
-# Seconds on one core of a 2 GHz server with 2 cores, 2026-11: of what a query costs a filter at the
-# least, a divergence of one coordinate, looking a leaf up, and of the scan a multiplication and
-# taking a number to float64. The last is what a disk takes for a byte in order.
+# Seconds on one core of a shared server, 2026-11. For a filter: of a query and of a part of it at
+# the least, of a divergence of one coordinate, of looking a leaf up. They foretold 17, 13 and 24 ms
+# where 13, 11 and 21 were measured.
 SECONDS_A_QUERY, SECONDS_A_PART = 3e-4, 1e-4
 SECONDS_A_COORDINATE, SECONDS_A_LOOKUP = 4e-8, 3e-9
-SECONDS_A_PRODUCT, SECONDS_A_NUMBER, SECONDS_A_BYTE = 1.5e-10, 2e-9, 5e-10
+# For the scan: of a number taken to float64 and centred, once for all queries, of a product, of a
+# row for each query; and of a byte that a disk reads in order.
+SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_ROW, SECONDS_A_BYTE = 2e-8, 2e-10, 1e-8, 5e-10
 
 
 def example_queries(
@@ -101,22 +104,23 @@ def measured_num_parts(
 
 
 def measured_shares(index: BregmanIndex, queries: Float[np.ndarray, "q d"]) -> Shares:
-    """The shares of candidates and pages that summed bounds leave, for k = 1, 10 and 100."""
+    """The shares of candidates and pages that summed bounds leave, for k = 1, 10 and 100.
+
+    Once they are too large for a filter, those of larger k are taken for 1 and not measured.
+    """
     sizes = sorted({min(k, index.num_points) for k in (1, 10, 100)})
-    shares = np.empty((len(sizes), len(queries), 2))
+    shares = np.ones((len(sizes), 2))
     for i, k in enumerate(sizes):
-        for j, q in enumerate(queries):
-            reader = PageReader(index.rows)
-            by_summed_bounds(index, q, reader, Nearest(k, index.ids), k, bound="box")
-            shares[i, j] = reader.num_candidates, reader.num_pages
-    candidates, pages = np.moveaxis(shares.mean(axis=1), 1, 0)
-    return Shares(np.array(sizes), candidates / index.num_points, pages / index.rows.num_pages)
+        shares[i] = _mean_shares(index, queries, k)
+        if shares[i, 0] > LARGEST_SHARE:
+            break
+    return Shares(np.array(sizes), shares[:, 0], shares[:, 1])
 
 
 def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
     """Whether summed bounds are expected to answer sooner than a scan of all rows."""
     candidates, pages = index.shares.at(k)
-    if candidates > LARGEST_SHARE or pages > LARGEST_SHARE:
+    if candidates > LARGEST_SHARE or (index.path is not None and pages > LARGEST_SHARE):
         return False
     return filter_seconds(index, candidates) < scan_seconds(index, num_queries)
 
@@ -134,11 +138,22 @@ def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
 
 def scan_seconds(index: BregmanIndex, num_queries: int) -> float:
     """What a query is expected to take with a scan, of which reading is shared among queries."""
-    numbers = index.num_points * index.num_columns
-    reading = SECONDS_A_NUMBER if index.space.data_first else SECONDS_A_COORDINATE
+    # For query_first, a gradient of every coordinate as well.
+    reading = SECONDS_A_NUMBER if index.space.data_first else 3 * SECONDS_A_NUMBER
     if index.path is not None:
         reading += SECONDS_A_BYTE * index.rows.records.itemsize
-    return numbers * (SECONDS_A_PRODUCT + reading / max(1, min(num_queries, 64)))
+    number = SECONDS_A_PRODUCT + reading / max(1, min(num_queries, QUERIES))
+    return index.num_points * (SECONDS_A_ROW + index.num_columns * number)
+
+
+def _mean_shares(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> tuple:
+    counts = np.empty((len(queries), 2))
+    for count, q in zip(counts, queries, strict=True):
+        reader = PageReader(index.rows)
+        by_summed_bounds(index, q, reader, Nearest(k, index.ids), k, bound="box")
+        count[:] = reader.num_candidates, reader.num_pages
+    candidates, pages = counts.mean(axis=0)
+    return candidates / index.num_points, pages / index.rows.num_pages
 
 
 def _upper_bounds(space, x, queries, parts, gauge) -> Float[np.ndarray, "q n"]:

@@ -66,17 +66,16 @@ def rank(
 ) -> Best:
     """The k nearest of each query's own candidate rows; a row n or beyond is none."""
     best = Best.none(len(queries), k)
-    step = max(1, PIECE // (rows.shape[1] * queries.shape[1]))
-    for start in range(0, len(queries), step):
-        part = slice(start, start + step)
-        distances = _distances(
-            index, queries[part, None], np.minimum(rows[part], len(index.points) - 1)
-        )
-        distances = np.where(rows[part] < len(index.points), distances, np.inf)
-        order = np.lexsort((rows[part], distances))[:, :k]
-        best.ids[part] = np.take_along_axis(rows[part], order, axis=1)
-        best.distances[part] = np.take_along_axis(distances, order, axis=1)
-    best.candidates += (rows < len(index.points)).sum(axis=1)
+    distances = np.full(rows.shape, np.inf)
+    which, place = np.nonzero(rows < len(index.points))
+    step = max(1, PIECE // queries.shape[1])
+    for start in range(0, len(which), step):
+        part = which[start : start + step], place[start : start + step]
+        distances[part] = _distances(index, queries[part[0]], rows[part])
+    order = np.lexsort((rows, distances))[:, :k]
+    best.ids[:] = np.take_along_axis(rows, order, axis=1)
+    best.distances[:] = np.take_along_axis(distances, order, axis=1)
+    best.candidates += np.bincount(which, minlength=len(queries))
     return best
 
 

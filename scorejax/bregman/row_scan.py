@@ -49,10 +49,8 @@ def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> lis
 def _products(index, x, block, forms):
     """Divergences (q, rows) by the inner product, and bounds of their rounding errors."""
     terms, vectors, extents = (np.stack(field) for field in zip(*forms, strict=True))
-    own, lengths = (
-        index.tuples.values[block].sum(axis=1)[:, 0],
-        norm(index.tuples.values[block, :, 1]),
-    )
+    values = index.tuples.values[block]
+    own, lengths = values[..., 0].sum(axis=1), norm(values[..., 1])
     middle = vectors @ point_vectors(index.space, index.gauge, x).T
     middle += own
     middle += terms.sum(axis=(1, 2))[:, None]

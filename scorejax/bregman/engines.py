@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One face for both engines: the scan of points in memory, and the index of trees, also on disk."""
+
+import os
+from typing import Any
+
+from jax.typing import ArrayLike
+from jaxtyping import Float
+
+from scorejax.bregman import brepartition, exact
+from scorejax.bregman.divergences import Divergence
+from scorejax.bregman.index import BregmanIndex
+from scorejax.bregman.ranking import Neighbours
+
+
+def build_index(
+    points: Float[ArrayLike, "n d"],
+    divergence: str | Divergence = "squared_euclidean",
+    *,
+    num_parts: int | None = None,
+    leaf_size: int = 64,
+    path: str | os.PathLike | None = None,
+    **options: Any,
+) -> exact.ExactIndex | BregmanIndex:
+    """An index of points: BrePartition's if it is to be on disk or in parts, else the exact scan.
+
+    `options` are those of `exact.build_index` or `brepartition.build_index`. Raises: as they do.
+    """
+    if path is None and num_parts is None:
+        return exact.build_index(points, divergence, **options)
+    return brepartition.build_index(
+        points, divergence, num_parts=num_parts, leaf_size=leaf_size, path=path, **options
+    )
+
+
+def search(
+    index: exact.ExactIndex | BregmanIndex,
+    queries: Float[ArrayLike, "q d"],
+    k: int,
+    *,
+    p: float | None = None,
+    **options: Any,
+) -> Neighbours:
+    """The k nearest points of each query: exact, or all of them with probability p or more.
+
+    The scan is exact whatever p is. Raises: as `exact.search` or `brepartition.search`.
+    """
+    brepartition.check_probability(p)
+    if isinstance(index, exact.ExactIndex):
+        return exact.search(index, queries, k, **options)
+    return brepartition.search(index, queries, k, p=p, **options)

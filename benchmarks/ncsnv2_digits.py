@@ -102,27 +102,31 @@ def main() -> None:
     print(f"bits/dim {bits[0]:.3f} ± {bits[1]:.3f}", flush=True)
     print("| samples | " + " | ".join(SAMPLE_COLUMNS) + " |", flush=True)
     print("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
-    methods = {
-        "annealed Langevin": over_seeds(runs),
-        "without the last denoising step": over_seeds(runs, {"denoise": False}),
-        "4: a fifth of the step size": over_seeds(runs, {"step_size": fifth(runs)}),
-        "predictor-corrector": over_seeds(runs, name="pc", nfe=221),
-    }
+    config, _ = load(runs / SEEDS[0])
+    show("annealed Langevin", over_seeds(runs))
+    show("without the last denoising step", over_seeds(runs, {"denoise": False}))
+    show("4: a fifth of the step size", over_seeds(runs, {"step_size": fifth(config)}))
+    show("predictor-corrector", over_seeds(runs, name="pc", nfe=221))
     for label, name in LEFT_OUT.items():
-        row = samples(*load(runs / name))
-        methods[label] = {column: (row[column], float("nan")) for column in SAMPLE_COLUMNS}
-    config, variables = load(runs / SEEDS[0], raw=True)
-    row = samples(config, variables)
-    methods["5: no moving average"] = {c: (row[c], float("nan")) for c in SAMPLE_COLUMNS}
-    for label, row in methods.items():
-        cells = [f"{m:.3f}" + ("" if np.isnan(h) else f" ± {h:.3f}") for m, h in row.values()]
-        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+        show(label, once(*load(runs / name)))
+    show("5: no moving average", once(*load(runs / SEEDS[0], raw=True)))
     print(brightness(runs, out))
 
 
-def fifth(runs: pathlib.Path) -> float:
+def once(config, variables) -> dict[str, tuple[float, float]]:
+    """The columns of one run, without an interval."""
+    row = samples(config, variables)
+    return {column: (row[column], float("nan")) for column in SAMPLE_COLUMNS}
+
+
+def show(label: str, row: dict[str, tuple[float, float]]) -> None:
+    cells = [f"{m:.3f}" + ("" if np.isnan(h) else f" ± {h:.3f}") for m, h in row.values()]
+    print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+
+
+def fifth(config) -> float:
     """A fifth of the step size that technique 4 chooses."""
-    return ncsnv2.chain_options(load(runs / SEEDS[0])[0])["step_size"] / 5
+    return ncsnv2.chain_options(config)["step_size"] / 5
 
 
 if __name__ == "__main__":

@@ -5,7 +5,15 @@ python -m launch.sample --workdir=runs/digits --num=64 --sampler=pc
 python -m launch.sample --workdir=runs/digits --sampler=ode --out=runs/digits/ode
 python -m launch.sample --workdir=runs/digits --sampler=heun --nfe=35
 python -m launch.sample --workdir=runs/digits --classifier=runs/guide --label=3
+python -m launch.sample --workdir=runs/nuclei --images=my/sections
+
+With --images a model that segments, such as bionet, does so with every picture of a folder. In the
+folder <out> there are then, for picture.png, picture_mask.png, black and white,
+picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png.
 """
+
+import pathlib
+import sys
 
 from absl import flags
 
@@ -24,6 +32,10 @@ NFE = flags.DEFINE_integer("nfe", 0, "Instead: at most so many network calls.", 
 CLASSIFIER = flags.DEFINE_string("classifier", "", "A run of noisy_classifier that guides.")
 LABEL = flags.DEFINE_integer("label", None, "The class that it guides to.", lower_bound=0)
 GUIDANCE = flags.DEFINE_float("guidance", 1.0, "How strongly; 1 is Bayes' rule.", lower_bound=0)
+IMAGES = flags.DEFINE_string("images", "", "A folder of pictures to segment.")
+DAMAGED = flags.DEFINE_enum(
+    "damaged", "raise", ["raise", "skip"], "What to do with pictures that cannot be read."
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "At most so many at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
 STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
@@ -33,6 +45,8 @@ OUT = flags.DEFINE_string("out", "", "Path without ending; <workdir>/samples by 
 def prepare() -> command.Job:
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
     config = command.saved_config(WORKDIR.value)
+    if IMAGES.value:
+        return prepare_segmentation(config)
     import numpy as np
 
     from scorejax import systems
@@ -56,6 +70,34 @@ def prepare() -> command.Job:
         pictures.save_png(f"{out}.png", pictures.image_grid(drawn["image"][:100]))
         nfe = drawn["nfe"].mean()
         print(f"{NUM.value} samples, {nfe:.0f} evaluations each: {out}.png, {out}.npz")
+
+    return job
+
+
+def prepare_segmentation(config) -> command.Job:
+    """Masks of the pictures in a folder. Raises: ValueError, also for a damaged picture."""
+    from scorejax import systems
+    from scorejax.evaluate import segmented_folder
+
+    segment = systems.capability(config, "segmenter")(config)
+    found = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
+    restored = command.restore(WORKDIR.value, STEP.value)
+
+    def job() -> None:
+        import tqdm
+
+        from scorejax.data.picture_files import load_image
+
+        out = pathlib.Path(command.output(OUT.value, WORKDIR.value, "segmented"))
+        variables = restored.params, restored.model_state
+        out.mkdir(exist_ok=True)
+        for path in tqdm.tqdm(found.paths, unit=" pictures", file=sys.stderr, disable=None):
+            image = load_image(path)
+            instances = segment(variables, image).instances
+            segmented_folder.save(out / path.stem, image, instances)
+        for line in found.skipped:
+            print(f"left out: {line}")
+        print(f"{len(found.paths)} pictures segmented: {out}")
 
     return job
 

@@ -17,6 +17,7 @@ from scorejax.models import bionet
 from scorejax.models.bionet import BiONet, Unit, keras_bionet, torch_bionet
 from scorejax.models.convolution import conv
 from tests.bionet_reference import PlainUNet, Reference, spread
+from tests.published_files import Stored, torch_zip
 from tests.random_variables import random_variables
 
 BIONET = "bionet/bionet"
@@ -320,6 +321,14 @@ def test_widths_are_those_of_the_tensors_and_another_multiplier_is_said():
     older = {name: a for name, a in random_state(1).items() if not name.endswith("tracked")}
     counts = interop.load_torch(BIONET, older, **hyper(1))[1]["batch_stats"]
     assert counts["pre_0"]["norm_0"]["count"] == 0
+
+
+def test_a_checkpoint_of_the_official_script_is_read(tmp_path):
+    stored = {name: Stored(tensor) for name, tensor in random_state(1).items()}
+    path = tmp_path / "iter_1_mul_0.125_best_weights.pt"
+    path.write_bytes(torch_zip({"state_dict": stored}))
+    loaded = interop.load_checkpoint(BIONET, path, averaged=False, **hyper(1))[1]
+    jax.tree.map(np.testing.assert_array_equal, loaded, load(1)[1])
 
 
 @pytest.mark.slow

@@ -105,7 +105,8 @@ def get_config(experiment, variant):
 
 def test_no_config_is_forgotten_here():
     files = {path.stem for path in (ROOT / "configs" / "score_sde").glob("*.py")}
-    assert files - {"family"} == {name.split(".")[-1] for name in EXPERIMENTS} | set(OFFICIAL)
+    files -= {"family", "digits_recurrent"}  # which is in test_recurrent_ncsnpp.py
+    assert files == {name.split(".")[-1] for name in EXPERIMENTS} | set(OFFICIAL)
 
 
 def test_ddpm_is_counted_as_its_authors_count():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published checkpoints, read as data: whatever is in a file, nothing of it is executed.
 
-Known layouts, told apart by their content: `.pth` of the PyTorch score-SDE code and of NCSNv2,
-msgpack of the JAX score-SDE code, pickles of EDM, and bare state dictionaries in `.pth` or
+Known layouts, told apart by their content: `.pth` of the PyTorch score-SDE code, of NCSNv2 and of
+BiO-Net, msgpack of the JAX score-SDE code, pickles of EDM, and bare state dictionaries in `.pth` or
 `.safetensors`. No read needs more memory than a small multiple of the size of the file.
 """
 
@@ -110,6 +110,8 @@ def _from_torch(value: Any) -> Checkpoint:
         return Checkpoint("torch", raw, averaged, _count(step))
     if not isinstance(value, dict):
         raise ValueError(f"a {type(value).__name__} where a checkpoint holds a mapping.")
+    if isinstance(value.get("state_dict"), dict):  # BiO-Net
+        return Checkpoint("torch", _state_dict(value["state_dict"]), None)
     if not isinstance(value.get("model"), dict):
         return Checkpoint("torch", _state_dict(value), None)
     raw, averaged = _state_dict(value["model"]), None

@@ -7,10 +7,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from scorejax.choices import choose, require
+from scorejax.choices import choose, require, require_keys
 from scorejax.models import refinenet
 from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp, require_halvings
+from scorejax.models.recurrent_ncsnpp import Recurrent, RecurrentPass
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -19,6 +20,9 @@ NCSNPP_OPTIONS = (
     "embedding_type", "fourier_scale", "resblock_type", "resamp_with_conv", "fir", "progressive",
     "progressive_input", "progressive_combine", "skip_rescale", "init_scale", "dtype", "remat",
 )  # fmt: skip
+
+RECURRENT_OPTIONS = ("recurrence",)
+"""What the recurrent network has beside those."""
 
 REFINENET_OPTIONS = ("nf", "centered", "num_scales", "dtype", "remat")
 REFINENETS = {
@@ -48,12 +52,12 @@ def build_refinenet(name: str, image_size: int, options: Mapping[str, Any]) -> r
     return network.clone(**given)
 
 
-def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCSNpp:
+def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCSNpp | Recurrent:
     """The network `name` for square images; options it does not know are left alone.
 
     Raises: ValueError for an unknown name, or options that are impossible for this size.
     """
-    return choose("model", name, {"ncsnpp": _ncsnpp, "ddpm": _ddpm})(image_size, options)
+    return choose("model", name, NETWORKS)(image_size, options)
 
 
 def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
@@ -86,3 +90,13 @@ def _ddpm(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
                 f"model 'ddpm' has {option}={DDPM.keywords[option]!r}; got {options[option]!r}"
             )
     return _ncsnpp(image_size, options).clone(num_groups=DDPM.keywords["num_groups"])
+
+
+def _recurrent(image_size: int, options: Mapping[str, Any]) -> Recurrent:
+    require_keys(options, RECURRENT_OPTIONS)
+    given = _ncsnpp(image_size, options)
+    fields = {option: getattr(given, option) for option in NCSNPP_OPTIONS}
+    return Recurrent(RecurrentPass(**fields), recurrence=options["recurrence"])
+
+
+NETWORKS = {"ncsnpp": _ncsnpp, "ddpm": _ddpm, "recurrent_ncsnpp": _recurrent}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of pictures in, masks, numbered instances and overlays of each out."""
+
+import collections
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from scorejax.choices import unknown
+from scorejax.data.picture_files import load_image
+from scorejax.data.segmentation_folders import images
+from scorejax.evaluate import segmentation_pictures
+from scorejax.evaluate.atomic import written_whole
+from scorejax.evaluate.pictures import save_png
+
+MOST_INSTANCES = 2**16 - 1
+
+
+class Readable(NamedTuple):
+    """The pictures of a folder that can be read, by name, and a line for each that cannot."""
+
+    paths: tuple[pathlib.Path, ...]
+    skipped: tuple[str, ...]
+
+
+def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
+    """Reads every picture once, so that a damaged one is known before a long computation.
+
+    With `damaged` "skip" it is left out, with "raise" it is an error.
+    Raises: ValueError, one line, also for a folder without pictures, and where two pictures differ
+    in their endings alone, since what is written would have one name.
+    """
+    if damaged not in ("raise", "skip"):
+        raise unknown("way with damaged files", damaged, ("raise", "skip"))
+    paths, kept, skipped = images(folder), [], []
+    stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{folder} needs pictures of different names; got {count} of {stem!r}.")
+    for path in paths:
+        try:
+            load_image(path)
+        except ValueError as error:
+            if damaged == "raise":
+                raise
+            skipped.append(str(error))
+        else:
+            kept.append(path)
+    if not kept:
+        raise ValueError(f"{folder} has no picture that can be read; the first: {skipped[0]}")
+    return Readable(tuple(kept), tuple(skipped))
+
+
+def save(
+    stem: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], instances: Int[np.ndarray, "h w"]
+) -> None:
+    """Writes <stem>_mask.png, <stem>_instances.png, of 16 bits, and <stem>_overlay.png.
+
+    Raises: ValueError for more instances than 16 bits can number.
+    """
+    if instances.max(initial=0) > MOST_INSTANCES:
+        raise ValueError(f"{stem}: 16 bits number {MOST_INSTANCES}; got {instances.max()}.")
+    save_png(f"{stem}_mask.png", segmentation_pictures.mask_picture(instances))
+    save_png(f"{stem}_overlay.png", segmentation_pictures.overlay(image, instances))
+    with written_whole(pathlib.Path(f"{stem}_instances.png")) as file:
+        Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The score U-Net run several times, what it decoded going back into its encoder.
+
+The idea of BiO-Net (arXiv:2007.00243) in a score network. All passes have the same weights. At each
+level of the encoder the features behind the first block are joined, by a linear map of the
+channels, with what the pass before decoded there; the first pass joins them to themselves, as in
+BiO-Net. Instead of normalisations of its own a pass has a number, which is embedded and added to
+the embedding of the noise level: group normalisation keeps nothing from pass to pass, and
+statistics over a batch would mix its noise levels. The number of parameters does not depend on the
+number of passes.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from scorejax.models.layers import Conv, dense, sinusoidal_embedding
+from scorejax.models.ncsnpp import NCSNpp, require_halvings
+from scorejax.random import Rng
+
+Levels = list[Array]
+"""Decoded features of each level, the finest first."""
+
+
+class RecurrentPass(NCSNpp):
+    """One pass of a conditional NCSN++ without pyramids: its output, and what it decoded.
+
+    `backward` is what the pass before decoded, or None for the first; `number` counts from 0.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.conditional or self.progressive != "none":
+            raise ValueError(
+                "a recurrent NCSN++ needs conditional=True and progressive='none'; got "
+                f"conditional={self.conditional}, progressive={self.progressive!r}"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        label: Array,
+        backward: Levels | None,
+        number: int,
+        *,
+        dropout_rng: Rng | None = None,
+    ) -> tuple[Float[Array, "b h w c"], Levels]:
+        require_halvings(x.shape, len(self.ch_mult) - 1)
+        temb = self._embed(label) + self._embed_number(number)
+        if not self.centered:
+            x = 2 * x - 1
+        h, skips = self._encode_joined(x, temb, dropout_rng, backward)
+        h = self._middle(h, temb, dropout_rng)
+        levels = self._decode_levels(h, skips, temb, dropout_rng)
+        return self._head(levels[0], x.shape[-1], name="out"), levels
+
+    def _embed_number(self, number: int) -> Float[Array, "1 e"]:
+        embedding = sinusoidal_embedding(jnp.full(1, number, jnp.float32), self.nf)
+        return dense(4 * self.nf, name="pass")(embedding)
+
+    def _encode_joined(
+        self, x: Array, temb: Array, rng: Rng | None, backward: Sequence[Array] | None
+    ) -> tuple[Array, list[Array]]:
+        """As `_encode`, with the features of each level joined to what was decoded there."""
+        pyramid = x
+        h = Conv(self.nf, dtype=self.dtype, name="conv_in")(x)
+        skips = [h]
+        for level, width in enumerate(self._widths):
+            for i in range(self.num_res_blocks):
+                h = self._block(width, name=f"down_{level}_block_{i}")(h, temb, rng)
+                if i == 0:
+                    both = jnp.concatenate([h, h if backward is None else backward[level]], -1)
+                    h = dense(width, dtype=self.dtype, name=f"down_{level}_join")(both)
+                h = self._attend(h, name=f"down_{level}_attn_{i}")
+                skips.append(h)
+            if level + 1 < len(self.ch_mult):
+                h = self._resample(h, temb, rng, up=False, name=f"down_{level}_resample")
+                h, pyramid = self._join_input(h, pyramid, name=f"down_{level}_pyramid")
+                skips.append(h)
+        return h, skips
+
+    def _decode_levels(self, h: Array, skips: list[Array], temb: Array, rng: Rng | None) -> Levels:
+        """As `_decode`, but the features of every level before they are enlarged."""
+        decoded = []
+        for level in reversed(range(len(self.ch_mult))):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self._block(self._widths[level], name=f"up_{level}_block_{i}")(h, temb, rng)
+            h = self._attend(h, name=f"up_{level}_attn")
+            decoded.insert(0, h)
+            if level:
+                h = self._resample(h, temb, rng, up=True, name=f"up_{level}_resample")
+        return decoded
+
+
+class Recurrent(nn.Module):
+    """The score network (x (b, h, w, c), label (b,)) -> what the last of its passes puts out.
+
+    `recurrence` is the number of passes.
+    """
+
+    network: RecurrentPass
+    recurrence: int = 2
+
+    def __post_init__(self) -> None:
+        if self.recurrence < 1:
+            raise ValueError(f"recurrence needs to be at least 1 pass; got {self.recurrence}")
+        super().__post_init__()
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], label: Array, *, dropout_rng: Rng | None = None
+    ) -> Float[Array, "b h w c"]:
+        backward = None
+        for number in range(self.recurrence):
+            output, backward = self.network(x, label, backward, number, dropout_rng=dropout_rng)
+        return output

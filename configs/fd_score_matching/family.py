@@ -143,6 +143,8 @@ def ncsn(dataset: str, image_size: int) -> ConfigDict:
     config.eval_examples = 1000
     config.eval_bits_examples = 0
     config.eval_samples = 64
+    config.eval_frechet_samples = 0  # for best_metric="frechet"
+    config.eval_features = ""  # of what that looks at: FID's weights, a file, or "digits"
     config.best_metric = "loss"
     return config
 

@@ -16,6 +16,7 @@ from configs.fd_score_matching import family
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.ncsn("digits", 8)
+    config.eval_features = "digits"
     config.nf = 24
     config.batch_size = 64
     config.ema_rate = 0.995

@@ -152,7 +152,8 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
         frames = langevin.annealed_langevin_frames(rng, score_fn, shape, **options)
         return model.images.to_unit(frames)
 
-    return evaluation.metrics(model, lambda v, rng, x: losses(v[0], rng, x), trajectory)
+    by_rows = lambda variables, rng, x: losses(variables[0], rng, x)
+    return evaluation.metrics(model, by_rows, trajectory, sampler(config, ""))
 
 
 def _score_fn(config: ConfigDict, sde: VESDE, network: NetworkFn) -> ScoreFn:

@@ -2,9 +2,9 @@
 """Scans of one block of points on one device: the smallest scores, or all below a threshold.
 
 A score is height_x height_q - <vector_x, vector_q>. A block is cut into chunks whose scores stay in
-the cache. Of each chunk only the minimum of every GROUP rows is kept, which costs next to nothing
-beside the product; the smallest m scores lie in the m groups of smallest minimum, and only those
-are scored again. Sorting thus sees an eighth of the numbers.
+the cache. Of each chunk only the minimum of every 8 rows is kept, and of every 64, which costs
+little beside the product. The smallest m scores lie in the m groups of smallest minimum, so sorting
+sees a 64th of the numbers, then 8 m of them, and only 8 m rows are scored again.
 """
 
 import functools
@@ -19,12 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 8
 CHUNK_ROWS = 2048
-FEW, MANY = 4, 64
-"""Up to FEW queries are bound by reading the points, and each has a product of its own."""
-PARTS = 4
-"""Into how many a chunk is cut for FEW queries or more than MANY: the first so that the second
-product finds it in the cache, the others so that the scores stay there."""
-ROW_MULTIPLE = 2 * GROUP * PARTS
+FEW, PARTS = 4, 4
+"""Up to FEW queries are bound by reading the points. Each has a product of its own, and if there
+are several a chunk is cut into PARTS, so that the second product finds its points in the cache."""
+ROW_MULTIPLE = GROUP * GROUP * PARTS
 
 
 class Block(NamedTuple):
@@ -44,7 +42,7 @@ class Smallest(NamedTuple):
 
 def block_shape(num_rows: int) -> tuple[int, int]:
     """Chunks, and rows of each, for blocks of at least num_rows rows."""
-    chunks = max(1, round(num_rows / CHUNK_ROWS))
+    chunks = -(-num_rows // CHUNK_ROWS)
     rows = -(-num_rows // (chunks * ROW_MULTIPLE)) * ROW_MULTIPLE
     return chunks, rows
 
@@ -74,22 +72,27 @@ def smallest_scores(
     chunks, rows = block.heights.shape
     stride = rows // GROUP
 
-    def minima(carry: None, chunk: Block) -> tuple[None, Array]:
-        scores = _scores(*chunk, vectors, heights)
-        return carry, jnp.min(scores.reshape(-1, GROUP, stride), axis=1)
+    def minima(carry: None, chunk: Block) -> tuple[None, tuple[Array, Array]]:
+        least = _group_minima(_scores(*chunk, vectors, heights))
+        return carry, (least, _group_minima(least))
 
-    _, least = jax.lax.scan(minima, None, block)
-    least = jnp.swapaxes(least, 0, 1).reshape(len(vectors), -1)
-    _, groups, group_bound = _least_of_many(least, num)
-    # Group g of a chunk is its rows g, g + stride, ...: minima of whole rows, in vector registers.
-    first = groups // stride * rows + groups % stride
-    members = (first[..., None] + stride * jnp.arange(GROUP)[None, None]).reshape(len(groups), -1)
+    _, (of_8, of_64) = jax.lax.scan(minima, None, block)
+    _, place, bound_64 = _least(jnp.swapaxes(of_64, 0, 1).reshape(len(vectors), -1), num)
+    chunk, first = place // (stride // GROUP), place % (stride // GROUP)
+    groups = _members(first, stride // GROUP) + (chunk * stride)[..., None]
+    groups = groups.reshape(len(vectors), -1)
+    chunk, first = groups // stride, groups % stride
+    some = of_8[chunk, jnp.arange(len(vectors))[:, None], first]
+    _, place, bound_8 = _least(some, num)
+    chunk, first = (jnp.take_along_axis(array, place, axis=1) for array in (chunk, first))
+    members = _members(first, stride) + (chunk * rows)[..., None]
+    members = members.reshape(len(vectors), -1)
     near = block.vectors.reshape(chunks * rows, -1)[members]
     products = jnp.einsum("qnd,qd->qn", near, vectors, precision=jax.lax.Precision.HIGHEST)
     again = block.heights.reshape(-1)[members] * heights[:, None] - products
     scores, order, bound = _least(again, num)
     found = jnp.take_along_axis(members, order, axis=1)
-    return Smallest(scores, found, jnp.minimum(bound, group_bound))
+    return Smallest(scores, found, jnp.minimum(bound, jnp.minimum(bound_8, bound_64)))
 
 
 @jax.jit
@@ -109,11 +112,20 @@ def at_most(
 
 
 def _cut_for(block: Block, num_queries: int) -> Block:
-    if FEW < num_queries <= MANY:
+    if not 1 < num_queries <= FEW:
         return block
     chunks, rows = block.heights.shape
     shape = (chunks * PARTS, rows // PARTS)
     return Block(block.vectors.reshape(*shape, -1), block.heights.reshape(shape))
+
+
+def _group_minima(values: Float[Array, "q n"]) -> Float[Array, "q g"]:
+    """Of groups i, i + n / 8, ...: minima of long stretches, in vector registers."""
+    return jnp.min(values.reshape(len(values), GROUP, -1), axis=1)
+
+
+def _members(group: Int[Array, "q m"], stride: int) -> Int[Array, "q m s"]:
+    return group[..., None] + stride * jnp.arange(GROUP)[None, None]
 
 
 def _scores(
@@ -127,22 +139,6 @@ def _scores(
     product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
     products = jnp.concatenate([product(factor, points.T) for factor in factors])
     return heights[:, None] * point_heights[None] - products
-
-
-def _least_of_many(values: Float[Array, "q n"], num: int) -> tuple[Array, Array, Array]:
-    """As `_least`, which it asks for the groups of smallest minimum and then for their members."""
-    size = values.shape[1]
-    if size <= 4 * GROUP * num:
-        return _least(values, num)
-    stride = -(-size // GROUP)
-    padding = ((0, 0), (0, stride * GROUP - size))
-    grouped = jnp.pad(values, padding, constant_values=jnp.inf).reshape(-1, GROUP, stride)
-    _, groups, group_bound = _least(jnp.min(grouped, axis=1), num)
-    members = (groups[:, None] + stride * jnp.arange(GROUP)[None, :, None]).reshape(len(values), -1)
-    some = jnp.take_along_axis(grouped.reshape(len(values), -1), members, axis=1)
-    least, order, bound = _least(some, num)
-    found = jnp.take_along_axis(members, order, axis=1)
-    return least, found, jnp.minimum(bound, group_bound)
 
 
 def _least(values: Float[Array, "q n"], num: int) -> tuple[Array, Array, Array]:

@@ -128,7 +128,7 @@ def search(index: ExactIndex, queries: Float[ArrayLike, "q d"], k: int) -> Neigh
         floor = part.scales * bound + part.offsets - part.slack
         short = bounded[~(floor > best.distances[bounded, -1])]
         _add_all_within(index, form.take(short), queries, short, best)
-    for query in np.setdiff1d(np.arange(len(queries)), bounded):
+    for query in np.setdiff1d(np.arange(len(queries)), bounded).tolist():
         best.reset(query)
         ranking.add(index, queries, query, np.arange(num_points), best)
     return best.neighbours()
@@ -170,7 +170,7 @@ def _add_all_within(
     limits = (best.distances[numbers, -1] + form.slack - form.offsets) / form.scales
     limits = np.nextafter(limits.astype(np.float32), np.float32(np.inf))
     tile = _tile(len(numbers), 1, index.points.shape[1])
-    for number in numbers:
+    for number in numbers.tolist():
         best.reset(number)
     padded = [np.resize(limits[i : i + tile], tile) for i in range(0, len(limits), tile)]
 
@@ -179,7 +179,7 @@ def _add_all_within(
         return [(block_scan.at_most(block, *query, limit),) for query, limit in tiles]
 
     for start, found in _ahead(index, compare):
-        for i, number in enumerate(numbers):
+        for i, number in enumerate(numbers.tolist()):
             rows = start + np.flatnonzero(found[i // tile][0][i % tile])
             ranking.add(index, queries, number, rows[rows < len(index.points)], best)
 

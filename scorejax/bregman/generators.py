@@ -17,7 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 NEAR = 0.3
-"""|t| up to which the series of `gap` is taken: 12 terms are then below 1e-17 of the first."""
+"""|t| up to which `small_gap` is taken: 12 terms are then below 1e-17 of the first."""
 
 
 def namespace(*arrays: Any) -> ModuleType:
@@ -41,13 +41,19 @@ def gap(t: ArrayLike) -> ArrayLike:
     """t - log(1 + t) with full relative precision."""
     xp = namespace(t)
     near = xp.abs(t) < NEAR
-    # log(1 + t) = 2 atanh(r) with r = t / (2 + t), and t - 2 r = r t: nothing cancels.
-    small = xp.where(near, t, 0)
-    r = small / (2 + small)
+    return xp.where(near, small_gap(xp.where(near, t, 0)), t - xp.log1p(t))
+
+
+def small_gap(t: ArrayLike) -> ArrayLike:
+    """t - log(1 + t) for |t| < NEAR, from r = t / (2 + t).
+
+    log(1 + t) = 2 atanh(r), whose series begins with 2 r, and t - 2 r = r t: nothing cancels.
+    """
+    r = t / (2 + t)
     square, series = r * r, 0.0
     for odd in range(25, 1, -2):
         series = series * square + 1 / odd
-    return xp.where(near, r * small - 2 * r * square * series, t - xp.log1p(t))
+    return r * t - 2 * r * square * series
 
 
 def square(x: ArrayLike) -> ArrayLike:
@@ -117,8 +123,8 @@ def itakura_saito(x: ArrayLike, y: ArrayLike) -> ArrayLike:
     """x / y - log(x / y) - 1."""
     xp = namespace(x, y)
     t = (x - y) / y
-    far = x / y - 1 - _log_ratio(x, y)
-    return xp.maximum(xp.where(xp.abs(t) < NEAR, gap(t), far), 0)
+    near, far = xp.abs(t) < NEAR, x / y - 1 - _log_ratio(x, y)
+    return xp.maximum(xp.where(near, small_gap(xp.where(near, t, 0)), far), 0)
 
 
 @quiet
@@ -127,8 +133,9 @@ def exponential(x: ArrayLike, y: ArrayLike) -> ArrayLike:
     xp = namespace(x, y)
     t = x - y
     excess = xp.expm1(t)
-    far = xp.exp(x) - xp.exp(y) * (1 + t)
-    return xp.maximum(xp.where(xp.abs(excess) < NEAR, xp.exp(y) * gap(excess), far), 0)
+    near, far = xp.abs(excess) < NEAR, xp.exp(x) - xp.exp(y) * (1 + t)
+    small = small_gap(xp.where(near, excess, 0))
+    return xp.maximum(xp.where(near, xp.exp(y) * small, far), 0)
 
 
 def generalized_kl(x: ArrayLike, y: ArrayLike) -> ArrayLike:
@@ -165,7 +172,7 @@ def beta(b: float, x: ArrayLike, y: ArrayLike) -> ArrayLike:
     is_near = xp.abs(t) < NEAR
     # With r = x / y: r^b - 1 - b (r - 1) = gap(r^b - 1) - b gap(r - 1).
     small = xp.where(is_near, t, 0)
-    near = y**b * (gap(xp.expm1(b * xp.log1p(small))) - b * gap(small))
+    near = y**b * (gap(xp.expm1(b * xp.log1p(small))) - b * small_gap(small))
     far = x**b + (b - 1) * y**b - b * x * y ** (b - 1)
     return xp.maximum(xp.where(is_near, near, far) / (b * (b - 1)), 0)
 
@@ -205,8 +212,8 @@ def _kl(x: ArrayLike, y: ArrayLike, difference: ArrayLike) -> ArrayLike:
     """x log(x / y) - difference, given the difference x - y, which may be known to more digits."""
     xp = namespace(x, y)
     t = -difference / x
-    far = xp.where(x == 0, 0.0, x * _log_ratio(x, y)) - difference
-    return xp.maximum(xp.where(xp.abs(t) < NEAR, x * gap(t), far), 0)
+    near, far = xp.abs(t) < NEAR, xp.where(x == 0, 0.0, x * _log_ratio(x, y)) - difference
+    return xp.maximum(xp.where(near, x * small_gap(xp.where(near, t, 0)), far), 0)
 
 
 def _log_ratio(x: ArrayLike, y: ArrayLike) -> ArrayLike:

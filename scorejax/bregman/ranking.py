@@ -2,7 +2,7 @@
 """Ranking of candidates by the divergence itself in double precision, ties by number."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -24,6 +24,7 @@ class Neighbours(NamedTuple):
     """Pages of a disk index that were read; 0 in memory."""
 
 
+@runtime_checkable
 class Points(Protocol):
     """What has points, and a divergence of given argument order."""
 

@@ -41,13 +41,13 @@ from scorejax.score_model import (
     bind,
     control,
     evaluation,
-    sampling,
+    noise_levels,
 )
 from scorejax.score_model.control import measurement
 from scorejax.sdes import VESDE
 from scorejax.systems import System, make_init
 from scorejax.train.optimizer import adam
-from scorejax.typing import Array, NetworkFn, PRNGKeyArray, Sampled, ScoreFn, Shape
+from scorejax.typing import Array, NetworkFn, PRNGKeyArray
 
 __all__ = [
     "KEYS",
@@ -113,9 +113,7 @@ def score_model(config: ConfigDict) -> ScoreModel:
     """What a config's score draws and measures with. Raises: ValueError for what cannot be."""
     require_keys(config, KEYS)
     chain_options(config)
-    sde, model = VESDE(config.sigma_min, config.sigma_max), make_network(config)
-    score = lambda variables: _score_fn(config, sde, bind(model, variables))
-    return ScoreModel(sde, image_view(config), score, config.to_dict())
+    return noise_levels.score_model(make_network(config), image_view(config), config.to_dict())
 
 
 def chain_options(config: ConfigDict, steps_per_level: int = 0) -> dict[str, Any]:
@@ -136,9 +134,9 @@ def chain_options(config: ConfigDict, steps_per_level: int = 0) -> dict[str, Any
 
 
 def sampler(config: ConfigDict, name: str, **options: Any) -> Callable:
-    """As `sampling.sampler`, which "ald", annealed Langevin dynamics, joins as the first."""
-    known = {"ald": functools.partial(_annealed_langevin, config), **sampling.SAMPLERS}
-    return sampling.sampler(score_model(config), name, samplers=known, **options)
+    """As `noise_levels.sampler`."""
+    chain = functools.partial(chain_options, config)
+    return noise_levels.sampler(score_model(config), chain, name, **options)
 
 
 def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
@@ -152,7 +150,7 @@ def completion(config: ConfigDict, operator: LinearOperator) -> Callable:
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         x, rng = rows["image"], rows["rng"][0]
-        y, score_fn = operator.forward(x), _by_sigma(model, variables)
+        y, score_fn = operator.forward(x), noise_levels.by_sigma(model, variables)
         drawn = langevin.sample_given(rng, score_fn, x.shape, operator=operator, y=y, **options)
         measured = model.images.to_unit(operator.pinv(y))
         return {"measured": measured, "image": model.images.to_unit(drawn.x)}
@@ -169,14 +167,7 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     """As `evaluation.metrics`, and the norms along a chain, and rows of interpolated noise."""
     model, network, loss = score_model(config), make_network(config), make_network_loss(config)
     row_losses = lambda variables, rng, x: loss(bind(network, variables), rng, x)
-    shape = (config.eval_samples, *model.images.shape)
-    options = chain_options(config) | {"num_frames": min(evaluation.NUM_FRAMES, config.num_scales)}
-
-    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = _by_sigma(model, variables)
-        frames = langevin.annealed_langevin_frames(rng, score_fn, shape, **options)
-        return model.images.to_unit(frames)
-
+    trajectory = noise_levels.trajectory(model, functools.partial(chain_options, config))
     found = evaluation.metrics(model, row_losses, trajectory, sampler(config, ""))
     if config.eval_samples:
         found["langevin"] = _langevin_metric(config, model)
@@ -190,7 +181,7 @@ def _langevin_metric(config: ConfigDict, model: ScoreModel) -> progress.Metric:
 
     @jax.jit
     def trace(variables: Variables, rng: PRNGKeyArray) -> langevin.Trace:
-        score_fn = _by_sigma(model, variables)
+        score_fn = noise_levels.by_sigma(model, variables)
         return langevin.annealed_langevin_trace(rng, score_fn, shape, **options)[1]
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
@@ -213,7 +204,7 @@ def _interpolation_metric(config: ConfigDict, model: ScoreModel) -> progress.Met
 
     @jax.jit
     def rows(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = _by_sigma(model, variables)
+        score_fn = noise_levels.by_sigma(model, variables)
         drawn = langevin.interpolate(rng, score_fn, shape, NUM_INTERPOLATED, **options)
         return model.images.to_unit(drawn.x.reshape(-1, *shape[1:]))
 
@@ -247,12 +238,6 @@ def data_metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     return {"ladder": ladder_metric}
 
 
-def _score_fn(config: ConfigDict, sde: VESDE, network: NetworkFn) -> ScoreFn:
-    if config.model == "ncsn":
-        return parameterize.discrete_sigma_conditioned(sde, network, config.num_scales)
-    return parameterize.sigma_conditioned(sde, parameterize.divided_by_sigma(network))
-
-
 def make_network_loss(config: ConfigDict) -> Callable:
     """The loss (network, rng, x) -> (b,). Source: the paper, Eq. 2."""
     sde, num_scales = VESDE(config.sigma_min, config.sigma_max), config.num_scales
@@ -264,21 +249,3 @@ def make_network_loss(config: ConfigDict) -> Callable:
         return denoising.smld_loss(network, sde, rng, x, num_scales=num_scales)
 
     return loss
-
-
-def _by_sigma(model: ScoreModel, variables: Variables) -> ScoreFn:
-    """The score as a function of (x, sigma)."""
-    return _of_sigma(model.sde, model.score(variables))
-
-
-def _of_sigma(sde: VESDE, score_fn: ScoreFn) -> ScoreFn:
-    return lambda x, sigma: score_fn(x, sde.time_of_sigma(sigma))
-
-
-def _annealed_langevin(config: ConfigDict, model: ScoreModel) -> sampling.Stepper:
-    def sample(rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_steps: int) -> Sampled:
-        options = chain_options(config, num_steps)
-        return langevin.annealed_langevin(rng, _of_sigma(model.sde, score_fn), shape, **options)
-
-    steps_of_nfe = lambda nfe: (nfe - int(config.denoise)) // config.num_scales
-    return sampling.Stepper(sample, config.steps_per_level, steps_of_nfe, fewest=1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from scorejax import parameterize, systems
+from scorejax import systems
 from scorejax.choices import choose, require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
@@ -35,15 +35,12 @@ from scorejax.score_model import (
     EVALUATION_OPTIONS,
     OPTIONS,
     ScoreModel,
-    Variables,
-    bind,
     evaluation,
-    sampling,
+    noise_levels,
 )
-from scorejax.sdes import VESDE
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.optimizer import adam
-from scorejax.typing import Array, LossFn, NetworkFn, Params, PRNGKeyArray, Sampled, ScoreFn, Shape
+from scorejax.typing import Array, LossFn, Params
 
 KEYS = (
     *(field.name for field in dataclasses.fields(ImageView)), *REFINENET_OPTIONS, "model",
@@ -115,25 +112,28 @@ def ladder(config: ConfigDict):
 
 def score_model(config: ConfigDict) -> ScoreModel:
     """What the score draws and measures with, along the ladder's SDE."""
-    sde, model = VESDE(config.sigma_min, config.sigma_max), make_network(config)
-    score = lambda variables: _score_fn(config, sde, bind(model, variables))
-    return ScoreModel(sde, image_view(config), score, config.to_dict())
+    return noise_levels.score_model(make_network(config), image_view(config), config.to_dict())
 
 
-def chain(config: ConfigDict) -> dict:
-    """Options of annealed Langevin dynamics. Raises: ValueError if it would diverge."""
+def chain(config: ConfigDict, steps_per_level: int = 0) -> dict:
+    """Options of annealed Langevin dynamics, perhaps with another number of steps per level.
+
+    Raises: ValueError if it would diverge.
+    """
     require(config, ("step_size",), lambda v: 0 < v < math.inf, "to be a positive number")
     require(config, ("steps_per_level",), lambda v: v >= 1, "to be at least 1")
     sigmas = ladder(config)
     langevin.require_stable(sigmas, config.step_size)
-    steps = {"step_size": config.step_size, "steps_per_level": config.steps_per_level}
+    num_steps = steps_per_level or config.steps_per_level
+    steps = {"step_size": config.step_size, "steps_per_level": num_steps}
     return {"sigmas": sigmas, "denoise": config.denoise} | steps
 
 
 def sampler(config: ConfigDict, name: str, **options) -> Callable:
-    """As `sampling.sampler`, which "ald", annealed Langevin dynamics, joins as the first."""
-    known = {"ald": functools.partial(_annealed_langevin, config), **sampling.SAMPLERS}
-    return sampling.sampler(score_model(config), name, samplers=known, **options)
+    """As `noise_levels.sampler`."""
+    return noise_levels.sampler(
+        score_model(config), functools.partial(chain, config), name, **options
+    )
 
 
 def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
@@ -144,32 +144,6 @@ def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
 def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     """As `evaluation.metrics`: held-out loss, bits/dim, and frames of the annealed chain."""
     model, losses = score_model(config), row_losses(config)
-    shape = (config.eval_samples, *model.images.shape)
-    options = chain(config) | {"num_frames": min(evaluation.NUM_FRAMES, config.num_scales)}
-
-    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = _of_sigma(model.sde, model.score(variables))
-        frames = langevin.annealed_langevin_frames(rng, score_fn, shape, **options)
-        return model.images.to_unit(frames)
-
+    trajectory = noise_levels.trajectory(model, functools.partial(chain, config))
     by_rows = lambda variables, rng, x: losses(variables[0], rng, x)
     return evaluation.metrics(model, by_rows, trajectory, sampler(config, ""))
-
-
-def _score_fn(config: ConfigDict, sde: VESDE, network: NetworkFn) -> ScoreFn:
-    if config.model == "ncsn":
-        return parameterize.discrete_sigma_conditioned(sde, network, config.num_scales)
-    return parameterize.sigma_conditioned(sde, parameterize.divided_by_sigma(network))
-
-
-def _of_sigma(sde: VESDE, score_fn: ScoreFn) -> ScoreFn:
-    return lambda x, sigma: score_fn(x, sde.time_of_sigma(sigma))
-
-
-def _annealed_langevin(config: ConfigDict, model: ScoreModel) -> sampling.Stepper:
-    def sample(rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_steps: int) -> Sampled:
-        options = chain(config) | {"steps_per_level": num_steps}
-        return langevin.annealed_langevin(rng, _of_sigma(model.sde, score_fn), shape, **options)
-
-    steps_of_nfe = lambda nfe: (nfe - int(config.denoise)) // config.num_scales
-    return sampling.Stepper(sample, config.steps_per_level, steps_of_nfe, fewest=1)

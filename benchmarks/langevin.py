@@ -23,7 +23,9 @@ import jax
 import numpy as np
 import torch
 
-from benchmarks.torch_refinenet import TorchNCSNv2, annealed_langevin, copy_weights
+from benchmarks.score_matching_torch import copy_weights
+from benchmarks.torch_refinenet import TorchNCSNv2, annealed_langevin
+from benchmarks.torch_twin import require_same
 from scorejax.models.refinenet import NCSNv2
 from scorejax.parameterize import divided_by_sigma
 from scorejax.samplers import langevin
@@ -76,8 +78,7 @@ def checked_twin(size: Size, network: NCSNv2, params, x: np.ndarray) -> TorchNCS
     ours = jax.jit(network.apply)({"params": params}, x, np.zeros(len(x)))
     with torch.no_grad():
         theirs = twin(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    # Float32 through some 60 layers in another order of summation: about 1e-6 of the largest value.
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+    require_same(ours, theirs)
     return twin
 
 

@@ -36,7 +36,7 @@ def measure(name: str, batch_size: int, remat: bool) -> str:
     shape = ncsnv2.image_view(config).shape
     loss = make_loss_fn(ncsnv2.make_network_loss(config), model.apply)
     step = make_train_step(loss, tx, ema_rate=config.ema_rate)
-    init, rng = make_init(model, shape), jax.random.key(0)
+    init, rng = make_init(model, shape, ()), jax.random.key(0)
     state = jax.eval_shape(lambda rng: TrainState.create(*init(rng), tx), rng)
     batch = {"image": jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)}
     start = time.perf_counter()

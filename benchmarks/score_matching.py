@@ -180,6 +180,7 @@ def torch_turns(name: str, params: Any, x: np.ndarray) -> dict[str, Callable[[],
     import torch
 
     from benchmarks import score_matching_torch as twins
+    from benchmarks.torch_twin import require_same
 
     make = {
         "mlp": lambda: twins.MLP((x.shape[1], *WIDTHS)),
@@ -201,9 +202,7 @@ def torch_turns(name: str, params: Any, x: np.ndarray) -> dict[str, Callable[[],
         network = make[name]()
         twins.copy_weights(params, network)
         with torch.no_grad():
-            theirs = network(given).numpy()
-        # Float32 in another order of summation: about 1e-6 of the largest value.
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+            require_same(ours, network(given))
         step = twins.make_step(network, objective, LEARNING_RATE)
         turns[f"PyTorch {kind}"] = functools.partial(step, given)
     return turns

@@ -91,7 +91,7 @@ def table_flow(config, name: str, seed: int) -> System:
         return Evaluation(progress.summary("log_prob", found[None]), {})
 
     return System(
-        init=training.make_init(flow, (table.dim,)),
+        init=systems.make_init(flow, (table.dim,)),
         loss=training.make_loss(row_losses),
         tx=training.make_optimizer(config),
         source=table.training_source(config.batch_size, noise=DATA_NOISE),

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """NCSNv2's RefineNet and its annealed Langevin dynamics in PyTorch, for comparisons of speed.
 
-Images are (b, c, h, w). Modules bear the names of our Flax modules, so that copying weights is a
-walk over names.
+Images are (b, c, h, w). Modules bear the names of our Flax modules, as
+`score_matching_torch.copy_weights` needs them.
 """
 
 import math
 
-import flax.traverse_util
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scorejax.models.refinenet import NCSNV2, Stage
-from scorejax.typing import Params
 
 
 class InstanceNormPlus(nn.Module):
@@ -141,18 +139,6 @@ class TorchNCSNv2(nn.Module):
         for i in reversed(range(self.num_stages - 1)):
             h = getattr(self, f"refine_{i}")(skips[i], h)
         return self.conv_out(F.elu(self.norm_out(h)))
-
-
-def copy_weights(params: Params, twin: TorchNCSNv2) -> None:
-    """Gives the twin the parameters of the Flax module; each must find its place."""
-    ours = flax.traverse_util.flatten_dict(params, sep=".")
-    state = {}
-    for name in twin.state_dict():
-        value = np.asarray(ours.pop(name.replace("weight", "kernel")))
-        state[name] = torch.tensor(value.transpose(3, 2, 0, 1) if value.ndim == 4 else value)
-    if ours:
-        raise ValueError(f"the twin has no place for {sorted(ours)}")
-    twin.load_state_dict(state)
 
 
 @torch.no_grad()

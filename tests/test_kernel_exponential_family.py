@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from scorejax.density import kernel_exponential_family as family
 from scorejax.models.deep_kernel import DeepKernel, squared_distances
+from scorejax.numerics import gaussian_log_prob
 from scorejax.objectives import finite_difference, sliced
 from scorejax.objectives.directions import sphere
 from tests.random_variables import random_variables
@@ -27,7 +28,7 @@ POINTS = rng.normal(size=(6, DIM))
 def terms(x):
     """Gaussian kernels of width 1 and log q_0 of deviation 2."""
     kernels = jnp.exp(-squared_distances(x, POINTS) / 2)
-    return jnp.concatenate([kernels, family.gaussian_base(x, 2.0)[:, None]], axis=1)
+    return jnp.concatenate([kernels, gaussian_log_prob(x, 2.0)[:, None]], axis=1)
 
 
 U = np.asarray(sphere(jax.random.key(0), X.shape, jnp.float32), np.float64)
@@ -126,7 +127,7 @@ def test_of_gaussian_data_the_family_learns_the_score():
 
     def terms(x):
         kernels = jnp.exp(-squared_distances(x, grid) / (2 * 1.2**2))
-        return jnp.concatenate([kernels, family.gaussian_base(x, 2.0)[:, None]], axis=1)
+        return jnp.concatenate([kernels, gaussian_log_prob(x, 2.0)[:, None]], axis=1)
 
     test = jnp.asarray(mean + generator.normal(size=(500, 1)))
 

@@ -6,9 +6,16 @@ Values are those of the published code where it states them; a config says what 
 
 from ml_collections import ConfigDict
 
+from configs.ncsnv2 import family as ncsnv2
 from scorejax.choices import unknown
 
 SIZES = ("full", "debug")
+AS_NCSNV2 = (
+    "nf", "dtype", "remat", "predictor", "corrector", "snr", "num_corrector_steps",
+    "num_sampling_steps", "rtol", "atol", "eval_every", "save_every", "eval_examples",
+    "eval_bits_examples", "eval_samples", "eval_frechet_samples", "eval_features", "best_metric",
+)  # fmt: skip
+"""What NCSN has in common with that by denoising: network, other samplers, evaluation."""
 
 
 def default(model: str) -> ConfigDict:
@@ -122,9 +129,6 @@ def ncsn(dataset: str, image_size: int) -> ConfigDict:
     """The first NCSN by FD-SSM-VR."""
     config = images(default("ncsn"), dataset, image_size, dequantize=True)
     config.objective = "fd_ssm_vr"  # ssm_vr, fd_ssm, ssm
-    config.nf = 128
-    config.dtype = "float32"
-    config.remat = False
     config.sigma_min, config.sigma_max, config.num_scales = 0.01, 1.0, 10
     config.steps_per_level, config.step_size = 100, 2e-5
     config.denoise = False
@@ -132,20 +136,8 @@ def ncsn(dataset: str, image_size: int) -> ConfigDict:
     config.num_train_steps = 200_000
     config.learning_rate = 1e-3
 
-    # Of --sampler=pc, ode and the like, and of bits/dim: the ladder as a VE SDE.
-    config.predictor, config.corrector = "reverse_diffusion", "langevin"
-    config.snr = 0.16
-    config.num_corrector_steps = 1
-    config.num_sampling_steps = 1000
-    config.rtol = config.atol = 1e-5
-
-    config.eval_every, config.save_every = 50_000, 5000
-    config.eval_examples = 1000
-    config.eval_bits_examples = 0
-    config.eval_samples = 64
-    config.eval_frechet_samples = 0  # for best_metric="frechet"
-    config.eval_features = ""  # of what that looks at: FID's weights, a file, or "digits"
-    config.best_metric = "loss"
+    as_denoised = ncsnv2.default()
+    config.update({key: as_denoised[key] for key in AS_NCSNV2})
     return config
 
 

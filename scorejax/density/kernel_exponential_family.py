@@ -43,12 +43,6 @@ class Normalizer(NamedTuple):
     effective_size: Float[Array, ""]
 
 
-def gaussian_base(x: Float[Array, "b d"], std: float) -> Float[Array, "b"]:
-    """log q_0, normalised: independent N(0, std^2)."""
-    dim = x.shape[1]
-    return -jnp.sum(x**2, axis=1) / (2 * std**2) - dim * math.log(std * math.sqrt(2 * math.pi))
-
-
 def exact(terms: Terms, x: Float[Array, "b d"]) -> Functionals:
     """Of score matching, tr H + |grad|^2 / 2. Source: Hyvarinen 2005."""
     one = lambda point: terms(point[None])[0]

@@ -14,22 +14,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.models.layers import dense
+from scorejax.models.mlp import SmoothPerceptron
 from scorejax.typing import Shape
-
-
-class SmoothPerceptron(nn.Module):
-    """`num_hidden` layers of `hidden` softplus units, and a linear one."""
-
-    features: int
-    hidden: int
-    num_hidden: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
-        for i in range(self.num_hidden):
-            x = nn.softplus(dense(self.hidden, name=f"hidden_{i}")(x))
-        return dense(self.features, name="out")(x)
 
 
 class ImplicitAutoencoder(nn.Module):

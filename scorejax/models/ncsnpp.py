@@ -164,10 +164,10 @@ class NCSNpp(nn.Module):
             x = 2 * x - 1
         h, skips = self._encode(x, temb, dropout_rng)
         h = self._middle(h, temb, dropout_rng)
-        h, pyramid = self._decode(h, skips, temb, dropout_rng, channels=x.shape[-1])
+        levels, pyramid = self._decode(h, skips, temb, dropout_rng, channels=x.shape[-1])
         if self.progressive == "output_skip":
             return pyramid
-        return self._head(h, x.shape[-1], name="out")
+        return self._head(levels[0], x.shape[-1], name="out")
 
     def _embed(self, label: Array) -> Array:
         label = label.astype(jnp.promote_types(label.dtype, jnp.float32))
@@ -179,14 +179,24 @@ class NCSNpp(nn.Module):
             embedding = sinusoidal_embedding(label, self.nf)
         return TimeEmbedding(4 * self.nf, name="temb")(embedding)
 
-    def _encode(self, x: Array, temb: Array | None, rng: Rng | None) -> tuple[Array, list[Array]]:
-        """Features of the coarsest level, and those of every block on the way for `_decode`."""
+    def _encode(
+        self,
+        x: Array,
+        temb: Array | None,
+        rng: Rng | None,
+        join: Callable[[Array, int], Array] = lambda h, level: h,
+    ) -> tuple[Array, list[Array]]:
+        """Features of the coarsest level, and those of every block on the way for `_decode`.
+
+        What the first block of a level makes goes through join(h, level).
+        """
         pyramid = x
         h = Conv(self.nf, dtype=self.dtype, name="conv_in")(x)
         skips = [h]
         for level, width in enumerate(self._widths):
             for i in range(self.num_res_blocks):
                 h = self._block(width, name=f"down_{level}_block_{i}")(h, temb, rng)
+                h = join(h, level) if i == 0 else h
                 h = self._attend(h, name=f"down_{level}_attn_{i}")
                 skips.append(h)
             if level + 1 < len(self.ch_mult):
@@ -203,18 +213,19 @@ class NCSNpp(nn.Module):
 
     def _decode(
         self, h: Array, skips: list[Array], temb: Array | None, rng: Rng | None, *, channels: int
-    ) -> tuple[Array, Array | None]:
-        """Features of the finest level, and the output pyramid, which some networks have."""
-        pyramid = None
+    ) -> tuple[list[Array], Array | None]:
+        """Features of each level, the finest first, and the output pyramid that some have."""
+        levels, pyramid = [], None
         for level in reversed(range(len(self.ch_mult))):
             for i in range(self.num_res_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = self._block(self._widths[level], name=f"up_{level}_block_{i}")(h, temb, rng)
             h = self._attend(h, name=f"up_{level}_attn")
             h, pyramid = self._join_output(h, pyramid, channels, name=f"up_{level}_pyramid")
+            levels.insert(0, h)
             if level:
                 h = self._resample(h, temb, rng, up=True, name=f"up_{level}_resample")
-        return h, pyramid
+        return levels, pyramid
 
     def _join_input(self, h: Array, pyramid: Array, *, name: str) -> tuple[Array, Array]:
         """Features and input pyramid of the next level."""

@@ -14,25 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from scorejax.models.layers import dense
+from scorejax.models.mlp import SmoothPerceptron
 from scorejax.numerics import sum_except_batch
 from scorejax.typing import Shape
 
 Halves = tuple[Array, Array]
-
-
-class Shift(nn.Module):
-    """A perceptron of `num_hidden` layers, close to zero at the start."""
-
-    features: int
-    hidden: int
-    num_hidden: int
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
-        for i in range(self.num_hidden):
-            x = nn.softplus(dense(self.hidden, name=f"hidden_{i}")(x))
-        return dense(self.features, init_scale=0.0, name="out")(x)
 
 
 class NICE(nn.Module):
@@ -55,7 +41,8 @@ class NICE(nn.Module):
     def setup(self) -> None:
         sizes = self.dim - self.dim // 2, self.dim // 2
         self.shifts = [
-            Shift(sizes[1 - i % 2], self.hidden, self.num_hidden) for i in range(self.num_couplings)
+            SmoothPerceptron(sizes[1 - i % 2], self.hidden, self.num_hidden, init_scale=0.0)
+            for i in range(self.num_couplings)
         ]
         self.log_scale = self.param("log_scale", nn.initializers.zeros, (self.dim,))
 

@@ -10,13 +10,11 @@ statistics over a batch would mix its noise levels. The number of parameters doe
 number of passes.
 """
 
-from collections.abc import Sequence
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.models.layers import Conv, dense, sinusoidal_embedding
+from scorejax.models.layers import dense, sinusoidal_embedding
 from scorejax.models.ncsnpp import NCSNpp, require_halvings
 from scorejax.random import Rng
 
@@ -52,48 +50,19 @@ class RecurrentPass(NCSNpp):
         temb = self._embed(label) + self._embed_number(number)
         if not self.centered:
             x = 2 * x - 1
-        h, skips = self._encode_joined(x, temb, dropout_rng, backward)
+
+        def join(h: Array, level: int) -> Array:
+            both = jnp.concatenate([h, h if backward is None else backward[level]], axis=-1)
+            return dense(h.shape[-1], dtype=self.dtype, name=f"down_{level}_join")(both)
+
+        h, skips = self._encode(x, temb, dropout_rng, join)
         h = self._middle(h, temb, dropout_rng)
-        levels = self._decode_levels(h, skips, temb, dropout_rng)
+        levels, _ = self._decode(h, skips, temb, dropout_rng, channels=x.shape[-1])
         return self._head(levels[0], x.shape[-1], name="out"), levels
 
     def _embed_number(self, number: int) -> Float[Array, "1 e"]:
         embedding = sinusoidal_embedding(jnp.full(1, number, jnp.float32), self.nf)
         return dense(4 * self.nf, name="pass")(embedding)
-
-    def _encode_joined(
-        self, x: Array, temb: Array, rng: Rng | None, backward: Sequence[Array] | None
-    ) -> tuple[Array, list[Array]]:
-        """As `_encode`, with the features of each level joined to what was decoded there."""
-        pyramid = x
-        h = Conv(self.nf, dtype=self.dtype, name="conv_in")(x)
-        skips = [h]
-        for level, width in enumerate(self._widths):
-            for i in range(self.num_res_blocks):
-                h = self._block(width, name=f"down_{level}_block_{i}")(h, temb, rng)
-                if i == 0:
-                    both = jnp.concatenate([h, h if backward is None else backward[level]], -1)
-                    h = dense(width, dtype=self.dtype, name=f"down_{level}_join")(both)
-                h = self._attend(h, name=f"down_{level}_attn_{i}")
-                skips.append(h)
-            if level + 1 < len(self.ch_mult):
-                h = self._resample(h, temb, rng, up=False, name=f"down_{level}_resample")
-                h, pyramid = self._join_input(h, pyramid, name=f"down_{level}_pyramid")
-                skips.append(h)
-        return h, skips
-
-    def _decode_levels(self, h: Array, skips: list[Array], temb: Array, rng: Rng | None) -> Levels:
-        """As `_decode`, but the features of every level before they are enlarged."""
-        decoded = []
-        for level in reversed(range(len(self.ch_mult))):
-            for i in range(self.num_res_blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(self._widths[level], name=f"up_{level}_block_{i}")(h, temb, rng)
-            h = self._attend(h, name=f"up_{level}_attn")
-            decoded.insert(0, h)
-            if level:
-                h = self._resample(h, temb, rng, up=True, name=f"up_{level}_resample")
-        return decoded
 
 
 class Recurrent(nn.Module):

@@ -78,8 +78,8 @@ class SongUNet(NCSNpp):
         channels = self.out_channels or x.shape[-1]
         h, skips = self._encode(x, temb, dropout_rng)
         h = self._middle(h, temb, dropout_rng)
-        h, pyramid = self._decode(h, skips, temb, dropout_rng, channels=channels)
-        return pyramid if self.progressive == "output_skip" else self._head(h, channels, name="out")
+        levels, pyramid = self._decode(h, skips, temb, dropout_rng, channels=channels)
+        return pyramid if self.progressive == "output_skip" else self._head(levels[0], channels, name="out")
 
     def _embed_noise(self, label: Array) -> Array:
         label = label.astype(jnp.promote_types(label.dtype, jnp.float32))

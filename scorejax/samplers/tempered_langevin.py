@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from scorejax.objectives.directions import Energy
+from scorejax.objectives.directions import Energy, score_of
 
 
 def temperatures(
@@ -42,13 +42,13 @@ def tempered_langevin(
     num_steps = len(temperatures)
     if not 1 <= num_frames <= num_steps:
         raise ValueError(f"num_frames needs to lie in 1 .. {num_steps}; got {num_frames}")
-    force = jax.grad(lambda x: jnp.sum(energy(x)))
+    score = score_of(energy)
     table = jnp.asarray(temperatures, x_init.dtype)
 
     def step(number: Array, x: Array) -> Array:
         noise = jax.random.normal(jax.random.fold_in(rng, number), x.shape, x.dtype)
         spread = step_size * jnp.sqrt(table[number])
-        return x - step_size**2 / 2 * force(x) + spread * noise
+        return x + step_size**2 / 2 * score(x) + spread * noise
 
     def frame(x: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         x = jax.lax.fori_loop(*bounds, step, x)
@@ -56,4 +56,4 @@ def tempered_langevin(
 
     ends = np.linspace(0, num_steps, num_frames + 1).round().astype(np.int32)
     x, frames = jax.lax.scan(frame, x_init, (jnp.asarray(ends[:-1]), jnp.asarray(ends[1:])))
-    return frames.at[-1].set(x - sigma**2 * force(x)) if sigma else frames
+    return frames.at[-1].set(x + sigma**2 * score(x)) if sigma else frames

@@ -14,7 +14,6 @@ from scorejax.choices import require, unknown
 from scorejax.data.source import padded_batches
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
-from scorejax.evaluate.sample_distance import image_features, sample_distance
 from scorejax.samplers import predictor_corrector as pc
 from scorejax.score_model import ScoreModel, Variables
 from scorejax.score_model.sampling import chain_options, sampler
@@ -83,6 +82,9 @@ def metrics(
         shown = trajectory or _predictor_corrector_trajectory(model)
         found["samples"] = progress.chain_pictures(jax.jit(shown))
     if options["eval_frechet_samples"]:
+        # Half a second of SciPy and Inception that other runs need not pay.
+        from scorejax.evaluate.sample_distance import image_features, sample_distance
+
         found["frechet"] = sample_distance(
             draw or sampler(model, ""),
             image_features(options["eval_features"]),

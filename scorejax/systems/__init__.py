@@ -39,14 +39,14 @@ class System(NamedTuple):
     evaluate: Callable[[PRNGKeyArray, TrainState], Evaluation]
 
 
-def make_init(model: nn.Module, shape: Shape) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
-    """`System.init` of a network (x (b, *shape), label (b,)) -> output.
+def make_init(model: nn.Module, *shapes: Shape) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
+    """`System.init` of a network of arrays (b, *shape), such as images and then labels of shape ().
 
     Raises: as the network, for what only its layers can know.
     """
 
     def init(rng: PRNGKeyArray) -> tuple[Params, PyTree]:
-        variables = dict(model.init(rng, jnp.zeros((1, *shape)), jnp.ones(1)))
+        variables = dict(model.init(rng, *(jnp.ones((1, *shape)) for shape in shapes)))
         return variables.pop("params"), variables
 
     jax.eval_shape(lambda: init(jax.random.key(0)))

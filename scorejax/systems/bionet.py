@@ -31,7 +31,7 @@ from scorejax.models.bionet import BiONet, keras_bionet, torch_bionet
 from scorejax.models.build import DTYPES
 from scorejax.objectives.segmentation import EXCLUSIVE, LOSSES
 from scorejax.score_model.evaluation import make_evaluate
-from scorejax.systems import System
+from scorejax.systems import System, make_init
 from scorejax.train import parallel
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
@@ -66,7 +66,7 @@ def build(config: ConfigDict) -> System:
     require_keys(config, KEYS)
     model, found = make_network(config), metrics(config)
     return System(
-        init=_make_init(model, config.side),
+        init=make_init(model, (config.side, config.side, 3)),
         loss=make_loss(config, model),
         tx=make_optimizer(config),
         source=training_source(config),
@@ -98,14 +98,6 @@ def make_network(config: ConfigDict) -> BiONet:
 
 def _multiple(config: ConfigDict) -> int:
     return 2 ** (config.num_levels + 1)
-
-
-def _make_init(model: BiONet, side: int) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
-    def init(rng: PRNGKeyArray) -> tuple[Params, PyTree]:
-        variables = dict(model.init(rng, jnp.zeros((1, side, side, 3))))
-        return variables.pop("params"), variables
-
-    return init
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

@@ -84,7 +84,7 @@ def build(config: ConfigDict) -> System:
     network_loss = make_network_loss(config)
     watched = {name: found[name] for name in WATCHED if name in found}
     return System(
-        init=make_init(model, images.shape),
+        init=make_init(model, images.shape, ()),
         loss=make_loss_fn(network_loss, model.apply),
         tx=make_optimizer(config),
         source=images.training_source(config.batch_size),

@@ -46,7 +46,7 @@ def build(config: ConfigDict) -> System:
     images, model = image_view(config), make_network(config)
     make_sde(config)
     return System(
-        init=make_init(model, images.shape),
+        init=make_init(model, images.shape, ()),
         loss=make_loss(config),
         tx=make_optimizer(config),
         source=images.training_source(config.batch_size),

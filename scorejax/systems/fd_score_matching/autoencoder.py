@@ -19,6 +19,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from scorejax import systems
 from scorejax.choices import choose, require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
@@ -26,9 +27,8 @@ from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.numerics import gaussian_log_prob, sum_except_batch
-from scorejax.objectives.directions import DIRECTIONS, Score
+from scorejax.objectives.directions import Score
 from scorejax.objectives.finite_difference import repeat_rows
-from scorejax.objectives.score_matching import SCORE_OBJECTIVES, expected_multiple
 from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.score_model import Variables
 from scorejax.systems.fd_score_matching import training
@@ -61,8 +61,7 @@ def make_network(config: ConfigDict) -> ImplicitAutoencoder:
 
 def make_init(config: ConfigDict) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
     """rng -> (params, model_state). Raises: as the network."""
-    model, x = make_network(config), jnp.zeros((1, *image_view(config).shape))
-    return lambda rng: (model.init(rng, x, jnp.zeros((1, config.noise_dim)))["params"], {})
+    return systems.make_init(make_network(config), image_view(config).shape, (config.noise_dim,))
 
 
 def make_source(config: ConfigDict) -> BatchSource:
@@ -100,12 +99,7 @@ def make_losses(config: ConfigDict) -> Callable[[Params, Rng, Array], dict[str, 
     Raises: ValueError for an unknown objective, or an impossible option.
     """
     model, distance = make_network(config), RECONSTRUCTIONS[config.model]
-    require(config, ("eps",), lambda v: 0 < v < math.inf, "to be a positive number")
-    matching = choose("objective", config.objective, SCORE_OBJECTIVES)
-    options = {"direction": choose("direction", config.direction, DIRECTIONS)}
-    options |= {"eps": config.eps} if config.objective.startswith("fd") else {}
-    matching = functools.partial(matching, **options)
-    scale = expected_multiple(config.objective, config.latent)
+    matching = training.make_score_objective(config)
 
     def losses(params: Params, rng: Rng, x: Array) -> dict[str, Array]:
         noise_rng, rng = split(rng)
@@ -117,7 +111,7 @@ def make_losses(config: ConfigDict) -> Callable[[Params, Rng, Array], dict[str, 
             "reconstruction": distance(apply(z, method="decode"), x),
             "prior": -gaussian_log_prob(z, 1.0),
             "negative_entropy": negative_entropy(score, z),
-            "score": matching(score, rng, jax.lax.stop_gradient(z)) / scale,
+            "score": matching(score, rng, jax.lax.stop_gradient(z)),
         }
 
     return losses

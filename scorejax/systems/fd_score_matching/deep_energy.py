@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from scorejax import systems
 from scorejax.choices import choose, require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
@@ -67,7 +68,7 @@ def make_network(config: ConfigDict) -> EnergyResNet:
 
 def make_init(config: ConfigDict) -> Callable:
     """rng -> (params, model_state). Raises: as the network."""
-    return training.make_init(make_network(config), padded_shape(config))
+    return systems.make_init(make_network(config), padded_shape(config))
 
 
 def make_source(config: ConfigDict) -> BatchSource:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from scorejax import systems
 from scorejax.choices import choose, require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
@@ -61,7 +62,7 @@ def make_network(config: ConfigDict) -> NICE:
 
 def make_init(config: ConfigDict) -> Callable:
     """rng -> (params, model_state). Raises: as the network."""
-    return training.make_init(make_network(config), image_view(config).shape)
+    return systems.make_init(make_network(config), image_view(config).shape)
 
 
 def make_source(config: ConfigDict) -> BatchSource:

@@ -96,7 +96,8 @@ def make_terms(config: ConfigDict) -> Callable[[Params], family.Terms]:
     def of(params: Params) -> family.Terms:
         def terms(x: Array) -> Array:
             kernels = model.apply({"params": params["kernel"]}, x)
-            return jnp.concatenate([kernels, family.gaussian_base(x, config.base_std)[:, None]], 1)
+            base = gaussian_log_prob(x, config.base_std)
+            return jnp.concatenate([kernels, base[:, None]], axis=1)
 
         return terms
 

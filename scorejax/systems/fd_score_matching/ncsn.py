@@ -18,16 +18,15 @@ import optax
 from ml_collections import ConfigDict
 
 from scorejax import systems
-from scorejax.choices import choose, require
+from scorejax.choices import require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.models.build import REFINENET_OPTIONS, build_refinenet
 from scorejax.models.refinenet import NCSNv2
 from scorejax.numerics import expand
-from scorejax.objectives.directions import DIRECTIONS
 from scorejax.objectives.finite_difference import repeat_rows
-from scorejax.objectives.score_matching import SCORE_OBJECTIVES, annealed, expected_multiple
+from scorejax.objectives.score_matching import annealed
 from scorejax.random import Rng, draw_rows, split
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas
@@ -62,7 +61,7 @@ def make_network(config: ConfigDict) -> NCSNv2:
 
 def make_init(config: ConfigDict) -> Callable:
     """rng -> (params, model_state). Raises: as the network."""
-    return systems.make_init(make_network(config), image_view(config).shape)
+    return systems.make_init(make_network(config), image_view(config).shape, ())
 
 
 def make_source(config: ConfigDict) -> BatchSource:
@@ -82,14 +81,8 @@ def make_loss(config: ConfigDict) -> LossFn:
 
 def row_losses(config: ConfigDict) -> training.RowLosses:
     """Losses (params, rng, images) -> (b,). Raises: ValueError for what cannot be."""
-    require(config, ("eps",), lambda v: 0 < v < math.inf, "to be a positive number")
-    objective = choose("objective", config.objective, SCORE_OBJECTIVES)
-    options = {"direction": choose("direction", config.direction, DIRECTIONS)}
-    if config.objective.startswith("fd"):
-        options["eps"] = config.eps
-    objective = functools.partial(objective, **options)
+    objective = training.make_score_objective(config)
     model, sigmas = make_network(config), jnp.asarray(ladder(config), jnp.float32)
-    scale = expected_multiple(config.objective, math.prod(image_view(config).shape))
 
     def losses(params: Params, rng: Rng, x: Array) -> Array:
         level_rng, rng = split(rng)
@@ -100,7 +93,7 @@ def row_losses(config: ConfigDict) -> training.RowLosses:
             output = model.apply({"params": params}, y, repeat_rows(levels, len(y)))
             return output if config.model == "ncsn" else output / expand(sigma, y)
 
-        return annealed(objective, score, rng, x, sigma=sigmas[levels]) / scale
+        return annealed(objective, score, rng, x, sigma=sigmas[levels])
 
     return losses
 

@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Callable
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,19 +21,26 @@ from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
 from scorejax.objectives import finite_difference
-from scorejax.objectives.directions import DIRECTIONS, Energy
-from scorejax.objectives.score_matching import ENERGY_OBJECTIVES, expected_multiple
+from scorejax.objectives.directions import DIRECTIONS, Energy, Score
+from scorejax.objectives.score_matching import (
+    ENERGY_OBJECTIVES,
+    SCORE_OBJECTIVES,
+    Objective,
+    expected_multiple,
+)
 from scorejax.objectives.sliced import exact_score_matching
 from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.score_model import Variables
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree, Shape
+from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray
 
 RowLosses = Callable[[Params, Rng, Array], Array]
 """(params, rng, images (b, *d) as the data set has them) -> (b,)."""
 EnergyObjective = Callable[[Energy, Rng, Array], Array]
 """(energy, rng, x (b, *d)) -> (b,)."""
+ScoreObjective = Callable[[Score, Rng, Array], Array]
+"""(score, rng, x (b, *d)) -> (b,)."""
 
 OPTIONS = ("objective", "eps", "sigma", "direction", "num_directions")
 OPTIMIZER_OPTIONS = ("learning_rate", "beta1", "beta2", "grad_clip", "cosine_decay")
@@ -93,6 +99,16 @@ def make_objective(config: ConfigDict, *, normalised: bool) -> EnergyObjective:
     return choose("objective", config.objective, known | {"fd_mdsm": _scaled(multi, "fd_dsm")})
 
 
+def make_score_objective(config: ConfigDict) -> ScoreObjective:
+    """The objective of a score network. Raises: as `make_objective`."""
+    require(config, ("eps",), lambda v: 0 < v < math.inf, "to be a positive number")
+    objective = choose("objective", config.objective, SCORE_OBJECTIVES)
+    options = {"direction": choose("direction", config.direction, DIRECTIONS)}
+    if config.objective.startswith("fd"):
+        options["eps"] = config.eps
+    return _scaled(functools.partial(objective, **options), config.objective)
+
+
 def objective_options(config: ConfigDict) -> dict:
     """Those of `OPTIONS` but its name, checked. Raises: ValueError for what cannot be."""
     require(config, ("eps", "sigma"), lambda v: 0 < v < math.inf, "to be a positive number")
@@ -111,17 +127,6 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         return tx
     fall = optax.cosine_decay_schedule(1.0, config.num_train_steps)
     return optax.chain(tx, optax.scale_by_schedule(fall))
-
-
-def make_init(network: nn.Module, shape: Shape) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
-    """`System.init` of a network x (b, *shape) -> output. Raises: as the network."""
-
-    def init(rng: PRNGKeyArray) -> tuple[Params, PyTree]:
-        variables = dict(network.init(rng, jnp.zeros((1, *shape))))
-        return variables.pop("params"), variables
-
-    jax.eval_shape(lambda: init(jax.random.key(0)))
-    return init
 
 
 def make_loss(row_losses: RowLosses) -> LossFn:
@@ -162,8 +167,8 @@ def exact_metric(
     return metric
 
 
-def _scaled(objective: EnergyObjective, name: str) -> EnergyObjective:
-    def scaled(energy: Energy, rng: Rng, x: Array) -> Array:
-        return objective(energy, rng, x) / expected_multiple(name, math.prod(x.shape[1:]))
+def _scaled(objective: Objective, name: str) -> Objective:
+    def scaled(network: Energy | Score, rng: Rng, x: Array) -> Array:
+        return objective(network, rng, x) / expected_multiple(name, math.prod(x.shape[1:]))
 
     return scaled

@@ -63,7 +63,7 @@ def build(config: ConfigDict) -> System:
     """Binds a config. Raises: ValueError for impossible values, FileNotFoundError without data."""
     sde, images, model = make_sde(config), image_view(config), make_network(config)
     return System(
-        init=make_init(model, images.shape),
+        init=make_init(model, images.shape, ()),
         loss=make_loss_fn(make_example_loss(config, sde), model.apply),
         tx=make_optimizer(config),
         source=images.training_source(config.batch_size),

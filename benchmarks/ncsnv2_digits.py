@@ -84,12 +84,12 @@ def brightness(runs: pathlib.Path, out: pathlib.Path) -> str:
     curves = means | {"data": [truth] * len(steps)}
     picture = pictures.curve_picture(np.array(steps), curves, xlabel="step")
     pictures.save_png(out / "ncsnv2_brightness.png", picture)
-    off = {
-        label: np.sqrt(np.mean((np.array(found) - truth) ** 2)) for label, found in means.items()
-    }
-    return f"mean brightness of the data {truth:.4f}; root mean squared differences over the " + (
-        f"{len(steps)} checkpoints {steps}: " + ", ".join(f"{k} {v:.4f}" for k, v in off.items())
-    )
+    lines = [f"mean brightness of the data {truth:.4f}; of samples at steps {steps}:"]
+    for label, found in means.items():
+        off = np.sqrt(np.mean((np.array(found) - truth) ** 2))
+        values = ", ".join(f"{value:.3f}" for value in found)
+        lines.append(f"  {label}: {values}; root mean squared difference {off:.4f}")
+    return "\n".join(lines)
 
 
 def main() -> None:

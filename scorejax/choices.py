@@ -2,7 +2,7 @@
 """One line for a name that is not known or a value that cannot be: what it was, what would do."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,10 +16,15 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     return ValueError(f"unknown {kind} {name!r}: {hint}known: {', '.join(known)}")
 
 
+def require_known(kind: str, name: object, known: Collection[str]) -> None:
+    """Raises ValueError, as `unknown`, unless the name is among the known ones."""
+    if name not in known:
+        raise unknown(kind, name, known)
+
+
 def choose(kind: str, name: object, table: Mapping[str, T]) -> T:
     """table[name]. Raises: ValueError, as `unknown`, if it is not there."""
-    if name not in table:
-        raise unknown(kind, name, table)
+    require_known(kind, name, table)
     return table[name]
 
 

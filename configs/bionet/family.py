@@ -8,7 +8,7 @@ import re
 
 from ml_collections import ConfigDict
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 
 SIZES = ("full", "debug")
 WORDS = ("t1", "t2", "t3", "int", "x0.25", "x0.5", "x0.75", "w0", "w1", "w2", "w3", "keras")
@@ -70,8 +70,7 @@ def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
     """The experiment changed by words such as "t2,int,x0.5,w3,debug". Raises: ValueError."""
     words = list(filter(None, variant.split(",")))
     for word in words:
-        if word not in WORDS + SIZES:
-            raise unknown("variant", word, WORDS + SIZES)
+        require_known("variant", word, WORDS + SIZES)
     if any(re.fullmatch(r"t\d", word) for word in words):
         config.integrate = False  # unless it is asked for
     for word in words:

@@ -7,7 +7,7 @@ Values are those of the published code where it states them; a config says what 
 from ml_collections import ConfigDict
 
 from configs.ncsnv2 import family as ncsnv2
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 
 SIZES = ("full", "debug")
 AS_NCSNV2 = (
@@ -159,8 +159,8 @@ def autoencoder(model: str, dataset: str, image_size: int) -> ConfigDict:
 
 def sized(config: ConfigDict, variant: str) -> ConfigDict:
     """The experiment in full, or for "debug" with everything small. Raises: ValueError."""
-    if variant not in ("", *SIZES):
-        raise unknown("variant", variant, SIZES)
+    if variant:
+        require_known("variant", variant, SIZES)
     return debug(config) if variant == "debug" else config
 
 

@@ -6,7 +6,7 @@ The values are those of the published settings (arXiv:2006.09011, Appendix B) fo
 
 from ml_collections import ConfigDict
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 
 SIZES = ("full", "debug")
 
@@ -84,8 +84,8 @@ def lsun(dataset: str, image_size: int) -> ConfigDict:
 
 def sized(config: ConfigDict, variant: str) -> ConfigDict:
     """The experiment in full, or for "debug" with everything small. Raises: ValueError."""
-    if variant not in ("", *SIZES):
-        raise unknown("variant", variant, SIZES)
+    if variant:
+        require_known("variant", variant, SIZES)
     return debug(config) if variant == "debug" else config
 
 

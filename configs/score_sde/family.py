@@ -6,7 +6,7 @@ The values are those of the published settings (arXiv:2011.13456, Appendix H) fo
 
 from ml_collections import ConfigDict
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known, unknown
 
 SDES = ("vp", "subvp", "ve")
 SIZES = ("full", "debug")
@@ -188,8 +188,8 @@ DATASETS = {
 
 def sized(config: ConfigDict, variant: str) -> ConfigDict:
     """The experiment in full, or for "debug" with small images as well. Raises: ValueError."""
-    if variant not in ("", *SIZES):
-        raise unknown("variant", variant, SIZES)
+    if variant:
+        require_known("variant", variant, SIZES)
     if variant != "debug":
         return config
     config = debug(config)

@@ -26,7 +26,7 @@ from scorejax.bregman.pages import PageReader, paged
 from scorejax.bregman.ranking import Neighbours
 from scorejax.bregman.row_scan import scan
 from scorejax.bregman.sided import Sided
-from scorejax.choices import choose
+from scorejax.choices import choose, require_known
 
 SAMPLE_ROWS = 4096
 PAGE_BYTES = 32768
@@ -161,7 +161,7 @@ def calibrate(
     They should be like the queries to come and not among the points. For p, 1 / (1 - p) or more are
     needed; else the answer is exact. Raises: ValueError as `search`, and for other filters.
     """
-    choose("filter with a calibration", filter, dict.fromkeys(("paper", "sums")))
+    require_known("filter with a calibration", filter, ("paper", "sums"))
     check_search(index, k, filter=filter, bound=bound)
     bound = bound or ("ball" if filter == "paper" else "box")
     q = index.coordinates(np.asarray(queries))
@@ -196,7 +196,7 @@ def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> Breg
     few = _sample(rows, rng)
     parts = tuple(partition.pccp(few, num_parts, rng=rng))
     name = gauge or planning.best_gauge(space, few, parts, rng)
-    choose("gauge", name, dict.fromkeys(GAUGES))
+    require_known("gauge", name, GAUGES)
     trees, leaves = [], []
     for part in parts:
         tree, order = build_tree(
@@ -269,7 +269,7 @@ def check_search(
     if not (isinstance(k, int | np.integer) and 1 <= k <= index.num_points):
         raise ValueError(f"k needs to be a whole number in [1, {index.num_points}]; got {k}.")
     check_probability(p)
-    choose("filter", filter, dict.fromkeys(FILTERS))
+    require_known("filter", filter, FILTERS)
     if bound is not None:
         choose("bound", bound, BOUNDS)
     if calibration is not None and calibration.k != k:

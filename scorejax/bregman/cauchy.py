@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scorejax.bregman.sided import Sided
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 
 GAUGES = ("none", "mean", "corner")
 ROUNDING = 1e-12
@@ -75,10 +75,9 @@ class Bounds(NamedTuple):
 @np.errstate(all="ignore")
 def make_gauge(space: Sided, x: Float[np.ndarray, "n d"], name: str) -> Gauge:
     """The gauge of that name for points. Raises: ValueError for an unknown name."""
+    require_known("gauge", name, GAUGES)
     if name == "none":
         return Gauge(name, *np.zeros((2, x.shape[1])))
-    if name not in GAUGES:
-        raise unknown("gauge", name, GAUGES)
     origin = space.from_affine(space.affine(x).mean(axis=0)) if name == "mean" else x.min(axis=0)
     anchor = origin if name == "mean" else x.max(axis=0)
     return Gauge(name, _where_finite(space.affine, origin, x, space), _anchor(space, anchor, x))

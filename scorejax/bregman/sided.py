@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scorejax.bregman.divergences import SIDES, Divergence
-from scorejax.choices import choose
+from scorejax.choices import require_known
 
 Coordinates = Float[np.ndarray, "*n p"]
 
@@ -26,7 +26,7 @@ class Sided:
     side: str = "data_first"
 
     def __post_init__(self):
-        choose("side", self.side, dict.fromkeys(SIDES))
+        require_known("side", self.side, SIDES)
 
     @property
     def data_first(self) -> bool:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known, unknown
 from scorejax.data import tfrecords, transforms
 from scorejax.data.photographs import photo_patches
 
@@ -245,5 +245,4 @@ def _root(data_dir: str) -> pathlib.Path:
 
 
 def _require_split(split: str) -> None:
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    require_known("split", split, SPLITS)

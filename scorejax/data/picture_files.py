@@ -12,6 +12,8 @@ from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+DAMAGED = ("raise", "skip")
+"""What can be done about a picture that cannot be read."""
 LOSSY_GREYS = 0.02
 """Share of pixels of a JPEG mask that may be neither nearly black nor nearly white."""
 

@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from scorejax.choices import choose, unknown
-from scorejax.data.picture_files import load_image, load_instances, load_mask
+from scorejax.choices import choose, require_known
+from scorejax.data.picture_files import DAMAGED, load_image, load_instances, load_mask
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
 
@@ -44,8 +44,7 @@ def read(
     """
     pairs_below = choose("layout", layout, LAYOUTS)
     annotate = choose("kind of masks", masks, {"binary": load_mask, "instances": load_instances})
-    if damaged not in ("raise", "skip"):
-        raise unknown("way with damaged files", damaged, ("raise", "skip"))
+    require_known("way with damaged files", damaged, DAMAGED)
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
         raise ValueError(f"{root} needs to be a folder; there is none.")

@@ -13,7 +13,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 from scipy import ndimage
 
-from scorejax.choices import choose, unknown
+from scorejax.choices import choose, require_known
 from scorejax.data.images import SPLITS
 from scorejax.data.segmentation import AnnotatedImage
 
@@ -28,8 +28,7 @@ def photograph(name: str, split: str) -> AnnotatedImage:
     Raises: ValueError with the known names for another.
     """
     file, annotate = choose("photograph", name, PHOTOGRAPHS)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    require_known("split", split, SPLITS)
     with (importlib.resources.files("skimage.data") / file).open("rb") as stored:
         opened = Image.open(stored).convert("RGB")
     # The retina is photographed large: at half size its finest vessels are two pixels wide.

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image
 
-from scorejax.choices import unknown
-from scorejax.data.picture_files import load_image
+from scorejax.choices import require_known
+from scorejax.data.picture_files import DAMAGED, load_image
 from scorejax.data.segmentation_folders import images
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.atomic import written_whole
@@ -34,8 +34,7 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
     Raises: ValueError, one line, also for a folder without pictures, and where two pictures differ
     in their endings alone, since what is written would have one name.
     """
-    if damaged not in ("raise", "skip"):
-        raise unknown("way with damaged files", damaged, ("raise", "skip"))
+    require_known("way with damaged files", damaged, DAMAGED)
     paths, kept, skipped = images(folder), [], []
     stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
     if count > 1:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 from scorejax.interop.fit import require_fit
 from scorejax.interop.torch_export import turned_back
 from scorejax.interop.torch_weights import CONV, POINTWISE, SAME, Turn
@@ -103,11 +103,9 @@ def export_torch(
 
 def build(architecture: str, hyper: Mapping[str, Any]) -> BiONet:
     """The network that the official settings describe. Raises: ValueError as `load_torch`."""
-    if architecture not in ARCHITECTURES:
-        raise unknown("architecture", architecture, ARCHITECTURES)
+    require_known("architecture", architecture, ARCHITECTURES)
     for key in hyper:
-        if key not in SETTINGS:
-            raise unknown("setting", key, SETTINGS)
+        require_known("setting", key, SETTINGS)
     return torch_bionet(
         multiplier=hyper.get("multiplier", 1.0),
         num_levels=hyper.get("num_layers", 4),

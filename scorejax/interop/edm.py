@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from scorejax.choices import choose, unknown
+from scorejax.choices import choose, require_known
 from scorejax.interop.fit import param_shapes, require_fit
 from scorejax.interop.torch_weights import CONV, LINEAR, POINTWISE, SAME, Turn
 from scorejax.models.dhariwal import DhariwalUNet
@@ -123,8 +123,7 @@ def load_torch(
 def _module_options(options: Mapping[str, str], hyper: Mapping[str, Any]) -> dict[str, Any]:
     """The official settings under our names."""
     for key in hyper:
-        if key not in (*options, *_OTHER_SETTINGS):
-            raise unknown("setting", key, (*options, *_OTHER_SETTINGS))
+        require_known("setting", key, (*options, *_OTHER_SETTINGS))
     if "img_resolution" not in hyper:
         raise ValueError("EDM's networks need the setting img_resolution, the height in pixels.")
     given = {}

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 from scorejax.interop.fit import param_shapes
 from scorejax.interop.torch_weights import (
     CONV,
@@ -78,8 +78,7 @@ def load_torch(
 def build(architecture: str, hyper: Mapping[str, Any]) -> refinenet.NCSNv2:
     """The network that the official settings describe. Raises: ValueError as `load_torch`."""
     for key in hyper:
-        if key not in SETTINGS:
-            raise unknown("setting", key, SETTINGS)
+        require_known("setting", key, SETTINGS)
     if "image_size" not in hyper:
         raise ValueError(f"{architecture} needs the setting image_size, the height in pixels.")
     ours = _renamed(hyper)

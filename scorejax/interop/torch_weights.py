@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 from scorejax.interop.fit import param_shapes, require_fit
 from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import expand
@@ -204,11 +204,9 @@ def load_torch(
 
 def build(architecture: str, hyper: Mapping[str, Any]) -> NCSNpp:
     """The network that the official settings describe. Raises: ValueError as `load_torch`."""
-    if architecture not in _ARCHITECTURES:
-        raise unknown("architecture", architecture, _ARCHITECTURES)
+    require_known("architecture", architecture, _ARCHITECTURES)
     for key in hyper:
-        if key not in SETTINGS:
-            raise unknown("setting", key, SETTINGS)
+        require_known("setting", key, SETTINGS)
     _require_settings(architecture, hyper)
     return _ARCHITECTURES[architecture](hyper)
 

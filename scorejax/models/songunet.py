@@ -79,7 +79,11 @@ class SongUNet(NCSNpp):
         h, skips = self._encode(x, temb, dropout_rng)
         h = self._middle(h, temb, dropout_rng)
         levels, pyramid = self._decode(h, skips, temb, dropout_rng, channels=channels)
-        return pyramid if self.progressive == "output_skip" else self._head(levels[0], channels, name="out")
+        return (
+            pyramid
+            if self.progressive == "output_skip"
+            else self._head(levels[0], channels, name="out")
+        )
 
     def _embed_noise(self, label: Array) -> Array:
         label = label.astype(jnp.promote_types(label.dtype, jnp.float32))

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scorejax.choices import choose, require, require_keys, unknown
+from scorejax.choices import choose, require, require_keys, require_known
 from scorejax.data import segmentation as data
 from scorejax.data import segmentation_folders, segmentation_photographs
 from scorejax.data.augmentation import Augmentation
@@ -129,8 +129,7 @@ def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImag
     prefix = choose("split", split, SPLITS)
     layout, count = config[f"{prefix}layout"], config[f"{prefix}num_images"]
     known = {"generated", *segmentation_photographs.PHOTOGRAPHS, *segmentation_folders.LAYOUTS}
-    if layout not in known:
-        raise unknown(f"{prefix}layout", layout, known)
+    require_known(f"{prefix}layout", layout, known)
     if layout == "generated":
         require(config, (f"{prefix}num_images",), lambda v: v >= 1, "to be at least 1")
         # Two streams: no picture of one split is in the other.

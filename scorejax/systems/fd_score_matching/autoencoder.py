@@ -20,7 +20,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scorejax import systems
-from scorejax.choices import choose, require
+from scorejax.choices import require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
@@ -138,9 +138,7 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) 
 
     Raises: ValueError for any sampler but "decoder", or another number of evaluations.
     """
-    choose("sampler", name or "decoder", {"decoder": None})
-    if num_steps > 1 or nfe > 1:
-        raise ValueError(f"a decoder draws in one step; got {max(num_steps, nfe)}")
+    training.require_one_step(name, "decoder", num_steps, nfe)
     model = make_network(config)
 
     def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
@@ -155,7 +153,7 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     """By name: parts of the loss on test images; moments of their codes; samples beside them."""
     require(config, ("eval_examples", "eval_samples"), lambda v: v >= 1, "to be at least 1")
     batches = training.held_out_batches(config, image_view(config))
-    x = jnp.concatenate([batch["image"][batch["mask"]] for batch in batches])
+    x = training.first_images(batches)
     losses, draw = jax.jit(make_losses(config)), jax.jit(sampler(config, ""))
     reconstruct = jax.jit(_reconstruction(config))
 

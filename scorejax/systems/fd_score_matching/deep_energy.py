@@ -15,11 +15,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from scorejax import systems
-from scorejax.choices import choose, require
+from scorejax.choices import require, require_known
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
@@ -105,7 +104,7 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) 
 
     The first of the keys decides. Raises: ValueError for any sampler but "langevin", or steps.
     """
-    choose("sampler", name or "langevin", {"langevin": None})
+    require_known("sampler", name or "langevin", ("langevin",))
     if num_steps or nfe:
         raise ValueError(
             "the chain of temperatures has its own number of steps, num_hot + num_cooling + "
@@ -148,11 +147,10 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     counts = ("eval_exact_examples", "eval_samples")
     require(config, counts, lambda v: v >= 0, "to be at least 0")
     batches = training.held_out_batches(config, image_view(config))
-    model, losses = make_network(config), jax.jit(row_losses(config))
-    found = {"loss": progress.held_out_loss(lambda v, rng, x: losses(v[0], rng, x), batches)}
+    model = make_network(config)
+    found = {"loss": training.held_out_loss(row_losses(config), batches)}
     if config.eval_exact_examples:
-        few = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-        x = framed(jnp.asarray(few[: config.eval_exact_examples]), config.padding)
+        x = framed(training.first_images(batches, config.eval_exact_examples), config.padding)
         x = x + config.data_noise * jax.random.normal(jax.random.key(0), x.shape)
         energy = lambda params, x: model.apply({"params": params}, x)
         found["score_matching"] = training.exact_metric(energy, x)

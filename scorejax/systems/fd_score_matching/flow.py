@@ -18,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from scorejax import systems
-from scorejax.choices import choose, require
+from scorejax.choices import require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
@@ -133,9 +133,7 @@ def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) 
 
     Raises: ValueError for any sampler but "inverse", or another number of evaluations.
     """
-    choose("sampler", name or "inverse", {"inverse": None})
-    if num_steps > 1 or nfe > 1:
-        raise ValueError(f"a flow draws in one step; got {max(num_steps, nfe)}")
+    training.require_one_step(name, "inverse", num_steps, nfe)
     model, shape, squeeze = make_network(config), image_view(config).shape, required_squeeze(config)
 
     def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
@@ -154,14 +152,14 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
     counts = ("eval_exact_examples", "eval_samples")
     require(config, counts, lambda v: v >= 0, "to be at least 0")
     batches = training.held_out_batches(config, image_view(config))
-    model, losses = make_network(config), jax.jit(row_losses(config))
+    model = make_network(config)
     found = {
-        "loss": progress.held_out_loss(lambda v, rng, x: losses(v[0], rng, x), batches),
+        "loss": training.held_out_loss(row_losses(config), batches),
         "bits_per_dim": _likelihood_metric(jax.jit(likelihood(config)), batches),
     }
     if config.eval_exact_examples:
-        few = np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-        y = logit(jnp.asarray(few[: config.eval_exact_examples]), required_squeeze(config))
+        few = training.first_images(batches, config.eval_exact_examples)
+        y = logit(few, required_squeeze(config))
         energy = lambda params, y: -model.apply({"params": params}, y)
         found["score_matching"] = training.exact_metric(energy, y)
     if config.eval_samples:

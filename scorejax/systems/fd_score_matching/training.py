@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scorejax.choices import choose, require
+from scorejax.choices import choose, require, require_known
 from scorejax.data.source import padded_batches
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
@@ -139,6 +139,24 @@ def make_loss(row_losses: RowLosses) -> LossFn:
         return jnp.mean(losses), Aux({}, state.model_state)
 
     return loss
+
+
+def require_one_step(sampler: str, own: str, num_steps: int, nfe: int) -> None:
+    """Raises ValueError for another sampler than a model's own, or for more than its one step."""
+    require_known("sampler", sampler or own, (own,))
+    if max(num_steps, nfe) > 1:
+        raise ValueError(f"the sampler {own!r} draws in one step; got {max(num_steps, nfe)}")
+
+
+def held_out_loss(losses: RowLosses, batches: list[Batch]) -> progress.Metric:
+    """The mean loss of test images, as `progress.held_out_loss`."""
+    losses = jax.jit(losses)
+    return progress.held_out_loss(lambda variables, rng, x: losses(variables[0], rng, x), batches)
+
+
+def first_images(batches: list[Batch], num: int | None = None) -> Array:
+    """The first images of padded batches, all by default."""
+    return jnp.concatenate([batch["image"][batch["mask"]] for batch in batches])[:num]
 
 
 def held_out_batches(config: ConfigDict, view: ImageView) -> list[Batch]:

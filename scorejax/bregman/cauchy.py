@@ -68,6 +68,8 @@ class QueryTuple(NamedTuple):
 
 
 class Bounds(NamedTuple):
+    """Of the divergence of each point from a query, part by part."""
+
     upper: Float[np.ndarray, "n parts"]
     lower: Float[np.ndarray, "n parts"]
 

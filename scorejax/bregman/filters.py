@@ -195,6 +195,7 @@ def by_paper_radii(
 
 
 def index_tuple(index: BregmanIndex, q: Query) -> QueryTuple:
+    """What the index's bounds need of a query."""
     return query_tuple(index.space, index.gauge, q, index.parts, index.tuples)
 
 

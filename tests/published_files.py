@@ -163,3 +163,27 @@ def score_sde_checkpoint(model: dict[str, np.ndarray], shadow: list[np.ndarray],
         "ema": {"decay": 0.999, "num_updates": 3, "shadow_params": stored},
         "step": 1234,
     } | more  # fmt: skip
+
+
+def edm_pickle(
+    tensors: dict[str, np.ndarray], settings: dict[str, Any], preconditioner: str = "EDMPrecond"
+) -> bytes:
+    """A published file of EDM: these tensors of a SongUNet with these settings, preconditioned."""
+    within = {f"model.{name}": array for name, array in tensors.items()}
+    net = _edm_module(within, preconditioner, model_type="SongUNet")
+    song = net.args[0]["state"]["_modules"]["model"].args[0]
+    song["class_name"], song["state"]["_init_kwargs"] = "SongUNet", settings
+    return plain_pickle({"ema": net, "loss_fn": None})
+
+
+def _edm_module(tensors: dict, class_name: str = "Module", **settings: Any) -> Call:
+    """An object of EDM with these tensors, named `layer.weight`, in modules within modules."""
+    own = {name: Stored(array) for name, array in tensors.items() if "." not in name}
+    buffers = {name: own.pop(name) for name in ("freqs", "resample_filter") if name in own}
+    within = {}
+    for name, array in tensors.items():
+        if "." in name:
+            within.setdefault(name.split(".")[0], {})[name.partition(".")[2]] = array
+    modules = {name: _edm_module(below) for name, below in within.items()}
+    state = module_state(own, modules, **settings) | {"_buffers": buffers}
+    return persistent_object(class_name, state, source="raise SystemExit")

@@ -23,6 +23,7 @@ from scorejax.models.ncsnpp import NCSNpp
 from tests.jax_skeleton import jax_layout
 from tests.published_files import (
     Stored,
+    edm_pickle,
     legacy_file,
     module_state,
     persistent_object,
@@ -197,26 +198,10 @@ SONG = {
 }  # fmt: skip
 
 
-def edm_module(tensors, class_name="Module", **settings):
-    """An object of EDM with these tensors, named `layer.weight`, in modules within modules."""
-    own = {name: Stored(array) for name, array in tensors.items() if "." not in name}
-    buffers = {name: own.pop(name) for name in ("freqs", "resample_filter") if name in own}
-    within = {}
-    for name, array in tensors.items():
-        if "." in name:
-            within.setdefault(name.split(".")[0], {})[name.partition(".")[2]] = array
-    modules = {name: edm_module(below) for name, below in within.items()}
-    state = module_state(own, modules, **settings) | {"_buffers": buffers}
-    return persistent_object(class_name, state, source="raise SystemExit")
-
-
 def test_an_edm_pickle_brings_its_own_settings(golden, tmp_path):
     file = golden("i_net_ncsnpp_cond")
-    tensors = {f"model.{name[7:]}": file[name] for name in file if name.startswith("params/")}
-    net = edm_module(tensors, "EDMPrecond", model_type="SongUNet", img_resolution=16)
-    net.args[0]["state"]["_modules"]["model"].args[0]["class_name"] = "SongUNet"
-    net.args[0]["state"]["_modules"]["model"].args[0]["state"]["_init_kwargs"] = SONG
-    (tmp_path / "edm.pkl").write_bytes(plain_pickle({"ema": net, "loss_fn": None}))
+    tensors = {name[7:]: file[name] for name in file if name.startswith("params/")}
+    (tmp_path / "edm.pkl").write_bytes(edm_pickle(tensors, SONG))
     module, variables = interop.load_checkpoint("edm/song_unet", tmp_path / "edm.pkl")
     names = ("noise_labels", "class_labels", "augment_labels")
     arguments = [jnp.asarray(file[f"in/{name}"]) for name in names]

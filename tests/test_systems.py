@@ -29,6 +29,7 @@ TABLE = {
     "score_sde-subvp": ("configs.score_sde.digits", "subvp,debug"),
     "score_sde-ve": ("configs.score_sde.digits", "ve,debug"),
     "ncsnv2": ("configs.ncsnv2.digits", "debug"),
+    "edm": ("configs.edm.digits", "debug"),
     "noisy_classifier": ("configs.noisy_classifier.digits", "vp,debug"),
     "fd_score_matching-flow": ("configs.fd_score_matching.nice_digits", "debug"),
     "fd_score_matching-energy": ("configs.fd_score_matching.energy_digits", "debug"),

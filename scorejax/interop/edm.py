@@ -102,8 +102,7 @@ def load_torch(
 
     Raises: ValueError for an unknown setting, and for tensors that do not fit.
     """
-    kind, options = _NETWORKS[architecture]
-    net = kind(**_module_options(options, hyper))
+    net = build(architecture, hyper)
     state = {re.sub(r"^(module\.|model\.)+", "", k): np.asarray(a) for k, a in state_dict.items()}
     size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
     table, shapes = {}, {}
@@ -118,6 +117,34 @@ def load_torch(
     require_fit(architecture, state, shapes, _filters(net, state))
     flat = {path: jnp.asarray(turn.tensor(state[k]), float) for path, (k, turn) in table.items()}
     return net, {"params": unflatten_dict(flat, sep="/")}
+
+
+PRECONDITIONERS = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}
+"""Our names of the preconditioners, and those of their official classes."""
+_UNCHECKED = ("dropout", "label_dropout")
+"""What training may change."""
+
+
+def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The official settings of the network that a config of ours describes.
+
+    Raises: ValueError if the file `stated` another preconditioner.
+    """
+    wanted = PRECONDITIONERS[config["preconditioner"]]
+    if stated and wanted not in stated:
+        raise ValueError(f"the file holds {', '.join(stated)}; the config needs {wanted}")
+    official = {theirs: config[ours] for theirs, ours in _SONG.items() if ours in config}
+    for key, means in _MEANS.items():
+        official[key] = next(theirs for theirs, ours in means.items() if ours == official[key])
+    official["img_resolution"] = config["image_size"]
+    official["in_channels"] = official["out_channels"] = config["num_channels"]
+    return {key: value for key, value in official.items() if key not in _UNCHECKED}
+
+
+def build(architecture: str, hyper: Mapping[str, Any]) -> nn.Module:
+    """The network that the official settings describe. Raises: ValueError as `load_torch`."""
+    kind, options = _NETWORKS[architecture]
+    return kind(**_module_options(options, hyper))
 
 
 def _module_options(options: Mapping[str, str], hyper: Mapping[str, Any]) -> dict[str, Any]:

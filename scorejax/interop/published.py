@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 
 from scorejax.choices import choose
-from scorejax.interop import refinenet_weights, torch_weights
+from scorejax.interop import edm, refinenet_weights, torch_weights
 from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
 from scorejax.interop.flax_weights import load_flax
 from scorejax.interop.state_dict import load_torch
@@ -18,7 +18,10 @@ from scorejax.models.ncsnpp import NCSNpp
 
 # The architectures of which runs can be made, and who knows their settings.
 _IMPORTABLE = {
-    name: family for family in (torch_weights, refinenet_weights) for name in family.ARCHITECTURES
+    name: family
+    for family in (torch_weights, refinenet_weights, edm)
+    for name in family.ARCHITECTURES
+    if name != "edm/dhariwal_unet"  # of which there is no system
 }
 _LOADERS = {"torch": load_torch, "flax": load_flax}
 # What changes neither the parameters nor, in evaluation, what is computed with them.
@@ -52,7 +55,8 @@ def params_for(
     Raises: ValueError with one line if the network or the tensors are others.
     """
     family = choose("architecture", architecture, _IMPORTABLE)
-    hyper = {key: config[key] for key in family.SETTINGS if key in config}
+    hyper = family.settings_of(config, checkpoint.settings)
+    hyper = _stated(architecture, checkpoint, hyper) | hyper
     require_same_network(architecture, family.build(architecture, hyper), network)
     given = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
     params = [_load(architecture, checkpoint, w, hyper)[1]["params"] for w in given]

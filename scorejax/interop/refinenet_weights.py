@@ -75,6 +75,11 @@ def load_torch(
     return divided, {"params": {"network": params}, "constants": constants}
 
 
+def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The official settings of the network and data that a config of ours describes."""
+    return {key: config[key] for key in SETTINGS if key in config}
+
+
 def build(architecture: str, hyper: Mapping[str, Any]) -> refinenet.NCSNv2:
     """The network that the official settings describe. Raises: ValueError as `load_torch`."""
     for key in hyper:

@@ -202,6 +202,11 @@ def load_torch(
     return _divide_by_sigma(net, params, state, hyper)
 
 
+def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The official settings of the network and data that a config of ours describes."""
+    return {key: config[key] for key in SETTINGS if key in config}
+
+
 def build(architecture: str, hyper: Mapping[str, Any]) -> NCSNpp:
     """The network that the official settings describe. Raises: ValueError as `load_torch`."""
     require_known("architecture", architecture, _ARCHITECTURES)

@@ -12,6 +12,7 @@ from scorejax.models import refinenet
 from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp, require_halvings
 from scorejax.models.recurrent_ncsnpp import Recurrent, RecurrentPass
+from scorejax.models.songunet import SongUNet
 
 DTYPES = {"float32": None, "bfloat16": jnp.bfloat16}
 
@@ -23,6 +24,12 @@ NCSNPP_OPTIONS = (
 
 RECURRENT_OPTIONS = ("recurrence",)
 """What the recurrent network has beside those."""
+
+SONG_UNET_OPTIONS = (
+    "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "embedding_type",
+    "channel_mult_noise", "progressive", "progressive_input", "fir_kernel", "augment_dim", "dtype",
+    "remat",
+)  # fmt: skip
 
 REFINENET_OPTIONS = ("nf", "centered", "num_scales", "dtype", "remat")
 REFINENETS = {
@@ -60,11 +67,26 @@ def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCS
     return choose("model", name, NETWORKS)(image_size, options)
 
 
+def build_song_unet(image_size: int, options: Mapping[str, Any]) -> SongUNet:
+    """EDM's network for square images, without labels of classes. Raises: as `build_network`."""
+    require(options, ("channel_mult_noise",), lambda v: v >= 1, "to be at least 1")
+    require(options, ("augment_dim",), lambda v: v >= 0, "to be at least 0")
+    require(options, ("fir_kernel",), lambda v: sum(v) > 0, "taps with a positive sum")
+    given = _levels(image_size, options) | {"fir_kernel": tuple(options["fir_kernel"])}
+    return SongUNet(**{option: options[option] for option in SONG_UNET_OPTIONS} | given)
+
+
 def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
+    require(options, ("fourier_scale",), lambda v: 0 < v < math.inf, "to be a positive number")
+    given = _levels(image_size, options)
+    return NCSNpp(**{option: options[option] for option in NCSNPP_OPTIONS} | given)
+
+
+def _levels(image_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The levels of a U-Net, as its fields. Raises: ValueError unless the image has them."""
     whole = lambda values: all(type(value) is int and value >= 1 for value in values)
     require(options, ("nf", "num_res_blocks"), lambda v: v >= 1, "to be at least 1")
     require(options, ("dropout",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
-    require(options, ("fourier_scale",), lambda v: 0 < v < math.inf, "to be a positive number")
     require(options, ("ch_mult",), lambda v: v and whole(v), "a whole number >= 1 for each level")
     require(options, ("attn_resolutions",), whole, "whole numbers >= 1, or none")
     ch_mult, resolutions = tuple(options["ch_mult"]), tuple(options["attn_resolutions"])
@@ -74,12 +96,11 @@ def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
         raise ValueError(
             f"attn_resolutions needs sizes that the network reaches, {sizes}; got {resolutions}"
         )
-    given = {
+    return {
         "ch_mult": ch_mult,
         "attn_resolutions": resolutions,
         "dtype": choose("dtype", options["dtype"], DTYPES),
     }
-    return NCSNpp(**{option: options[option] for option in NCSNPP_OPTIONS} | given)
 
 
 def _ddpm(image_size: int, options: Mapping[str, Any]) -> NCSNpp:

@@ -17,10 +17,12 @@ seeds are Student's.
 
 import argparse
 import collections
+import functools
 import json
 import math
 import pathlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -94,14 +96,33 @@ def draw(sampler: Callable, variables, num: int, name: str) -> dict[str, np.ndar
     return {f"{name}/image": np.clip(rows["image"], 0, 1), f"{name}/nfe": rows["nfe"]}
 
 
-def judge(samples: np.ndarray, nfe: np.ndarray) -> dict[str, float]:
-    """Sample quality against the test half; what is not finite is left out, and counted."""
+class Judge(NamedTuple):
+    """Whom samples are compared with, and how it looks at images in [0, 1]."""
+
+    train: images.Images
+    test: images.Images
+    white: int
+    look: Callable
+    """images -> features (n, d) and the class (n,) that they are taken for."""
+    levels: Callable[[np.ndarray], np.ndarray]
+    """images -> levels 0 to white, as data are stored."""
+
+
+@functools.cache
+def of_digits() -> Judge:
+    """The halves of the digits, and their classifier."""
+    return Judge(real("train"), real("test"), 16, digits_features, quantized)
+
+
+def judge(samples: np.ndarray, nfe: np.ndarray, by: Judge | None = None) -> dict[str, float]:
+    """Sample quality against test images; what is not finite is left out, and counted."""
+    train, test, white, look, levels = by or of_digits()
     finite = np.isfinite(samples).all(axis=(1, 2, 3))
-    samples, test, train = samples[finite], real("test"), real("train")
-    ours, theirs = digits_features(samples), digits_features(test.image / 16)
+    samples = samples[finite]
+    ours, theirs = look(samples), look(test.image / white)
     shares = frechet.precision_recall(theirs.features, ours.features)
     balance = frechet.class_balance(test.label, ours.label, num_classes=10)
-    copies = memorization.memorization(quantized(samples), test.image, train.image)
+    copies = memorization.memorization(levels(samples), test.image, train.image)
     return {
         "NFE": float(nfe.mean()),
         "Fréchet distance": frechet.frechet_distance(theirs.features, ours.features),

@@ -27,6 +27,7 @@ def prepare() -> command.Job:
     import numpy as np
 
     from scorejax import systems
+    from scorejax.evaluate.atomic import save_npz
 
     view = systems.capability(config, "image_view")(config)
     path = systems.capability(config, "interpolation")(config, NUM_FRAMES.value)
@@ -43,7 +44,7 @@ def prepare() -> command.Job:
         variables = restored.params, restored.model_state
         frames = command.in_chunks(path, variables, rows, BATCH_SIZE.value, "pairs")["image"]
         out = command.output(OUT.value, WORKDIR.value, "interpolation")
-        np.savez(f"{out}.npz", images=frames)
+        save_npz(f"{out}.npz", images=frames)
         flat = frames.reshape(-1, *view.shape)
         pictures.save_png(f"{out}.png", pictures.image_grid(flat, num_columns=NUM_FRAMES.value))
         print(f"{len(frames)} pairs: {out}.png, {out}.npz")

@@ -33,6 +33,7 @@ def prepare() -> command.Job:
     import numpy as np
 
     from scorejax import systems
+    from scorejax.evaluate.atomic import save_npz
 
     view = systems.capability(config, "image_view")(config)
     measurement = systems.capability(config, "measurement")
@@ -52,7 +53,7 @@ def prepare() -> command.Job:
         found = command.in_chunks(complete, variables, rows, BATCH_SIZE.value, "images")
         out = command.output(OUT.value, WORKDIR.value, TASK.value)
         found |= {"original": view.to_unit(x)}
-        np.savez(f"{out}.npz", **found)
+        save_npz(f"{out}.npz", **found)
         shown = [found[name][:16] for name in ("original", "measured", "image")]
         grid = pictures.image_grid(np.concatenate(shown), num_columns=len(shown[0]))
         pictures.save_png(f"{out}.png", grid)

@@ -34,6 +34,7 @@ def prepare() -> command.Job:
 
     from scorejax import systems
     from scorejax.evaluate import progress
+    from scorejax.evaluate.atomic import save_npz
     from scorejax.evaluate.parts import Parts
 
     exact = IMPORTANCE_WEIGHTED.value
@@ -59,7 +60,7 @@ def prepare() -> command.Job:
         parts = Parts(out, asked | {"seed": SEED.value}, (variables, x))
         found = command.in_chunks(measure, variables, rows, BATCH_SIZE.value, "images", parts)
         bits = found["bits_per_dim"].reshape(REPEATS.value, -1)
-        np.savez(f"{out}.npz", bits_per_dim=bits, nfe=found["nfe"].reshape(bits.shape))
+        save_npz(f"{out}.npz", bits_per_dim=bits, nfe=found["nfe"].reshape(bits.shape))
         report |= {"nfe": float(found["nfe"].mean())}
         report |= progress.summary("bits_per_dim", bits)
         if exact:

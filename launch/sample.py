@@ -47,9 +47,8 @@ def prepare() -> command.Job:
     config = command.saved_config(WORKDIR.value)
     if IMAGES.value:
         return prepare_segmentation(config)
-    import numpy as np
-
     from scorejax import systems
+    from scorejax.evaluate.atomic import save_npz
 
     options, given = {"num_steps": NUM_STEPS.value, "nfe": NFE.value}, ()
     if CLASSIFIER.value or LABEL.value is not None:
@@ -66,7 +65,7 @@ def prepare() -> command.Job:
         fn = lambda variables, batch: draw(variables[0], batch["rng"], *variables[1:])
         drawn = command.in_chunks(fn, variables, rows, BATCH_SIZE.value, "samples")
         out = command.output(OUT.value, WORKDIR.value, "samples")
-        np.savez(f"{out}.npz", images=drawn["image"], nfe=drawn["nfe"], step=restored.step)
+        save_npz(f"{out}.npz", images=drawn["image"], nfe=drawn["nfe"], step=restored.step)
         pictures.save_png(f"{out}.png", pictures.image_grid(drawn["image"][:100]))
         nfe = drawn["nfe"].mean()
         print(f"{NUM.value} samples, {nfe:.0f} evaluations each: {out}.png, {out}.npz")

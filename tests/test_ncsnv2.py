@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from scorejax import schedules, systems
-from scorejax.systems import ncsnv2
+from scorejax.objectives import make_loss_fn
+from scorejax.systems import make_init, ncsnv2
 from scorejax.train.settings import Settings
+from scorejax.train.state import TrainState
+from scorejax.train.step import make_train_step, scan_steps
 
 # Name: data, pixels, network, sigma_max, levels, steps per level, step size, updates.
 OFFICIAL = {
@@ -46,6 +49,25 @@ def test_an_official_config_is_the_row_of_the_papers_table(name, golden):
     official = golden("e_sigmas")
     sigmas = official[f"out64/{'ncsn_original' if name == 'ncsn_cifar10' else name}_sigmas"]
     np.testing.assert_allclose(chain["sigmas"], sigmas, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_an_official_experiment_takes_three_steps_in_debug_size(name):
+    config = get_config(name, "debug")
+    model, view, tx = (
+        make(config) for make in (ncsnv2.make_network, ncsnv2.image_view, ncsnv2.make_optimizer)
+    )
+    rng = np.random.default_rng(0)
+    stored = rng.integers(0, view.levels, (3, 4, *view.shape), np.uint8)
+    batches = {"image": np.stack([view.as_trained(rng, images) for images in stored])}
+    state = TrainState.create(*make_init(model, view.shape, ())(jax.random.key(0)), tx)
+    loss = make_loss_fn(ncsnv2.make_network_loss(config), model.apply)
+    step = scan_steps(make_train_step(loss, tx, ema_rate=config.ema_rate))
+    after, metrics = jax.jit(step)(state, batches, jax.random.key(1))
+    assert int(after.step) == 3 and (metrics["finite"] == 1).all()
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
 
 
 @pytest.mark.parametrize("name", NAMES)

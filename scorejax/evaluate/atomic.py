@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -23,3 +26,9 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def save_npz(path: str | os.PathLike, **arrays: ArrayLike) -> None:
+    """Writes arrays by name to an npz file, which is there whole or not at all."""
+    with written_whole(path) as file:
+        np.savez(file, **arrays)

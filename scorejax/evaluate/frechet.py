@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from scipy import stats
 
+from scorejax.evaluate.atomic import save_npz
+
 
 class Moments(NamedTuple):
     """Mean (d,) and unbiased covariance (d, d)."""
@@ -80,7 +82,7 @@ def frechet_distance_infinity(
 
 def save_statistics(path: str | os.PathLike, statistics: Moments) -> None:
     """Writes an npz file of `mu` and `sigma`, as others publish and read them."""
-    np.savez(path, mu=statistics.mean, sigma=statistics.covariance)
+    save_npz(path, mu=statistics.mean, sigma=statistics.covariance)
 
 
 def load_statistics(path: str | os.PathLike) -> Moments:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.evaluate.atomic import written_whole
+from scorejax.evaluate.atomic import save_npz
 from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]
@@ -38,8 +38,7 @@ class Parts:
             with np.load(path) as file:
                 return dict(file)
         part = {key: np.asarray(value) for key, value in make().items()}
-        with written_whole(path) as file:
-            np.savez(file, **part)
+        save_npz(path, **part)
         return part
 
     def remove(self) -> None:

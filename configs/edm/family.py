@@ -32,8 +32,7 @@ def default() -> ConfigDict:
     config.dropout = 0.13
     config.embedding_type = "positional"
     config.channel_mult_noise = 1
-    config.progressive = "none"
-    config.progressive_input = "none"
+    config.progressive = config.progressive_input = "none"
     config.fir_kernel = (1, 1)
     config.augment_dim = 9  # weights of labels that published networks have; always zeros here
     config.dtype = "float32"  # of the arithmetic in the body; bfloat16 on accelerators
@@ -63,13 +62,12 @@ def default() -> ConfigDict:
     config.rtol = config.atol = 1e-5
 
     config.log_every = 100
-    config.eval_every = 25_000
+    config.eval_every, config.save_every = 25_000, 5000
     config.eval_examples = 1000
     config.eval_bits_examples = 64
     config.eval_samples = 64
     config.eval_frechet_samples = 0  # for best_metric="frechet"
     config.eval_features = ""  # of what that looks at: FID's weights, a file, or "digits"
-    config.save_every = 5000
     config.keep_latest = 2
     config.best_metric = "loss"
     config.best_mode = "min"

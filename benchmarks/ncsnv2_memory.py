@@ -16,11 +16,11 @@ On a CPU: see docs/speed.md.
 import argparse
 import importlib
 import time
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from benchmarks.residuals import residual_bytes
 from scorejax.objectives import make_loss_fn
 from scorejax.systems import make_init, ncsnv2
 from scorejax.train.state import TrainState
@@ -51,19 +51,6 @@ def measure(name: str, batch_size: int, remat: bool, accumulation: int) -> str:
         f"between passes; compiled in {seconds:.0f} s, {arguments:.2f} GiB of arguments, which are "
         f"donated, {besides:.2f} GiB besides, {arguments + besides:.2f} in all"
     )
-
-
-def residual_bytes(loss: Callable, state: TrainState, batch: dict, rng: jax.Array) -> int:
-    """Bytes that the forward pass leaves to the backward pass, beside the arguments."""
-
-    def of_params(params, state, batch, rng):
-        rows = {"rng": jax.random.split(rng, len(batch["image"]))}
-        return loss(params, state, rng, batch | rows)[0]
-
-    pulled_back = lambda *given: jax.vjp(lambda params: of_params(params, *given[1:]), given[0])[1]
-    leaves = jax.tree.leaves(jax.eval_shape(pulled_back, state.params, state, batch, rng))
-    arguments = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.params))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) - arguments
 
 
 def main() -> None:

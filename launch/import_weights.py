@@ -3,9 +3,12 @@
 
     python -m launch.import_weights --architecture=score_sde/ncsnpp --weights=ckpt.pth \
         --config=configs/score_sde/digits.py:ve --workdir=runs/published
+    python -m launch.import_weights --architecture=bionet/bionet --weights=iter_3_mul_1_int.pt \
+        --config=configs/bionet/monuseg.py --workdir=runs/bionet
 
 Nothing in the file is executed. Its tensors have to be those of the config's network; what does not
-show in their shapes (fir, skip_rescale, centered, the SDE) is the config's word alone.
+show in their shapes (fir, skip_rescale, centered, the SDE) is the config's word alone. BiO-Net's
+running statistics come with its weights.
 """
 
 from absl import flags
@@ -30,25 +33,35 @@ def prepare() -> command.Job:
     from scorejax.interop import published
     from scorejax.train import checkpoint, state, workdir
 
-    network, optimizer, view = (
-        systems.capability(config, name)(config)
-        for name in ("make_network", "make_optimizer", "image_view")
+    network, optimizer = (
+        systems.capability(config, name)(config) for name in ("make_network", "make_optimizer")
     )
     found = interop.read_checkpoint(WEIGHTS.value)
-    settings = {**config, "num_channels": view.shape[-1]}
-    raw, averaged = published.params_for(network, ARCHITECTURE.value, found, settings)
+    settings = {**config, "num_channels": num_channels(config)}
+    weights = published.variables_for(network, ARCHITECTURE.value, found, settings)
     path = workdir.open_new_workdir(WORKDIR.value, config)
 
     def job() -> None:
-        create = jax.jit(lambda params: state.TrainState.create(params, {}, optimizer))
-        imported = jax.device_get(create(raw))
-        imported = imported.replace(step=np.int32(found.step), ema_params=jax.device_get(averaged))
+        create = jax.jit(lambda *given: state.TrainState.create(*given, optimizer))
+        imported = jax.device_get(create(weights.params, weights.model_state))
+        averaged = jax.device_get(weights.averaged)
+        imported = imported.replace(step=np.int32(found.step), ema_params=averaged)
         with checkpoint.Checkpoints(path) as checkpoints:
             checkpoints.save(imported, {})
         kinds = [kind for kind in ("raw", "averaged") if getattr(found, kind) is not None]
         print(f"step {found.step}, {' and '.join(kinds)} weights: {path}")
 
     return job
+
+
+def num_channels(config) -> int:
+    """Of the images that the config's network sees; those that BiO-Net segments are in colour."""
+    from scorejax import systems
+    from scorejax.interop import bionet_weights
+
+    if ARCHITECTURE.value in bionet_weights.ARCHITECTURES:
+        return 3
+    return systems.capability(config, "image_view")(config).shape[-1]
 
 
 if __name__ == "__main__":

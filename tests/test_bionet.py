@@ -2,6 +2,8 @@
 """BiO-Net against an unrolled NumPy network, and what follows from its passes sharing weights."""
 
 import functools
+import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -17,37 +19,13 @@ from scorejax.models import bionet
 from scorejax.models.bionet import BiONet, Unit, keras_bionet, torch_bionet
 from scorejax.models.convolution import conv
 from tests.bionet_reference import PlainUNet, Reference, spread
+from tests.bionet_state import BIONET, LEVELS, MULTIPLIER, hyper, random_state
 from tests.published_files import Stored, torch_zip
 from tests.random_variables import random_variables
 
-BIONET = "bionet/bionet"
-LEVELS = 2
-WIDTHS = {"multiplier": 0.125, "num_levels": LEVELS}
+WIDTHS = {"multiplier": MULTIPLIER, "num_levels": LEVELS}
 ALL_THE_OTHERS = ((1, False), (1, True), (2, False), (3, False), (3, True))
 X = np.random.default_rng(0).normal(size=(3, 16, 8, 3))
-
-
-def hyper(num_passes, integrate=False):
-    names = {"multiplier": 0.125, "num_layers": LEVELS}
-    return names | {"iterations": num_passes, "integrate": integrate}
-
-
-@functools.cache
-def random_state(num_passes, integrate=False):
-    """An official state dictionary of random numbers, aliases equal; variances positive."""
-    net = bionet_weights.build(BIONET, hyper(num_passes, integrate))
-    shapes = bionet_weights.variable_shapes(net, (3,))
-    rng, state, drawn = np.random.default_rng(1), {}, {}
-    for name, path, turn in bionet_weights.walk(net):
-        if path not in drawn:
-            shape = turn.shape(shapes[path])
-            drawn[path] = rng.normal(size=shape) / max(1, np.prod(shape[1:])) ** 0.5
-            if path.endswith("var"):
-                drawn[path] = 0.5 + drawn[path] ** 2
-            if path.endswith("count"):
-                drawn[path] = np.int64(7)
-        state[name] = np.asarray(drawn[path])
-    return state
 
 
 def load(num_passes, integrate=False):
@@ -96,6 +74,21 @@ def test_one_pass_is_a_u_net_whose_first_kernels_are_the_sums_of_their_halves():
     expected = PlainUNet(random_state(1), LEVELS, 1).forward(X)
     found = jax.jit(net.apply)(variables, jnp.asarray(X, jnp.float32))
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_passes_add_normalisations_and_no_convolution():
+    image, shapes = jax.ShapeDtypeStruct((1, 8, 8, 3), "float32"), []
+    for num_passes in (1, 2, 3):
+        net = torch_bionet(num_passes=num_passes, **WIDTHS)
+        params = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+        shapes.append({k: leaf.shape for k, leaf in flatten_dict(params, sep="/").items()})
+    of_convolutions = [{k: s for k, s in one.items() if "norm" not in k} for one in shapes]
+    assert of_convolutions[0] == of_convolutions[1] == of_convolutions[2]
+    # Each of five units of a level has a scale and a bias; that which goes down has its features.
+    widths = net.widths
+    per_pass = sum(2 * (5 * width + below) for width, below in itertools.pairwise(widths))
+    sizes = [sum(map(math.prod, one.values())) for one in shapes]
+    assert np.diff(sizes).tolist() == [per_pass, per_pass]
 
 
 def test_without_levels_to_go_back_to_every_pass_is_the_first_but_for_its_norms(x64):

@@ -17,11 +17,14 @@ import pytest
 from PIL import Image
 
 from configs.bionet import family
-from scorejax import systems
+from scorejax import interop, systems
 from scorejax.data.nuclei import nuclei
 from scorejax.evaluate import segmentation, segmented_folder
 from scorejax.systems import bionet
+from scorejax.train import checkpoint
 from scorejax.train.settings import Settings
+from tests.bionet_state import BIONET, hyper, random_state
+from tests.published_files import Stored, torch_zip
 from tests.random_variables import random_variables
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -186,12 +189,18 @@ def test_what_is_written_numbers_the_instances(tmp_path):
     assert np.asarray(Image.open(tmp_path / "x_overlay.png")).shape == image.shape
 
 
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "2",
+    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+}
+
+
 def run(command, *argv):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
     result = subprocess.run(
         [sys.executable, "-m", f"launch.{command}", *argv],
-        capture_output=True, text=True, cwd=ROOT, env=environment, check=False, timeout=600,
+        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=600,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     return result
@@ -211,3 +220,168 @@ def test_the_commands_train_evaluate_and_segment_a_folder(tmp_path):
     assert "broken.png" in done.stdout
     written = {path.name for path in (workdir / "segmented").iterdir()}
     assert written == {f"mine_{kind}.png" for kind in ("mask", "instances", "overlay")}
+
+
+def write_pairs(folder, num=2, *, image=None, mask=None):
+    """Images and masks in the layout "folders", the last pair with another image or mask."""
+    rng, inside = np.random.default_rng(0), np.zeros((40, 40), np.uint8)
+    inside[8:20, 8:20] = 255
+    for part in ("images", "masks"):
+        (folder / part).mkdir(parents=True)
+    for index in range(num):
+        last = index == num - 1
+        pixels = rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)
+        picture = Image.fromarray(pixels) if image is None or not last else image
+        picture.save(folder / "images" / f"{index}.png")
+        masked = inside if mask is None or not last else mask
+        Image.fromarray(masked).save(folder / "masks" / f"{index}.png")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Folders with one thing wrong each, and published weights of one and of two passes."""
+    path, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    see_through = Image.new("RGBA", (40, 40), (10, 20, 30, 40))
+    deep = Image.fromarray(rng.integers(0, 60_000, (40, 40)).astype(np.uint16))
+    greys = np.tile(np.arange(40, dtype=np.uint8), (40, 1))
+    write_pairs(path / "sound")
+    write_pairs(path / "sizes", mask=np.zeros((40, 39), np.uint8))
+    write_pairs(path / "greys", mask=greys)
+    write_pairs(path / "deep", image=deep)
+    write_pairs(path / "see_through", image=see_through)
+    write_pairs(path / "corrupt", 5)
+    damaged = path / "corrupt" / "images" / "4.png"
+    damaged.write_bytes(damaged.read_bytes()[:200])
+    (path / "empty").mkdir()
+    (path / "half_empty" / "images").mkdir(parents=True)
+    (path / "half_empty" / "masks").mkdir()
+    (path / "mine").mkdir()
+    Image.fromarray(nuclei(1, 45, seed=9).images[0][:, :37]).convert("P").save(
+        path / "mine" / "palette.png"
+    )
+    (path / "mine" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    states = {"one": random_state(1), "two": random_state(2), "apart": dict(random_state(2))}
+    name = "iteration1_layer0_decoder_up.0.weight"
+    states["apart"][name] = states["apart"][name] + 1e-3
+    for kind, state in states.items():
+        stored = {name: Stored(tensor.astype("f4")) for name, tensor in state.items()}
+        (path / f"{kind}.pt").write_bytes(torch_zip({"state_dict": stored}))
+    (path / "run").mkdir()
+    saved = get_config("configs.bionet.nuclei", "t2,debug").to_dict()
+    (path / "run" / "config.json").write_text(json.dumps(saved))
+    return path
+
+
+DEBUG = "--config=configs/bionet/nuclei.py:t1,debug"
+IMPORT = ["--architecture=bionet/bionet", "--workdir={tmp}/new"]
+
+
+def training(folder, *more):
+    where = ["--config.layout=folders", f"--config.data_dir={{tmp}}/{folder}"]
+    return "train", [DEBUG, "--workdir={tmp}/new", *where, *more]
+
+
+def sampling(folder):
+    return "sample", ["--workdir={tmp}/run", f"--images={{tmp}}/{folder}"]
+
+
+def importing(weights, variant, *more):
+    config = f"--config=configs/bionet/nuclei.py:{variant},debug"
+    return "import_weights", [*IMPORT, f"--weights={{tmp}}/{weights}.pt", config, *more]
+
+
+MISTAKES = {
+    "mask of another size": (
+        training("sizes"), "masks/1.png needs the size of its image, 40 x 40; got 40 x 39",
+    ),
+    "mask of many levels": (training("greys"), "needs two levels, 0 and one other"),
+    "16 bits": (training("deep"), "needs 8-bit grey or RGB pixels; got mode I;16"),
+    "alpha": (training("see_through"), "needs opaque pixels; got transparent ones"),
+    "one corrupt file": (training("corrupt"), "images/4.png is no picture that can be read"),
+    "no such layout": (training("empty"), "needs folders images/ and masks/"),
+    "empty folder": (training("half_empty"), "needs at least one picture"),
+    "side": (training("sound", "--config.side=33"), "side to be a multiple of 8; got 33"),
+    "pieces": (training("sound", "--config.side=48"), "40"),
+    "run of another t": (
+        ("train", [DEBUG, "--workdir={tmp}/run"]), "num_passes",
+    ),
+    "16 bits to segment": (sampling("deep/images"), "1.png needs 8-bit grey or RGB pixels"),
+    "alpha to segment": (sampling("see_through/images"), "1.png needs opaque pixels"),
+    "corrupt to segment": (sampling("corrupt/images"), "4.png is no picture that can be read"),
+    "nothing to segment": (sampling("empty"), "needs at least one picture"),
+    "weights of another t": (
+        importing("two", "t1"), "the file's tensors have num_passes=2; the config has 1",
+    ),
+    "weights of another depth": (
+        importing("one", "t1", "--config.num_levels=3", "--config.num_backward_skips=3"),
+        "have num_levels=2; the config has 3",
+    ),
+    "weights of passes trained apart": (
+        importing("apart", "t2"), "iteration1_layer0_decoder_up.0.weight and iteration0_layer0_"
+        "decoder_up.0.weight are one convolution and need equal tensors",
+    ),
+    "weights without INT": (importing("two", "t2,int"), "first post_transform_conv_block.0.weight"),
+    "weights of another width": (
+        importing("one", "t1", "--config.multiplier=0.25"), "have widths=(4, 8, 16); the "
+        "config's network (8, 16, 32)",
+    ),
+    "weights for Keras": (importing("one", "t1,keras"), "is the PyTorch version"),
+    "weights without skips": (importing("two", "t2,w1"), "backward skips to levels [0, 1]"),
+    "weights for a score network": (
+        ("import_weights", [*IMPORT, "--weights={tmp}/one.pt",
+                            "--config=configs/score_sde/digits.py:debug"]),
+        "bionet/bionet is of class BiONet; the config's is NCSNpp",
+    ),
+}  # fmt: skip
+GOOD = {
+    "import": importing("one", "t1"),
+    "segment": ("sample", ["--workdir={tmp}/new", "--images={tmp}/mine", "--damaged=skip"]),
+    "evaluate": ("evaluate", ["--workdir={tmp}/new", "--metrics=iou,pq"]),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(files):
+    """Of the mistakes, and then of what is right, in one process after the other."""
+    asked = [
+        {"command": command, "argv": [word.replace("{tmp}", str(files)) for word in argv]}
+        for command, argv in [case for case, _ in MISTAKES.values()] + list(GOOD.values())
+    ]
+    answered = subprocess.run(
+        [sys.executable, "-m", "tests.bad_input"],
+        input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
+        check=True,
+    )  # fmt: skip
+    return dict(zip([*MISTAKES, *GOOD], json.loads(answered.stdout), strict=True))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_a_command_is_one_line_before_anything_is_compiled(name, outcomes):
+    outcome, words = outcomes[name], MISTAKES[name][1]
+    lines = outcome["stderr"].strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), outcome["stderr"]
+    assert words in lines[0]
+    assert outcome["status"] == 2 and outcome["compilations"] == 0
+
+
+def test_published_weights_become_a_run_that_segments_a_folder_and_is_scored(outcomes, files):
+    for name in GOOD:
+        assert outcomes[name]["status"] == 0, outcomes[name]["stderr"]
+    restored = checkpoint.restore_for_inference(files / "new")
+    expected = interop.load_torch(BIONET, random_state(1), **hyper(1))[1]
+    assert restored.step == 0
+    jax.tree.map(np.testing.assert_array_equal, restored.params, expected["params"])
+    statistics = {"batch_stats": expected["batch_stats"]}
+    jax.tree.map(np.testing.assert_array_equal, restored.model_state, statistics)
+    written = {path.name for path in (files / "new" / "segmented").iterdir()}
+    assert written == {f"palette_{kind}.png" for kind in ("mask", "instances", "overlay")}
+    assert Image.open(files / "new" / "segmented" / "palette_mask.png").size == (37, 45)
+    report = json.loads((files / "new" / "evaluation.json").read_text())
+    assert 0 <= report["iou_low"] <= report["iou"] <= report["iou_high"] <= 1
+
+
+def test_pairs_that_are_left_out_are_named(config, files, capsys):
+    config.layout, config.data_dir, config.damaged = "folders", str(files / "corrupt"), "skip"
+    assert len(bionet.annotated_images(config, "train")) == 4
+    said = capsys.readouterr().err
+    assert said.startswith("left out: ") and "images/4.png" in said and said.count("\n") == 1

@@ -219,7 +219,7 @@ def test_a_file_of_another_network_is_one_line(pickles, name, changes, message):
     found = interop.read_checkpoint(pickles / f"{name}.pkl")
     settings = {**config, "num_channels": 3}
     with pytest.raises(ValueError, match=re.escape(message)):
-        published.params_for(edm.make_network(config), "edm/song_unet", found, settings)
+        published.variables_for(edm.make_network(config), "edm/song_unet", found, settings)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ once for each, with equal tensors, and is one for us. Batch normalisations are w
 Source of the names: Xiang et al. 2020, arXiv:2007.00243, published code.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ num_classes and has one output, where ours has as many as its tensors."""
 # A transposed convolution, whose kernel ours is flipped to be.
 TRANSPOSED = Turn(lambda a: a.transpose(2, 3, 0, 1)[::-1, ::-1], lambda s: (s[2], s[3], s[0], s[1]))
 COUNTS = "num_batches_tracked"
+_PASS_AND_LEVEL = re.compile(r"iteration(\d+)_layer(\d+)_")
 SCALAR = np.zeros(())
 
 
@@ -59,8 +61,7 @@ def load_torch(
     """
     state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
     net = build(architecture, hyper)
-    names = {path: name for name, path, _ in walk(net)}
-    kernels = [state.get(names[f"params/{layer}/kernel"], SCALAR) for layer in _shaping(net)]
+    kernels = _shaping_kernels(net, state)
     net = _shaped_like(net, hyper, [kernel.shape[:1] for kernel in kernels])
     ours, entries = variable_shapes(net, kernels[0].shape[1:2]), list(walk(net))
     shapes = {name: turn.shape(ours[path]) for name, path, turn in entries}
@@ -112,6 +113,57 @@ def build(architecture: str, hyper: Mapping[str, Any]) -> BiONet:
         num_passes=hyper.get("iterations", 1),
         integrate=bool(hyper.get("integrate", False)),
     )
+
+
+def settings_for(
+    net: BiONet, state: Mapping[str, np.ndarray], *, num_channels: int
+) -> dict[str, Any]:
+    """The official settings of a network of ours that is to have the tensors of `state`.
+
+    Raises: ValueError with one line for a network that the official code has not, and for tensors
+    of another one, of images with other than `num_channels` channels among them.
+    """
+    _require_official(net)
+    places = [match.groups() for match in map(_PASS_AND_LEVEL.match, state) if match]
+    for axis, field in enumerate(("num_passes", "num_levels")):
+        theirs, ours = {int(place[axis]) + 1 for place in places}, getattr(net, field)
+        if theirs and max(theirs) != ours:
+            raise ValueError(
+                f"the file's tensors have {field}={max(theirs)}; the config has {ours}"
+            )
+    kernels = _shaping_kernels(net, state)
+    shaped = _shaped_like(net, {}, [kernel.shape[:1] for kernel in kernels])
+    theirs = {"widths": shaped.widths, "num_classes": shaped.num_classes}
+    theirs["num_channels"] = next(iter(kernels[0].shape[1:2]), num_channels)
+    ours = {"widths": net.widths, "num_classes": net.num_classes, "num_channels": num_channels}
+    for name in ours:
+        if theirs[name] != ours[name]:
+            raise ValueError(
+                f"the file's tensors have {name}={theirs[name]}; the config's network {ours[name]}"
+            )
+    return {
+        "iterations": net.num_passes,
+        "integrate": net.integrate,
+        "num_layers": net.num_levels,
+    }
+
+
+def _require_official(net: BiONet) -> None:
+    if net.dialect.private_middle:
+        raise ValueError("bionet/bionet is the PyTorch version; the config's network is Keras'")
+    levels = set(range(net.num_levels))
+    fed = levels if net.backward_levels is None else set(net.backward_levels)
+    if fed != levels:
+        raise ValueError(
+            f"bionet/bionet has backward skips to levels {sorted(levels)}; the config's network "
+            f"has them to {sorted(fed)}"
+        )
+
+
+def _shaping_kernels(net: BiONet, state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The official tensors of `_shaping`, without axes where they are missing."""
+    names = {path: name for name, path, _ in walk(net)}
+    return [state.get(names[f"params/{layer}/kernel"], SCALAR) for layer in _shaping(net)]
 
 
 def _shaping(net: BiONet) -> list[str]:

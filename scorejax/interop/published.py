@@ -4,22 +4,23 @@
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
 from scorejax.choices import choose
-from scorejax.interop import edm, refinenet_weights, torch_weights
+from scorejax.interop import bionet_weights, edm, refinenet_weights, torch_weights
 from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
 from scorejax.interop.flax_weights import load_flax
 from scorejax.interop.state_dict import load_torch
+from scorejax.models.bionet import BiONet
 from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
 # The architectures of which runs can be made, and who knows their settings.
 _IMPORTABLE = {
     name: family
-    for family in (torch_weights, refinenet_weights, edm)
+    for family in (torch_weights, refinenet_weights, edm, bionet_weights)
     for name in family.ARCHITECTURES
     if name != "edm/dhariwal_unet"  # of which there is no system
 }
@@ -46,29 +47,56 @@ def load_checkpoint(
     return _load(architecture, checkpoint, checkpoint.weights(averaged=averaged), stated | hyper)
 
 
-def params_for(
+class Imported(NamedTuple):
+    """Of a network: its parameters as they were trained, their average, and what is not trained.
+
+    Where the file has one kind of parameters only, it is both.
+    """
+
+    params: dict
+    averaged: dict
+    model_state: dict
+
+
+def variables_for(
     network: nn.Module, architecture: str, checkpoint: Checkpoint, config: Mapping[str, Any]
-) -> tuple[dict, dict]:
-    """(raw, averaged) parameters for `network`, which `config` describes, without a division by
-    sigma; where the file has one kind only, it is both.
+) -> Imported:
+    """The weights in a file for `network`, which `config` describes; without a division by sigma.
 
     Raises: ValueError with one line if the network or the tensors are others.
     """
     family = choose("architecture", architecture, _IMPORTABLE)
-    hyper = family.settings_of(config, checkpoint.settings)
-    hyper = _stated(architecture, checkpoint, hyper) | hyper
-    require_same_network(architecture, family.build(architecture, hyper), network)
+    if family is bionet_weights:
+        load = lambda weights: _bionet(network, architecture, checkpoint, weights, config)
+    else:
+        hyper = family.settings_of(config, checkpoint.settings)
+        hyper = _stated(architecture, checkpoint, hyper) | hyper
+        require_same_network(architecture, family.build(architecture, hyper), network)
+        load = lambda weights: _load(architecture, checkpoint, weights, hyper)[1]
     given = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
-    params = [_load(architecture, checkpoint, w, hyper)[1]["params"] for w in given]
-    undivided = [found.get("network", found) for found in params]
-    return undivided[0], undivided[-1]
+    found = [load(weights) for weights in given]
+    params = [variables.pop("params") for variables in found]
+    undivided = [of_model.get("network", of_model) for of_model in params]
+    # The levels of a published division by sigma are the config's.
+    model_state = {name: part for name, part in found[-1].items() if name != "constants"}
+    return Imported(undivided[0], undivided[-1], model_state)
+
+
+def _bionet(
+    network: nn.Module,
+    architecture: str,
+    checkpoint: Checkpoint,
+    weights: StateDict,
+    config: Mapping[str, Any],
+) -> dict:
+    _require_same_class(architecture, BiONet(), network)
+    hyper = bionet_weights.settings_for(network, weights, num_channels=config["num_channels"])
+    return _load(architecture, checkpoint, weights, hyper)[1]
 
 
 def require_same_network(architecture: str, published: nn.Module, network: nn.Module) -> None:
     """Raises ValueError naming the first setting in which two networks contradict each other."""
-    kinds = type(published).__name__, type(network).__name__
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"{architecture} is of class {kinds[0]}; the config's is {kinds[1]}")
+    _require_same_class(architecture, published, network)
     for field in dataclasses.fields(network):
         if field.name in ("parent", "name", *_FREE_FIELDS):
             continue
@@ -80,6 +108,12 @@ def require_same_network(architecture: str, published: nn.Module, network: nn.Mo
         raise ValueError(f"{architecture} has {field.name}={theirs!r}; the config has {ours!r}")
     if isinstance(network, NCSNpp):
         _require_same_groups(architecture, published, network)
+
+
+def _require_same_class(architecture: str, published: nn.Module, network: nn.Module) -> None:
+    kinds = type(published).__name__, type(network).__name__
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"{architecture} is of class {kinds[0]}; the config's is {kinds[1]}")
 
 
 def _require_same_groups(architecture: str, published: NCSNpp, network: NCSNpp) -> None:

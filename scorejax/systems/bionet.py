@@ -11,6 +11,7 @@ Source: Xiang et al. 2020, arXiv:2007.00243, and its published code.
 import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -125,7 +126,10 @@ def make_loss(config: ConfigDict, model: BiONet) -> Callable:
 
 
 def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImage, ...]:
-    """The images of a split with their instances. Raises: ValueError if there are none."""
+    """The images of a split with their instances; stderr names what `damaged="skip"` leaves out.
+
+    Raises: ValueError if there are none.
+    """
     prefix = choose("split", split, SPLITS)
     layout, count = config[f"{prefix}layout"], config[f"{prefix}num_images"]
     known = {"generated", *segmentation_photographs.PHOTOGRAPHS, *segmentation_folders.LAYOUTS}
@@ -140,7 +144,10 @@ def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImag
         where = config[f"{prefix}data_dir"]
         if not where:
             raise ValueError(f"{prefix}layout {layout!r} needs {prefix}data_dir, a folder")
-        found = segmentation_folders.read(where, layout, damaged=config.damaged).annotated
+        reading = segmentation_folders.read(where, layout, damaged=config.damaged)
+        for line in reading.skipped:
+            print(f"left out: {line}", file=sys.stderr, flush=True)
+        found = reading.annotated
     found = found[:count] if count else found
     if config.corner_patches:
         found = tuple(p for image in found for p in data.corner_patches(image, config.side))

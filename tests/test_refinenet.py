@@ -64,6 +64,21 @@ def test_the_official_checkpoint_computes_the_official_numbers(
     assert_golden(value, file, "y_ema" if averaged else "y_model", precision)
 
 
+@pytest.mark.parametrize("name", refinenet_weights.ARCHITECTURES[:4])
+def test_what_was_imported_is_exported_as_it_was(name):
+    hyper = SETTINGS | {"image_size": 16}
+    net, rng = refinenet_weights.build(name, hyper), np.random.default_rng(0)
+    table = refinenet_weights.correspondence(net, hyper)
+    state = {key: rng.normal(size=shape).astype("f4") for key, shape in table.shapes.items()}
+    if name != "ncsnv2/ncsn":
+        state["sigmas"] = refinenet_weights.sigmas(hyper).astype("f4")
+    exported = interop.export_torch(name, interop.load_torch(name, state, **hyper)[1], **hyper)
+    assert exported.keys() == state.keys()
+    for key, tensor in state.items():
+        assert exported[key].dtype == tensor.dtype
+        np.testing.assert_array_equal(exported[key], tensor)
+
+
 @functools.cache
 def shapes(name, size=16, **options):
     options = {

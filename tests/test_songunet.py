@@ -66,6 +66,17 @@ def test_a_network_gives_the_official_output(golden, name, precision):
     assert np.all(np.abs(value - expected) <= tolerance)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_official_network_is_exported_as_it_was(golden, name):
+    state, (architecture, hyper) = state_of(golden(name)), NETWORKS[name]
+    variables = interop.load_torch(architecture, state, **hyper)[1]
+    exported = interop.export_torch(architecture, variables, **hyper)
+    assert exported.keys() == state.keys()
+    for key, tensor in state.items():
+        assert exported[key].dtype == tensor.dtype
+        np.testing.assert_array_equal(exported[key], tensor)
+
+
 def block_size(c_in, c_out, emb, *, modulations=1, shortcut=True):
     """Parameters of a residual block: two normalisations, two 3x3 convolutions, label, shortcut."""
     convolutions = 9 * c_in * c_out + c_out + 9 * c_out * c_out + c_out

@@ -15,9 +15,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from jaxtyping import Float
 
 from scorejax.choices import choose, require_known
 from scorejax.interop.fit import param_shapes, require_fit
+from scorejax.interop.torch_export import official_tensors
 from scorejax.interop.torch_weights import CONV, LINEAR, POINTWISE, SAME, Turn
 from scorejax.models.dhariwal import DhariwalUNet
 from scorejax.models.songunet import SongUNet
@@ -104,19 +106,38 @@ def load_torch(
     """
     net = build(architecture, hyper)
     state = {re.sub(r"^(module\.|model\.)+", "", k): np.asarray(a) for k, a in state_dict.items()}
+    parts, shapes = correspondence(net, hyper)
+    require_fit(architecture, state, shapes, _filters(net, state))
+    flat = {path: jnp.asarray(turn.tensor(state[name]), float) for path, name, turn in parts}
+    return net, {"params": unflatten_dict(flat, sep="/")}
+
+
+def export_torch(
+    architecture: str, variables: Mapping[str, Any], **hyper: Any
+) -> dict[str, np.ndarray]:
+    """The official tensors, in our order: `load_torch` undone, exactly. Raises: as `load_torch`."""
+    net = build(architecture, hyper)
+    parts, shapes = correspondence(net, hyper)
+    state = official_tensors(architecture, variables["params"], parts, shapes)
+    taps = _resampling(net).astype(np.float32)[None, None]
+    return state | {f"{layer}.resample_filter": taps for layer in _resampling_layers(net, state)}
+
+
+def correspondence(
+    net: nn.Module, hyper: Mapping[str, Any]
+) -> tuple[list[tuple[str, str, Turn]], dict[str, tuple[int, ...]]]:
+    """(our parameter, the official tensor that it is or is a part of, turn), and their shapes."""
     size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
-    table, shapes = {}, {}
     targets = param_shapes(net, size, channels)
+    parts, shapes = {}, {}
     for layer, prefix, rules in _walk(net, size):
         for leaf, (tensor, turn) in rules.items():
             path, official = f"{layer}/{leaf}", f"{prefix}.{tensor}"
             if path in targets:
-                table[path] = (official, turn)
+                parts[path] = (path, official, turn)
                 shapes[official] = turn.shape(targets[path])
-    assert table.keys() == targets.keys(), "the walk passes every layer"
-    require_fit(architecture, state, shapes, _filters(net, state))
-    flat = {path: jnp.asarray(turn.tensor(state[k]), float) for path, (k, turn) in table.items()}
-    return net, {"params": unflatten_dict(flat, sep="/")}
+    assert parts.keys() == targets.keys(), "the walk passes every layer"
+    return list(parts.values()), shapes
 
 
 PRECONDITIONERS = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}
@@ -198,16 +219,40 @@ def _walk_level(level: int, name: str, num_blocks: int) -> Walk:
     yield f"up_{level}_pyramid_conv", f"dec.{name}_aux_conv", _CONV
 
 
+def _resampling(net: nn.Module) -> Float[np.ndarray, "k k"]:
+    """The filter of the network's setting."""
+    taps = np.asarray(getattr(net, "fir_kernel", (1, 1)), float)
+    return np.outer(taps, taps) / taps.sum() ** 2
+
+
+_DOWN = {"input_skip": "aux_down", "residual": "aux_residual"}
+_UP = {"output_skip": "aux_up"}
+"""Layers of the pyramids that resample, by the network's kind of pyramid."""
+
+
+def _resampling_layers(net: nn.Module, state: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """The official layers that have a buffer with the filter."""
+    down = _DOWN.get(getattr(net, "progressive_input", "none"))
+    up = _UP.get(getattr(net, "progressive", "none"))
+    for name in state:
+        for end, pyramid in (("_down.conv0.weight", down), ("_up.conv0.weight", up)):
+            if name.endswith(end):
+                block = name.removesuffix(".conv0.weight")
+                yield from (f"{block}.conv0", f"{block}.skip")
+                if pyramid:
+                    yield f"{name.removesuffix(end)}_{pyramid}"
+
+
 def _filters(net: nn.Module, state: Mapping[str, np.ndarray]) -> set[str]:
     """Names of the buffers that hold the resampling filter.
 
     Raises: ValueError if one is not the filter of the setting.
     """
-    taps = np.asarray(getattr(net, "fir_kernel", (1, 1)), float)
-    expected = np.outer(taps, taps) / taps.sum() ** 2
+    expected = _resampling(net)
     names = {name for name in state if name.endswith(".resample_filter")}
     for name in names:
         given = state[name].reshape(state[name].shape[-2:])
         if given.shape != expected.shape or not np.allclose(given, expected, atol=1e-6):
+            taps = getattr(net, "fir_kernel", (1, 1))
             raise ValueError(f"{name} is not the setting resample_filter={tuple(taps)}.")
     return names

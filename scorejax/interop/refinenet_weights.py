@@ -15,6 +15,7 @@ import numpy as np
 
 from scorejax.choices import require_known
 from scorejax.interop.fit import param_shapes
+from scorejax.interop.torch_export import official_tensors
 from scorejax.interop.torch_weights import (
     CONV,
     SAME,
@@ -73,6 +74,22 @@ def load_torch(
     constants = {"sigmas": jnp.asarray(state["sigmas"], float)}
     divided = DividedBySigma(net, len(state["sigmas"]))
     return divided, {"params": {"network": params}, "constants": constants}
+
+
+def export_torch(
+    architecture: str, variables: Mapping[str, Any], **hyper: Any
+) -> dict[str, np.ndarray]:
+    """The official tensors, in our order: `load_torch` undone, exactly. Raises: as `load_torch`."""
+    net = build(architecture, hyper)
+    table, params = correspondence(net, hyper), variables["params"]
+    parts = [(path, name, turn) for name, (path, turn) in table.ours.items()]
+    if isinstance(net, refinenet.NCSN):
+        return official_tensors(architecture, params, parts, table.shapes)
+    levels = np.asarray(variables.get("constants", {}).get("sigmas", sigmas(hyper)))
+    if levels.shape != sigmas(hyper).shape:
+        raise ValueError(f"{architecture} needs {sigmas(hyper).size} levels; got {levels.size}")
+    tensors = official_tensors(architecture, params.get("network", {}), parts, table.shapes)
+    return {"sigmas": levels} | tensors
 
 
 def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:

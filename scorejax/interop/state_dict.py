@@ -21,11 +21,7 @@ _FAMILIES = {
     for module in (torch_weights, refinenet_weights, edm, bionet_weights)
     for name in module.ARCHITECTURES
 }
-_EXPORTERS = {
-    name: exporter
-    for exporter, module in ((torch_export, torch_weights), (bionet_weights, bionet_weights))
-    for name in module.ARCHITECTURES
-}
+_EXPORTERS = _FAMILIES | dict.fromkeys(torch_weights.ARCHITECTURES, torch_export)
 
 
 def load_torch(
@@ -46,12 +42,13 @@ def load_torch(
 def export_torch(
     architecture: str, variables: Mapping[str, Any], **hyper: Any
 ) -> dict[str, np.ndarray]:
-    """The official tensors, in the official order: `load_torch` undone, exactly.
+    """The official tensors by name: `load_torch` undone, exactly.
 
-    `variables` are those of the module that `load_torch` returns for the same settings.
+    `variables` are those of the module that `load_torch` returns for the same settings. Those of
+    the score-SDE code and of BiO-Net are in the official order.
 
-    Raises: ValueError for an unknown architecture or setting, for one that is not exported, and for
-    parameters that are missing, surplus or misshapen.
+    Raises: ValueError for an unknown architecture or setting, and for parameters that are missing,
+    surplus or misshapen.
     """
     exporter = choose("architecture", architecture, _EXPORTERS)
     return exporter.export_torch(architecture, variables, **hyper)

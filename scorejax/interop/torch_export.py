@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of ours as the state dictionary that the official PyTorch network loads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,28 @@ def export_torch(
     params = variables["params"]
     if hyper.get("scale_by_sigma", False):
         params = params.get("network", {})
-    flat = {k: np.asarray(v) for k, v in flatten_dict(dict(params), sep="/").items()}
-    official = {path: name for name, (path, _) in table.ours.items()}
-    shapes = {
-        path: _our_shape(table.shapes[name], table.ours[name][1]) for path, name in official.items()
-    }
-    require_fit(architecture, flat, shapes, set())
+    parts = [(path, name, turn) for name, (path, turn) in table.ours.items()]
     state = {"sigmas": _agreed_sigmas(variables, hyper)}
-    for name, (path, turn) in table.ours.items():
-        state[name] = turned_back(flat[path], turn, table.shapes[name])
+    return state | official_tensors(architecture, params, parts, table.shapes)
+
+
+def official_tensors(
+    architecture: str,
+    params: Mapping[str, Any],
+    parts: Sequence[tuple[str, str, Turn]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """The official tensors by name, of `shapes`, from (our parameter, official tensor, turn).
+
+    Several of ours may be parts of one of theirs. Raises: ValueError as `require_fit`.
+    """
+    flat = {k: np.asarray(v) for k, v in flatten_dict(dict(params), sep="/").items()}
+    ours = {path: _our_shape(shapes[name], turn) for path, name, turn in parts}
+    require_fit(architecture, flat, ours, set())
+    state: dict[str, np.ndarray] = {}
+    for path, name, turn in parts:
+        tensor = state.setdefault(name, np.empty(shapes[name], flat[path].dtype))
+        _turn_back(flat[path], turn, tensor)
     return state
 
 
@@ -65,8 +78,13 @@ def _our_shape(official: tuple[int, ...], turn: Turn) -> tuple[int, ...]:
 
 
 def turned_back(array: np.ndarray, turn: Turn, shape: tuple[int, ...]) -> np.ndarray:
-    """The official tensor: a turn only moves entries, and shows on their numbers where to."""
-    places = turn.tensor(np.arange(array.size).reshape(shape))
-    tensor = np.empty(array.size, array.dtype)
-    tensor[places.ravel()] = array.ravel()
-    return tensor.reshape(shape)
+    """The official tensor of which `array` is the whole."""
+    tensor = np.empty(shape, array.dtype)
+    _turn_back(array, turn, tensor)
+    return tensor
+
+
+def _turn_back(array: np.ndarray, turn: Turn, tensor: np.ndarray) -> None:
+    """Puts ours into the official tensor: a turn moves entries, and shows on numbers where from."""
+    places = turn.tensor(np.arange(tensor.size).reshape(tensor.shape))
+    tensor.ravel()[places.ravel()] = array.ravel()

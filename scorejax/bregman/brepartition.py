@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from scorejax.bregman import approximate, filters, partition, planning, store
 from scorejax.bregman.approximate import Calibration
-from scorejax.bregman.ball_tree import BOUNDS, build_tree, leaf_numbers
+from scorejax.bregman.ball_tree import BOUNDS, leaf_numbers
 from scorejax.bregman.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
 from scorejax.bregman.divergences import Divergence, get
 from scorejax.bregman.index import BregmanIndex
@@ -26,6 +26,7 @@ from scorejax.bregman.pages import PageReader, paged
 from scorejax.bregman.ranking import Neighbours
 from scorejax.bregman.row_scan import scan
 from scorejax.bregman.sided import Sided
+from scorejax.bregman.tree_building import build_tree
 from scorejax.choices import choose, require_known
 
 SAMPLE_ROWS = 4096
@@ -199,14 +200,12 @@ def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> Breg
     require_known("gauge", name, GAUGES)
     trees, leaves = [], []
     for part in parts:
-        tree, order = build_tree(
-            np.asarray(rows[:, part], np.float64), space, leaf_size=leaf_size, rng=rng
-        )
+        tree, order = build_tree(rows, part, space, leaf_size=leaf_size, rng=rng)
         ids = order if not trees else ids
         trees.append(tree)
         leaves.append(leaf_numbers(tree, order)[ids])
     gauged = make_gauge(space, few, name)
-    in_order = paged(rows[ids], page_bytes)
+    in_order = paged(rows, page_bytes, order=ids)
     u = point_vectors(space, gauged, few)
     index = BregmanIndex(
         space=space,

@@ -99,6 +99,7 @@ def build_index(
     return dataclasses.replace(index, resident=tuple(block for _, block in index.blocks()))
 
 
+@np.errstate(all="ignore")  # what overflows is infinite, and looked at again
 def search(index: ExactIndex, queries: Float[ArrayLike, "q d"], k: int) -> Neighbours:
     """The k points of smallest divergence for each query, nearest first, ties by number.
 

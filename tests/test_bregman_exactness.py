@@ -7,6 +7,7 @@ Shapes are few, for every shape is compiled.
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import hypothesis
@@ -113,16 +114,18 @@ def test_the_scan_in_memory_answers_as_brute_force(case):
 
 @few(60)
 @hypothesis.given(
-    cases(), st.sampled_from([1, 2, 3]), st.sampled_from(cauchy.GAUGES), st.sampled_from([1, 5])
+    cases(),
+    st.sampled_from([*itertools.product(("paper", "seed", "sums"), BOUNDS), ("scan", None)]),
+    st.sampled_from([1, 2, 3]),
+    st.sampled_from(cauchy.GAUGES),
+    st.sampled_from([1, 5]),
 )
-def test_every_filter_answers_as_brute_force(case, num_parts, gauge, leaf_size):
+def test_every_filter_answers_as_brute_force(case, way, num_parts, gauge, leaf_size):
     options = {"side": case.side, "num_parts": num_parts, "gauge": gauge, "leaf_size": leaf_size}
     index = brepartition.build_index(case.points, case.divergence, **options)
-    for filter in ("paper", "seed", "sums"):
-        for bound in BOUNDS:
-            found = brepartition.search(index, case.queries, case.k, filter=filter, bound=bound)
-            assert_exact(found, case)
-    assert_exact(brepartition.search(index, case.queries, case.k, filter="scan"), case)
+    filter, bound = way
+    found = brepartition.search(index, case.queries, case.k, filter=filter, bound=bound)
+    assert_exact(found, case)
 
 
 @few(100)
@@ -147,6 +150,8 @@ def test_more_neighbours_than_points_or_none_is_one_clear_line(case, beyond):
     k = len(case.points) + beyond if beyond > 0 else beyond
     for build in (bregman.build_index, functools.partial(bregman.build_index, num_parts=2)):
         index = build(case.points, case.divergence, side=case.side)
-        message = rf"k .*\[1, {len(case.points)}\]; got {k}|1 <= k <= {len(case.points)}, .*; got {k}"
+        message = (
+            rf"k .*\[1, {len(case.points)}\]; got {k}|1 <= k <= {len(case.points)}, .*; got {k}"
+        )
         with pytest.raises(ValueError, match=message):
             bregman.search(index, case.queries, k)

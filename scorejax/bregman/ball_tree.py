@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
 from scorejax.bregman.cauchy import ROUNDING
 from scorejax.bregman.sided import Sided
@@ -42,7 +42,7 @@ def node_type(num_columns: int) -> np.dtype:
     )
 
 
-def leaf_numbers(tree: Tree, order: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def leaf_numbers(tree: Tree, order: Int[np.ndarray, "n"]) -> UInt[np.ndarray, "n"]:
     """The leaf in which each point is, as small integers."""
     leaves = tree.leaves()
     kind = np.uint16 if tree.num_leaves <= 1 << 16 else np.uint32

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from scorejax.bregman import approximate, filters, partition, planning, store
 from scorejax.bregman.approximate import Calibration
@@ -36,7 +36,7 @@ FILTERS = ("auto", "paper", "seed", "sums", "scan")
 
 @np.errstate(all="ignore")
 def build_index(
-    points: Float[ArrayLike, "n d"],
+    points: Real[ArrayLike, "n d"],
     divergence: str | Divergence,
     *,
     num_parts: int | None = None,
@@ -78,7 +78,7 @@ def build_index(
 @np.errstate(all="ignore")
 def search(
     index: BregmanIndex,
-    queries: Float[ArrayLike, "q d"],
+    queries: Real[ArrayLike, "q d"],
     k: int,
     *,
     p: float | None = None,
@@ -120,15 +120,15 @@ def search(
 class Within(NamedTuple):
     """The points within a radius of each query, nearest first."""
 
-    ids: list[Int[np.ndarray, "m"]]
-    distances: list[Float[np.ndarray, "m"]]
+    ids: list[Int[np.ndarray, "_"]]
+    distances: list[Float[np.ndarray, "_"]]
     candidates: Int[np.ndarray, "q"]
     pages: Int[np.ndarray, "q"]
 
 
 @np.errstate(all="ignore")
 def range_search(
-    index: BregmanIndex, queries: Float[ArrayLike, "q d"], radius: float, *, bound: str = "box"
+    index: BregmanIndex, queries: Real[ArrayLike, "q d"], radius: float, *, bound: str = "box"
 ) -> Within:
     """All points whose divergence from a query is at most the radius. Raises: as `search`."""
     if not radius >= 0:
@@ -151,7 +151,7 @@ def range_search(
 @np.errstate(all="ignore")
 def calibrate(
     index: BregmanIndex,
-    queries: Float[ArrayLike, "m d"],
+    queries: Real[ArrayLike, "m d"],
     k: int,
     *,
     filter: str = "sums",

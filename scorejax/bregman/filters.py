@@ -69,7 +69,7 @@ def refine(
 
 def leaf_bounds(
     index: BregmanIndex, q: Query, node_bounds: NodeBounds
-) -> list[Float[np.ndarray, "leaves"]]:
+) -> list[Float[np.ndarray, "_"]]:
     """Lower bounds of the divergence in each part over every leaf of its tree."""
     return [
         node_bounds(index.space, tree.leaves(), q[part])
@@ -93,7 +93,7 @@ def seed_positions(
 
 
 def summed_bounds(
-    index: BregmanIndex, bounds: list[Float[np.ndarray, "leaves"]], threshold: float
+    index: BregmanIndex, bounds: list[Float[np.ndarray, "_"]], threshold: float
 ) -> tuple[Positions, Float[np.ndarray, "m"]]:
     """The points whose leaves' bounds sum to a threshold at most, and these sums.
 

@@ -198,7 +198,7 @@ def _set_radii(nodes, level, x, own, sizes, space, gauge) -> None:
     nodes["radius"][level] = np.maximum(radius, 0)
 
 
-def _levels(tree: Tree) -> list[Int[np.ndarray, "m"]]:
+def _levels(tree: Tree) -> list[Int[np.ndarray, "_"]]:
     """The nodes of each depth, those of one depth in the order of their points."""
     depth = np.zeros(len(tree.nodes), np.int64)
     parents = range(tree.num_leaves, len(tree.nodes))

@@ -22,9 +22,9 @@ from scorejax.bregman.divergences import get
 NUM_POINTS = flags.DEFINE_integer("num_points", 10_000_000, "Rows.")
 DIMENSION = flags.DEFINE_integer("dimension", 64, "Columns, float32.")
 FACTORS = flags.DEFINE_integer("factors", 6, "Of the data: the dimension near which they lie.")
-DIVERGENCE = flags.DEFINE_string("divergence", "itakura_saito", "Its name.")
-PARTS = flags.DEFINE_integer("parts", 4, "Of the columns.")
-LEAF_SIZE = flags.DEFINE_integer("leaf_size", 256, "Points of a leaf, at most.")
+DIVERGENCE = flags.DEFINE_string("divergence", "squared_euclidean", "Its name.")
+PARTS = flags.DEFINE_integer("parts", 2, "Of the columns.")
+LEAF_SIZE = flags.DEFINE_integer("leaf_size", 512, "Points of a leaf, at most.")
 NUM_QUERIES = flags.DEFINE_integer("num_queries", 10, "Single ones.")
 K = flags.DEFINE_integer("k", 20, "Neighbours.")
 FOLDER = flags.DEFINE_string(

@@ -36,7 +36,7 @@ PAGE_BYTES = flags.DEFINE_list("page_bytes", ["32768", "131072"], "Of a page of 
 DIMENSION = flags.DEFINE_integer("dimension", 200, "Of normal and uniform.")
 PARTS = flags.DEFINE_list("parts", ["1", "paper", "32"], "Numbers of parts; paper: by its model.")
 PAPER_K = flags.DEFINE_list("paper_k", None, "Neighbours with the paper's filter, if not --k.")
-BITS = flags.DEFINE_integer("bits", 4, "Of the VA-file, a coordinate.")
+BITS = flags.DEFINE_integer("bits", 4, "Of the VA-file, a coordinate; 0: without it.")
 FOLDER = flags.DEFINE_string("folder", None, "Keeps what is built, which a later run goes on with.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the data.")
 
@@ -145,7 +145,7 @@ def compare(x, queries, divergence: str, folder: pathlib.Path) -> None:
     for num_parts in sorted(chosen):
         index = opened(x, divergence, folder, num_parts)
         filters = [] if expected else [("scan", "scan", None)]
-        filters += [("BB-tree", "sums", "ball")] if num_parts == 1 else [("paper", "paper", "ball")]
+        filters += [("BB-tree", "seed", "ball")] if num_parts == 1 else [("paper", "paper", "ball")]
         filters += [("summed boxes", "sums", "box")]
         for title, filter, bound in filters:
             share = index_bytes(index, filter) / x.nbytes
@@ -153,12 +153,17 @@ def compare(x, queries, divergence: str, folder: pathlib.Path) -> None:
                 find = functools.partial(search_index, index, k, filter, bound)
                 found = answer(index.rows, queries, find)
                 report(f"{title}, M = {num_parts}", k, found, expected.setdefault(k, found), share)
+    if BITS.value:
+        compare_va_file(x, queries, space, expected)
+    print(f"peak {resident_bytes() / 2**30:.1f} GiB", flush=True)
+
+
+def compare_va_file(x, queries, space: Sided, expected: dict[int, Found]) -> None:
     rows = paged(x, int(PAGE_BYTES.value[0]))
     file = va_file.build(x, rows, space, bits=BITS.value)
-    for k in sizes:
+    for k in expected:
         found = answer(rows, queries, functools.partial(search_va_file, file, k))
         report(f"VA-file, {file.bits} bits", k, found, expected[k], file.index_bytes / x.nbytes)
-    print(f"peak {resident_bytes() / 2**30:.1f} GiB", flush=True)
 
 
 def resident_bytes() -> int:

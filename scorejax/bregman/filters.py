@@ -149,8 +149,8 @@ def by_seed_radii(
     index: BregmanIndex, q: Query, reader: PageReader, nearest: Nearest, k: int, *, bound: str
 ) -> None:
     """The union over parts of what is within radii that share out the seeds' k-th distance."""
-    first = BOUNDS[bound](index.space, index.trees[0].leaves(), q[index.parts[0]])
-    seeds = seed_positions(index, q, first, k)
+    # Those of the nearest centres: bounds are looked at from the root down, where they may prune.
+    seeds = seed_positions(index, q, np.zeros(index.trees[0].num_leaves), k)
     refine(index, q, seeds, reader, nearest)
     radii = shared_radii(index, q, nearest)
     is_candidate = union(index, q, radii, BOUNDS[bound])

@@ -52,7 +52,8 @@ def build_index(
     num_parts and gauge are measured on a sample if they are None. With `path` the index is written
     to that folder, which must not be there, and opened from it; `points` may be a memory map.
     Rows are kept as float32 or float64, whichever the points are (other types: float64).
-    Memory while building: the rows, n (20 M + 4) bytes, and 40 n d / M bytes for a tree at a time.
+    Memory while building: the rows, n (20 M + 8) bytes, and for a tree at a time 40 n bytes and
+    2 n d / M numbers of the rows' type.
     Raises: ValueError for points outside the divergence's domain or an option that cannot be.
     """
     space = Sided(get(divergence), side)

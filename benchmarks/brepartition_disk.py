@@ -23,7 +23,7 @@ from absl import app, flags
 
 from benchmarks import va_file
 from benchmarks.bregman_sets import SETS
-from scorejax.bregman import brepartition, planning, store
+from scorejax.bregman import brepartition, filters, planning, store
 from scorejax.bregman.divergences import get
 from scorejax.bregman.pages import PagedRows, page_layout, paged
 from scorejax.bregman.sided import Sided
@@ -144,18 +144,30 @@ def compare(x, queries, divergence: str, folder: pathlib.Path) -> None:
     chosen = {model if m == "paper" else int(m) for m in PARTS.value} - {None}
     for num_parts in sorted(chosen):
         index = opened(x, divergence, folder, num_parts)
-        filters = [] if expected else [("scan", "scan", None)]
-        filters += [("BB-tree", "seed", "ball")] if num_parts == 1 else [("paper", "paper", "ball")]
-        filters += [("summed boxes", "sums", "box")]
-        for title, filter, bound in filters:
+        ways = [] if expected else [("scan", "scan", None)]
+        ways += [("BB-tree", "seed", "ball")] if num_parts == 1 else [("paper", "paper", "ball")]
+        ways += [("summed boxes", "sums", "box")]
+        for title, filter, bound in ways:
             share = index_bytes(index, filter) / x.nbytes
             for k in sizes if filter != "paper" else map(int, PAPER_K.value or K.value):
                 find = functools.partial(search_index, index, k, filter, bound)
                 found = answer(index.rows, queries, find)
                 report(f"{title}, M = {num_parts}", k, found, expected.setdefault(k, found), share)
+                if filter == "paper":
+                    show_slack(index, queries, k, found.distances[:, -1])
     if BITS.value:
         compare_va_file(x, queries, space, expected)
     print(f"peak {resident_bytes() / 2**30:.1f} GiB", flush=True)
+
+
+def show_slack(index, queries, k: int, kth: np.ndarray) -> None:
+    """Prints how many times the k-th distance the paper's searching bound is."""
+    bounds = [
+        filters.searching_bound(index, filters.index_tuple(index, q), k)[0].radii().sum()
+        for q in index.coordinates(queries)
+    ]
+    slack = np.median(np.array(bounds) / kth)
+    print(f"  k = {k}: the searching bound is {slack:.0f} times the k-th distance", flush=True)
 
 
 def compare_va_file(x, queries, space: Sided, expected: dict[int, Found]) -> None:

@@ -33,7 +33,8 @@ def build(x: np.ndarray, rows: PagedRows, space: Sided, *, bits: int = 4) -> VAF
     num_cells = 2**bits
     cells = np.empty(x.T.shape, np.uint8)
     edges = np.empty((x.shape[1], num_cells, 2))
-    for j, column in enumerate(np.asarray(x.T, np.float64)):
+    for j in range(x.shape[1]):
+        column = np.asarray(x[:, j], np.float64)
         inner = np.quantile(column, np.linspace(0, 1, num_cells + 1)[1:-1])
         cells[j] = np.searchsorted(inner, column, side="right")
         for cell in range(num_cells):

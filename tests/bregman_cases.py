@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Divergences, data in their domains, and brute force in double precision."""
 
+import hashlib
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
-from scorejax.bregman import divergences
+from scorejax.bregman import brepartition, divergences
 from scorejax.bregman.divergences import SIDES, Divergence
 
 MATRIX = np.eye(14) + 0.3
@@ -83,3 +85,14 @@ def assert_exact(found, case: Case, k: int) -> None:
         np.take_along_axis(own, found.ids, axis=1), distances, rtol=1e-9, atol=1e-13
     )
     assert all(len(set(row)) == k for row in found.ids.tolist())
+
+
+def build_on_disk(path, name="itakura_saito", side="data_first", **options):
+    """A case and its index, in a folder unless the path is None."""
+    case = make_case(name, side)
+    options = {"num_parts": 3, "leaf_size": 16, "side": side, "page_bytes": 700, **options}
+    return case, brepartition.build_index(case.points, case.divergence, path=path, **options)
+
+
+def contents(folder: pathlib.Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()}

@@ -7,6 +7,7 @@ from bregman_cases import CASES, make_case
 
 from scorejax.bregman import ball_tree
 from scorejax.bregman.sided import Sided
+from scorejax.bregman.tree_building import build_tree
 
 
 def make_tree(name, side, *, columns=slice(0, 4), leaf_size=16, num_points=300):
@@ -14,7 +15,9 @@ def make_tree(name, side, *, columns=slice(0, 4), leaf_size=16, num_points=300):
     space = Sided(case.divergence, side)
     x = case.divergence.coordinates(case.points.astype(np.float64))[:, columns]
     q = case.divergence.coordinates(case.queries.astype(np.float64))[:, columns]
-    tree, order = ball_tree.build_tree(x, space, leaf_size=leaf_size, rng=np.random.default_rng(0))
+    tree, order = build_tree(
+        x, np.arange(x.shape[1]), space, leaf_size=leaf_size, rng=np.random.default_rng(0)
+    )
     return space, x, q, tree, order
 
 
@@ -148,7 +151,9 @@ def test_trees_of_awkward_points_are_shallow(points):
         "powers": 2.0 ** np.arange(500)[:, None] * np.ones(3),
     }[points]
     space = Sided(make_case("squared_euclidean", "data_first").divergence)
-    tree, order = ball_tree.build_tree(x, space, leaf_size=4, rng=np.random.default_rng(0))
+    tree, order = build_tree(
+        x, np.arange(x.shape[1]), space, leaf_size=4, rng=np.random.default_rng(0)
+    )
     assert sorted(order.tolist()) == list(range(len(x)))
     depth = np.zeros(len(tree.nodes), int)
     for i in range(len(tree.nodes) - 1, tree.num_leaves - 1, -1):

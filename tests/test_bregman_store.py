@@ -2,45 +2,31 @@
 """An index on disk is whole or not there, says what is damaged, and answers as one in memory."""
 
 import errno
-import hashlib
 import json
 import os
 import pathlib
-import resource
 import shutil
-import signal
 import stat
-import subprocess
-import sys
-import textwrap
 import time
 
 import numpy as np
 import pytest
-from bregman_cases import CASES, assert_exact, make_case
+from bregman_cases import CASES, assert_exact, build_on_disk, contents, make_case
 
 from scorejax.bregman import brepartition, divergences, pages, store
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def build(path, name="itakura_saito", side="data_first", **options):
-    case = make_case(name, side)
-    options = {"num_parts": 3, "leaf_size": 16, "side": side, "page_bytes": 700, **options}
-    return case, brepartition.build_index(case.points, case.divergence, path=path, **options)
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "index"
-    build(path)
+    build_on_disk(path)
     return path
 
 
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_an_index_from_the_disk_answers_as_in_memory(name, side, tmp_path):
-    case, on_disk = build(tmp_path / "index", name, side)
-    _, in_memory = build(None, name, side)
+    case, on_disk = build_on_disk(tmp_path / "index", name, side)
+    _, in_memory = build_on_disk(None, name, side)
     reopened = store.open_index(tmp_path / "index")
     for filter in ("sums", "paper", "scan"):
         expected = brepartition.search(in_memory, case.queries, 5, filter=filter)
@@ -53,12 +39,8 @@ def test_an_index_from_the_disk_answers_as_in_memory(name, side, tmp_path):
 
 
 def test_two_builds_write_the_same_bytes(saved, tmp_path):
-    build(tmp_path / "again")
+    build_on_disk(tmp_path / "again")
     assert contents(saved) == contents(tmp_path / "again")
-
-
-def contents(folder: pathlib.Path) -> dict[str, str]:
-    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in folder.iterdir()}
 
 
 def test_rows_are_read_from_a_map_of_the_file(saved):
@@ -151,10 +133,10 @@ def test_a_folder_without_an_index_and_an_index_of_another_format(saved, tmp_pat
 def test_a_path_that_is_taken_is_left_as_it_is(saved, tmp_path):
     before = contents(saved)
     with pytest.raises(ValueError, match="is there already"):
-        build(saved)
+        build_on_disk(saved)
     (tmp_path / "file").write_text("precious")
     with pytest.raises(ValueError, match="is there already"):
-        build(tmp_path / "file")
+        build_on_disk(tmp_path / "file")
     assert contents(saved) == before and (tmp_path / "file").read_text() == "precious"
 
 
@@ -164,12 +146,12 @@ def test_of_two_builds_of_one_path_one_wins_whole(tmp_path, monkeypatch):
 
     def other_was_faster(source, target):
         monkeypatch.setattr(os, "rename", real)
-        build(path)
+        build_on_disk(path)
         real(source, target)
 
     monkeypatch.setattr(os, "rename", other_was_faster)
     with pytest.raises(ValueError, match="was made by another build meanwhile"):
-        build(path, seed=1)
+        build_on_disk(path, seed=1)
     store.open_index(path)
     assert [f.name for f in tmp_path.iterdir()] == ["index"]
 
@@ -180,7 +162,7 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(store, "_write_rows", full)
     with pytest.raises(OSError, match="No space left"):
-        build(tmp_path / "index")
+        build_on_disk(tmp_path / "index")
     assert not list(tmp_path.iterdir())
 
 
@@ -195,7 +177,7 @@ def test_what_a_killed_build_left_goes_with_the_next(tmp_path):
     long_ago = time.time() - 3600
     os.utime(left, (long_ago, long_ago))
     os.utime(other, (long_ago, long_ago))
-    build(tmp_path / "index")
+    build_on_disk(tmp_path / "index")
     assert {f.name for f in tmp_path.iterdir()} == {"index", young.name, other.name}
 
 
@@ -217,206 +199,6 @@ def test_an_index_of_a_divergence_of_ones_own_is_opened_with_it(tmp_path):
 def test_an_index_can_be_read_by_others(saved):
     assert stat.S_IMODE(saved.stat().st_mode) == 0o755
     assert all(f.stat().st_mode & stat.S_IROTH for f in saved.iterdir())
-
-
-# Other processes: they import JAX, which takes seconds.
-
-PRELUDE = textwrap.dedent(
-    """
-    import sys, time
-    sys.path.insert(0, "tests")
-    import numpy as np
-    from bregman_cases import make_case
-    from scorejax.bregman import brepartition, store
-    def build(path, n=300, **options):
-        case = make_case("itakura_saito", "data_first", num_points=n)
-        return brepartition.build_index(
-            case.points, case.divergence, num_parts=3, leaf_size=16, path=path, **options
-        )
-    """
-)
-
-
-def start(code: str, *args, **options) -> subprocess.Popen:
-    command = [sys.executable, "-c", PRELUDE + textwrap.dedent(code), *map(str, args)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
-
-
-def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
-
-
-@pytest.mark.slow
-def test_a_build_killed_at_any_moment_leaves_no_index_or_a_whole_one(tmp_path):
-    # The child forks builds, each of which is killed a little later than the one before; from the
-    # first write to the rename and beyond.
-    code = """
-    import os, signal, pathlib, json
-    root = pathlib.Path(sys.argv[1])
-    build(root / "warm", n=3000)
-    begin = time.perf_counter(); build(root / "timed", n=3000)
-    whole = time.perf_counter() - begin
-    outcomes = []
-    for i in range(60):
-        path = root / "killed" / f"{i}"
-        path.parent.mkdir(exist_ok=True)
-        child = os.fork()
-        if not child:
-            build(path, n=3000)
-            os._exit(0)
-        # Writing takes a small part at the end.
-        time.sleep(whole * (0.5 + 0.6 * i / 60))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        left = sorted(f.name for f in path.parent.glob(f".{i}.building.*"))
-        if path.exists():
-            index = store.open_index(path)
-            assert index.num_points == 3000
-        outcomes.append((path.exists(), bool(left)))
-    print(json.dumps(outcomes))
-    """
-    returncode, out, err = finish(start(code, tmp_path))
-    assert returncode == 0, err
-    outcomes = json.loads(out)
-    assert any(there for there, _ in outcomes) and not all(there for there, _ in outcomes)
-    # Some were killed as they wrote.
-    assert any(left for _, left in outcomes)
-
-
-@pytest.mark.slow
-def test_a_build_killed_after_each_file_leaves_no_index(tmp_path):
-    # The moments that matter, all of them: after each file is closed, and around the rename.
-    code = """
-    import os, signal, pathlib
-    root = pathlib.Path(sys.argv[1])
-    real_fsync, real_rename = os.fsync, os.rename
-    def dies_at(number):
-        calls = [0]
-        def counted(real):
-            def call(*args):
-                calls[0] += 1
-                if calls[0] == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return real(*args)
-            return call
-        os.fsync, os.rename = counted(real_fsync), counted(real_rename)
-    there = []
-    for number in range(1, 30):
-        path = root / f"{number}"
-        child = os.fork()
-        if not child:
-            dies_at(number)
-            build(path)
-            os._exit(0)
-        _, status = os.waitpid(child, 0)
-        there.append(path.exists())
-        if path.exists():
-            store.open_index(path)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break
-    print(there)
-    """
-    returncode, out, err = finish(start(code, tmp_path))
-    assert returncode == 0, err
-    there = json.loads(out.lower())
-    # 11 files, meta.json, the folder, the rename: then the index is there, and stays.
-    assert there == sorted(there) and there.count(False) >= 13 and there[-1]
-
-
-@pytest.mark.slow
-def test_two_readers_and_one_builder_at_once(tmp_path):
-    build(tmp_path / "old")
-    read = """
-    case = make_case("itakura_saito", "data_first")
-    expected = None
-    until = time.time() + 6
-    rounds = 0
-    while time.time() < until:
-        index = store.open_index(sys.argv[1])
-        found = brepartition.search(index, case.queries, 5, filter="sums")
-        expected = found if expected is None else expected
-        assert np.array_equal(found.ids, expected.ids)
-        assert np.array_equal(found.pages, expected.pages)
-        rounds += 1
-    print(rounds)
-    """
-    write = """
-    import shutil
-    until = time.time() + 6
-    while time.time() < until:
-        build(sys.argv[1] + "/new")
-        store.open_index(sys.argv[1] + "/new")
-        shutil.rmtree(sys.argv[1] + "/new")
-    """
-    readers = [start(read, tmp_path / "old") for _ in range(2)]
-    writer = start(write, tmp_path)
-    for process in (*readers, writer):
-        returncode, out, err = finish(process)
-        assert returncode == 0, err
-        assert not out or int(out) > 3
-    assert [f.name for f in tmp_path.iterdir()] == ["old"]
-
-
-@pytest.mark.slow
-def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing(tmp_path):
-    # A limit on the size of a file is what a full disk looks like from inside: writes fall short.
-    code = """
-    try:
-        build(sys.argv[1])
-    except OSError as error:
-        print(type(error).__name__, error)
-        sys.exit(7)
-    """
-
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-    returncode, out, err = finish(start(code, tmp_path / "index", preexec_fn=limit))
-    assert returncode == 7, err
-    assert "Error" in out
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_a_read_only_folder_is_read_and_not_written(tmp_path):
-    # Root may write anywhere, so that the child is nobody where the tests run as root.
-    folder = tmp_path / "shelf"
-    build(folder / "index")
-    before = contents(folder / "index")
-    for path in (folder, folder / "index"):
-        path.chmod(0o555)
-    for parent in [tmp_path, *tmp_path.parents][:3]:
-        parent.chmod(parent.stat().st_mode | 0o055)
-    code = """
-    import os
-    # Whoever nobody is, they may not be allowed to read the modules that are imported late.
-    brepartition.search(store.open_index(sys.argv[1] + "/index"), np.ones((1, 14)), 3)
-    if os.geteuid() == 0:
-        os.setgid(65534); os.setuid(65534)
-    index = store.open_index(sys.argv[1] + "/index")
-    case = make_case("itakura_saito", "data_first")
-    print(brepartition.search(index, case.queries, 3).ids.shape)
-    try:
-        build(sys.argv[1] + "/new")
-    except PermissionError as error:
-        sys.exit(7)
-    """
-    returncode, out, err = finish(start(code, folder))
-    assert (returncode, out.strip()) == (7, "(4, 3)"), err
-    assert contents(folder / "index") == before
-    folder.chmod(0o755)
 
 
 def test_threads_share_an_index(saved):

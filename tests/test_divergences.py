@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 MATRIX = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.7]])
 ALL = {
     "squared_euclidean": dv.squared_euclidean(),
-    "mahalanobis weights": dv.mahalanobis(weights=[0.5, 1.0, 3.0]),
+    "mahalanobis weights": dv.mahalanobis(weights=np.array([0.5, 1.0, 3.0])),
     "mahalanobis matrix": dv.mahalanobis(matrix=MATRIX),
     "itakura_saito": dv.itakura_saito(),
     "itakura_saito smoothed": dv.itakura_saito(smoothing=0.01),
@@ -252,22 +252,31 @@ def test_name_and_options_make_the_same_divergence_again(divergence):
         (lambda: dv.get("beta"), r"takes the options \['b'\]"),
         (lambda: dv.beta(b=1), "itakura_saito and generalized_kl"),
         (lambda: dv.get(dv.logistic(), b=1), "takes no"),
-        (lambda: dv.mahalanobis(weights=[1.0, -1.0]), "weights"),
+        (lambda: dv.mahalanobis(weights=np.array([1.0, -1.0])), "weights"),
         (lambda: dv.mahalanobis(matrix=np.diag([1.0, -1.0])), "positive definite"),
         (lambda: dv.mahalanobis(matrix=np.ones((2, 3))), "symmetric"),
         (lambda: dv.mahalanobis(), "either"),
         (lambda: dv.itakura_saito(smoothing=-1.0), "smoothing >= 0"),
-        (lambda: dv.itakura_saito().check_points([[1.0, 0.0]]), "> 0; got 0.0 at row 0, column 1"),
-        (lambda: dv.generalized_kl().check_points([[-1e-9]]), ">= 0; got -1e-09"),
-        (lambda: dv.generalized_kl().check_queries([[0.0]]), "queries > 0.*smoothing"),
-        (lambda: dv.generalized_kl().check_points([[0.0]], side="query_first"), "points > 0"),
-        (lambda: dv.logistic().check_queries([[1.0]]), r"in \(0, 1\)"),
-        (lambda: dv.exponential().check_points([[710.0]]), "<= 709"),
-        (lambda: dv.squared_euclidean().check_points([[np.inf]]), "finite numbers; got inf"),
-        (lambda: dv.squared_euclidean().check_points([1.0]), r"shape \(n, d\)"),
-        (lambda: dv.squared_euclidean().check_points([["a"]]), "real numbers"),
-        (lambda: dv.simplex_kl().check_points([[0.4, 0.5]]), "row 0 sums to 0.9"),
-        (lambda: dv.logistic().check_points([[0.5]], side="first"), "known: data_first"),
+        (
+            lambda: dv.itakura_saito().check_points(np.array([[1.0, 0.0]])),
+            "> 0; got 0.0 at row 0, column 1",
+        ),
+        (lambda: dv.generalized_kl().check_points(np.array([[-1e-9]])), ">= 0; got -1e-09"),
+        (lambda: dv.generalized_kl().check_queries(np.array([[0.0]])), "queries > 0.*smoothing"),
+        (
+            lambda: dv.generalized_kl().check_points(np.array([[0.0]]), side="query_first"),
+            "points > 0",
+        ),
+        (lambda: dv.logistic().check_queries(np.array([[1.0]])), r"in \(0, 1\)"),
+        (lambda: dv.exponential().check_points(np.array([[710.0]])), "<= 709"),
+        (
+            lambda: dv.squared_euclidean().check_points(np.array([[np.inf]])),
+            "finite numbers; got inf",
+        ),
+        (lambda: dv.squared_euclidean().check_points(np.array([1.0])), r"shape \(n, d\)"),
+        (lambda: dv.squared_euclidean().check_points(np.array([["a"]])), "real numbers"),
+        (lambda: dv.simplex_kl().check_points(np.array([[0.4, 0.5]])), "row 0 sums to 0.9"),
+        (lambda: dv.logistic().check_points(np.array([[0.5]]), side="first"), "known: data_first"),
     ],
 )
 def test_wrong_input_is_one_clear_line(call, message):
@@ -277,7 +286,7 @@ def test_wrong_input_is_one_clear_line(call, message):
 
 
 def test_zeros_are_allowed_where_the_divergence_has_a_limit():
-    zero = [[0.0, 1.0]]
+    zero = np.array([[0.0, 1.0]])
     dv.generalized_kl().check_points(zero)
     dv.logistic().check_points(zero)
     dv.beta(b=0.5).check_points(zero)

@@ -34,21 +34,21 @@ def terms(x):
 U = np.asarray(sphere(jax.random.key(0), X.shape, jnp.float32), np.float64)
 ALPHA = rng.normal(size=6)
 FUNCTIONALS = {
-    "sm": lambda: family.exact(terms, X),
-    "ssm": lambda: family.sliced(terms, X, U),
-    "fd_ssm": lambda: family.fd_sliced(terms, X, U, eps=EPS),
-    "dsm": lambda: family.denoising(terms, X, NOISE, sigma=SIGMA),
-    "fd_dsm": lambda: family.fd_denoising(terms, X, NOISE, U, sigma=SIGMA, eps=EPS),
+    "sm": lambda x, u, noise: family.exact(terms, x),
+    "ssm": lambda x, u, noise: family.sliced(terms, x, u),
+    "fd_ssm": lambda x, u, noise: family.fd_sliced(terms, x, u, eps=EPS),
+    "dsm": lambda x, u, noise: family.denoising(terms, x, noise, sigma=SIGMA),
+    "fd_dsm": lambda x, u, noise: family.fd_denoising(terms, x, noise, u, sigma=SIGMA, eps=EPS),
 }
 
 
 @functools.cache
 def _functionals(name):
-    return jax.jit(FUNCTIONALS[name])()
+    return jax.jit(FUNCTIONALS[name])(X, U, NOISE)
 
 
 def energy(x):
-    return -family.log_density(terms, ALPHA, x)
+    return -family.log_density(terms, jnp.asarray(ALPHA), x)
 
 
 def denoising(x):
@@ -69,7 +69,7 @@ OBJECTIVES = {
 
 @pytest.mark.parametrize("name", FUNCTIONALS)
 def test_a_loss_of_functionals_is_the_objective_of_the_energy(name):
-    found = family.loss(_functionals(name), ALPHA)
+    found = family.loss(_functionals(name), jnp.asarray(ALPHA))
     # Sums in another order, and second differences of numbers of size 1 over 0.01: 1e-9.
     np.testing.assert_allclose(
         found, jax.jit(OBJECTIVES[name])(jnp.asarray(X)), rtol=1e-9, atol=1e-9
@@ -108,8 +108,9 @@ def test_inner_weights_are_the_closed_form_of_the_paper():
 
 def test_scaled_functionals_belong_to_the_scaled_loss():
     found = _functionals("sm")
-    expected = 3 * family.loss(found, ALPHA)
-    np.testing.assert_allclose(family.loss(family.scaled(found, 3.0), ALPHA), expected, rtol=1e-12)
+    expected = 3 * family.loss(found, jnp.asarray(ALPHA))
+    scaled = family.loss(family.scaled(found, 3.0), jnp.asarray(ALPHA))
+    np.testing.assert_allclose(scaled, expected, rtol=1e-12)
 
 
 def _rms_error(terms, alpha, test, mean=0.5):

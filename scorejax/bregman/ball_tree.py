@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trees over points whose nodes bound the divergence of all points in them from below.
 
-A tree is made by recursive Bregman 2-means, of which each assignment is a half-space. Every node
-has a Bregman ball and a box. The bound of the ball is a one-dimensional dual problem: bisection may
-stop anywhere, since the dual is a valid bound at every step. The bound of the box has a closed
-form, for a divergence of each coordinate grows away from the query. Source: Cayton 2008, Fast
-nearest neighbor retrieval for Bregman divergences.
+Every node has a Bregman ball and a box (`tree_building`). The bound of the ball is a
+one-dimensional dual problem: bisection may stop anywhere, since the dual is a valid bound at every
+step. The bound of the box has a closed form, for a divergence of each coordinate grows away from
+the query. Source: Cayton 2008, Fast nearest neighbor retrieval for Bregman divergences.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt
 
-from scorejax.bregman.cauchy import (
-    ROUNDING,
-    make_gauge,
-    norm,
-    point_terms,
-    query_terms,
-    vector_extents,
-)
+from scorejax.bregman.cauchy import ROUNDING
 from scorejax.bregman.sided import Sided
 
 SLACK = 1e-9
 """Share by which a bound is lowered, so that rounding never makes it exceed a divergence."""
-SMALLEST_SHARE = 0.05
-"""Of a node's points that either child gets; without it outliers could make a tree as deep as n."""
 BISECTIONS = 24
 
 
@@ -52,24 +42,7 @@ def node_type(num_columns: int) -> np.dtype:
     )
 
 
-@np.errstate(all="ignore")
-def build_tree(
-    x: Float[np.ndarray, "n p"], space: Sided, *, leaf_size: int, rng: np.random.Generator
-) -> tuple[Tree, Int[np.ndarray, "n"]]:
-    """The tree over points, and the points in the order of its leaves.
-
-    Takes about n log(n / leaf_size) p operations, and memory for 4 n p numbers.
-    """
-    u = space.affine(x)
-    order = np.arange(len(x))
-    spans = _split_all(u, order, space, leaf_size, rng)
-    tree = _number(spans, x.shape[1])
-    _set_boxes(tree, x[order])
-    _set_balls(tree, x[order], space)
-    return tree, order
-
-
-def leaf_numbers(tree: Tree, order: Int[np.ndarray, "n"]) -> Int[np.ndarray, "n"]:
+def leaf_numbers(tree: Tree, order: Int[np.ndarray, "n"]) -> UInt[np.ndarray, "n"]:
     """The leaf in which each point is, as small integers."""
     leaves = tree.leaves()
     kind = np.uint16 if tree.num_leaves <= 1 << 16 else np.uint32
@@ -145,96 +118,3 @@ def leaves_within(
         parents = tree.nodes[near[near >= tree.num_leaves]]
         frontier = np.concatenate([parents["left"], parents["right"]])
     return found
-
-
-def _split_all(u, order, space, leaf_size, rng) -> list[tuple[int, int, int]]:
-    """Sorts `order` into leaves; every node as (start, stop, its left child or -1), children later.
-
-    The right child is the node after the left one.
-    """
-    spans = [(0, len(order), -1)]
-    unsplit = [0]
-    while unsplit:
-        at = unsplit.pop()
-        start, stop, _ = spans[at]
-        if stop - start <= leaf_size:
-            continue
-        own = order[start:stop]
-        is_left = _two_means(u[own], space, rng)
-        middle = start + int(is_left.sum())
-        order[start:stop] = np.concatenate([own[is_left], own[~is_left]])
-        spans[at] = (start, stop, len(spans))
-        unsplit += [len(spans), len(spans) + 1]
-        spans += [(start, middle, -1), (middle, stop, -1)]
-    return spans
-
-
-def _two_means(
-    u: Float[np.ndarray, "n p"], space: Sided, rng: np.random.Generator, *, num_steps: int = 4
-) -> Bool[np.ndarray, "n"]:
-    """Which points are in the first of two clusters, neither of which is very small."""
-    few = u[rng.integers(len(u), size=256)] if len(u) > 512 else u
-    widest = int(np.argmax(few.std(axis=0)))
-    score, on_first = u[:, widest], few[:, widest] > np.median(few[:, widest])
-    for _ in range(num_steps):
-        if on_first.all() or not on_first.any():
-            break
-        centres = space.from_affine(np.stack([few[on_first].mean(0), few[~on_first].mean(0)]))
-        slopes, heights = space.slope(centres), space.copotential(centres).sum(axis=1)
-        direction, threshold = slopes[0] - slopes[1], heights[0] - heights[1]
-        if not (np.isfinite(direction).all() and np.isfinite(threshold)):
-            break
-        score, on_first = u @ direction - threshold, few @ direction > threshold
-    is_left = score > 0
-    if SMALLEST_SHARE * len(u) <= is_left.sum() <= (1 - SMALLEST_SHARE) * len(u):
-        return is_left
-    is_left = np.zeros(len(u), bool)
-    is_left[np.argpartition(score, len(u) // 2)[: len(u) // 2]] = True
-    return is_left
-
-
-def _number(spans: list[tuple[int, int, int]], num_columns: int) -> Tree:
-    """The nodes with leaves first, in the order of their points, then parents, the root last."""
-    is_leaf = np.array([left < 0 for _, _, left in spans])
-    start = np.array([start for start, _, _ in spans])
-    leaves = np.flatnonzero(is_leaf)
-    # Children come after their parents in spans, so that backwards they come first.
-    sequence = np.concatenate([leaves[np.argsort(start[leaves])], np.flatnonzero(~is_leaf)[::-1]])
-    number = np.empty(len(spans), np.int64)
-    number[sequence] = np.arange(len(spans))
-    nodes = np.zeros(len(spans), node_type(num_columns))
-    for at, (first, last, left) in enumerate(spans):
-        node = nodes[number[at]]
-        node["start"], node["stop"] = first, last
-        node["left"] = -1 if left < 0 else number[left]
-        node["right"] = -1 if left < 0 else number[left + 1]
-    return Tree(nodes, len(leaves))
-
-
-def _set_boxes(tree: Tree, x: Float[np.ndarray, "n p"]) -> None:
-    nodes, leaves = tree.nodes, tree.leaves()
-    leaves["lower"] = np.minimum.reduceat(x, leaves["start"], axis=0)
-    leaves["upper"] = np.maximum.reduceat(x, leaves["start"], axis=0)
-    for node in nodes[tree.num_leaves :]:
-        children = nodes[[node["left"], node["right"]]]
-        node["lower"], node["upper"] = children["lower"].min(axis=0), children["upper"].max(axis=0)
-
-
-def _set_balls(tree: Tree, x: Float[np.ndarray, "n p"], space: Sided) -> None:
-    """Centroids, and radii by products about the mean, whose rounding is added to them."""
-    gauge = make_gauge(space, x, "mean")
-    terms, u = point_terms(space, gauge, x)
-    own, affine = terms.sum(axis=1), space.affine(x)
-    reach = vector_extents(space, gauge, x).max()
-    longest = norm(u).max()
-    for node in tree.nodes:
-        block = slice(node["start"], node["stop"])
-        centre = space.from_affine(affine[block].mean(axis=0))
-        query = query_terms(space, gauge, centre)
-        products = u[block] @ query.vector
-        size = own[block].max() + np.abs(query.terms).sum() + reach * norm(query.vector)
-        size += (longest + reach) * norm(query.extents)
-        radius = (own[block] + products).max() + query.terms.sum() + ROUNDING * size
-        if not np.isfinite(radius):
-            radius = space.distances(x[block], centre).max() * (1 + SLACK)
-        node["centre"], node["radius"] = centre, max(radius, 0.0)

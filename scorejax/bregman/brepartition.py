@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from scorejax.bregman import approximate, filters, partition, planning, store
 from scorejax.bregman.approximate import Calibration
-from scorejax.bregman.ball_tree import BOUNDS, build_tree, leaf_numbers
+from scorejax.bregman.ball_tree import BOUNDS, leaf_numbers
 from scorejax.bregman.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
 from scorejax.bregman.divergences import Divergence, get
 from scorejax.bregman.index import BregmanIndex
@@ -26,6 +26,7 @@ from scorejax.bregman.pages import PageReader, paged
 from scorejax.bregman.ranking import Neighbours
 from scorejax.bregman.row_scan import scan
 from scorejax.bregman.sided import Sided
+from scorejax.bregman.tree_building import build_tree
 from scorejax.choices import choose, require_known
 
 SAMPLE_ROWS = 4096
@@ -35,7 +36,7 @@ FILTERS = ("auto", "paper", "seed", "sums", "scan")
 
 @np.errstate(all="ignore")
 def build_index(
-    points: Float[ArrayLike, "n d"],
+    points: Real[ArrayLike, "n d"],
     divergence: str | Divergence,
     *,
     num_parts: int | None = None,
@@ -51,7 +52,8 @@ def build_index(
     num_parts and gauge are measured on a sample if they are None. With `path` the index is written
     to that folder, which must not be there, and opened from it; `points` may be a memory map.
     Rows are kept as float32 or float64, whichever the points are (other types: float64).
-    Memory while building: the rows, n (20 M + 4) bytes, and 40 n d / M bytes for a tree at a time.
+    Memory while building: the rows, n (20 M + 8) bytes, and for a tree at a time 40 n bytes and
+    2 n d / M numbers of the rows' type.
     Raises: ValueError for points outside the divergence's domain or an option that cannot be.
     """
     space = Sided(get(divergence), side)
@@ -77,7 +79,7 @@ def build_index(
 @np.errstate(all="ignore")
 def search(
     index: BregmanIndex,
-    queries: Float[ArrayLike, "q d"],
+    queries: Real[ArrayLike, "q d"],
     k: int,
     *,
     p: float | None = None,
@@ -119,15 +121,15 @@ def search(
 class Within(NamedTuple):
     """The points within a radius of each query, nearest first."""
 
-    ids: list[Int[np.ndarray, "m"]]
-    distances: list[Float[np.ndarray, "m"]]
+    ids: list[Int[np.ndarray, "_"]]
+    distances: list[Float[np.ndarray, "_"]]
     candidates: Int[np.ndarray, "q"]
     pages: Int[np.ndarray, "q"]
 
 
 @np.errstate(all="ignore")
 def range_search(
-    index: BregmanIndex, queries: Float[ArrayLike, "q d"], radius: float, *, bound: str = "box"
+    index: BregmanIndex, queries: Real[ArrayLike, "q d"], radius: float, *, bound: str = "box"
 ) -> Within:
     """All points whose divergence from a query is at most the radius. Raises: as `search`."""
     if not radius >= 0:
@@ -150,7 +152,7 @@ def range_search(
 @np.errstate(all="ignore")
 def calibrate(
     index: BregmanIndex,
-    queries: Float[ArrayLike, "m d"],
+    queries: Real[ArrayLike, "m d"],
     k: int,
     *,
     filter: str = "sums",
@@ -199,14 +201,12 @@ def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> Breg
     require_known("gauge", name, GAUGES)
     trees, leaves = [], []
     for part in parts:
-        tree, order = build_tree(
-            np.asarray(rows[:, part], np.float64), space, leaf_size=leaf_size, rng=rng
-        )
+        tree, order = build_tree(rows, part, space, leaf_size=leaf_size, rng=rng)
         ids = order if not trees else ids
         trees.append(tree)
         leaves.append(leaf_numbers(tree, order)[ids])
     gauged = make_gauge(space, few, name)
-    in_order = paged(rows[ids], page_bytes)
+    in_order = paged(rows, page_bytes, order=ids)
     u = point_vectors(space, gauged, few)
     index = BregmanIndex(
         space=space,

@@ -21,7 +21,7 @@ GAUGES = ("none", "mean", "corner")
 ROUNDING = 1e-12
 """Share of the sizes of all terms that a sum of up to thousands of them in float64 may be off."""
 
-Parts = Sequence[Int[np.ndarray, "p"]]
+Parts = Sequence[Int[np.ndarray, "_"]]
 
 
 class Gauge(NamedTuple):
@@ -49,10 +49,10 @@ class PointTuples(NamedTuple):
 class QueryTerms(NamedTuple):
     """What a divergence needs of a query, coordinate by coordinate."""
 
-    terms: Float[np.ndarray, "2 d"]
+    terms: Float[np.ndarray, "2 *m d"]
     """Two terms whose sum counts."""
-    vector: Float[np.ndarray, "d"]
-    extents: Float[np.ndarray, "d"]
+    vector: Float[np.ndarray, "*m d"]
+    extents: Float[np.ndarray, "*m d"]
     """The sizes of what the vector is the difference of."""
 
 
@@ -70,8 +70,8 @@ class QueryTuple(NamedTuple):
 class Bounds(NamedTuple):
     """Of the divergence of each point from a query, part by part."""
 
-    upper: Float[np.ndarray, "n parts"]
-    lower: Float[np.ndarray, "n parts"]
+    upper: Float[np.ndarray, "*n parts"]
+    lower: Float[np.ndarray, "*n parts"]
 
 
 @np.errstate(all="ignore")
@@ -112,8 +112,8 @@ def vector_extents(
     return norm(np.abs(space.affine(x)) + np.abs(space.affine(gauge.origin)))
 
 
-def query_terms(space: Sided, gauge: Gauge, q: Float[np.ndarray, "d"]) -> QueryTerms:
-    """What a divergence in this gauge needs of a query."""
+def query_terms(space: Sided, gauge: Gauge, q: Float[np.ndarray, "*m d"]) -> QueryTerms:
+    """What a divergence in this gauge needs of a query, or of many; then the gauge is as large."""
     if gauge.name == "none":
         terms = space.copotential(q)
         zeros = np.zeros_like(terms)
@@ -157,7 +157,7 @@ def query_tuple(
 
 
 @np.errstate(all="ignore")
-def bounds(points: Float[np.ndarray, "n parts 2"], query: QueryTuple) -> Bounds:
+def bounds(points: Float[np.ndarray, "*n parts 2"], query: QueryTuple) -> Bounds:
     """Upper and lower bounds of the divergence in each part, safe against rounding.
 
     What overflows bounds nothing: infinity above, zero below.
@@ -171,7 +171,7 @@ def bounds(points: Float[np.ndarray, "n parts 2"], query: QueryTuple) -> Bounds:
     return Bounds(upper, np.where(lower > 0, lower, 0.0))
 
 
-def norm(v: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n"]:
+def norm(v: Float[np.ndarray, "*n p"]) -> Float[np.ndarray | np.float64, "*n"]:
     """Euclidean norms, of which no square overflows."""
     largest = np.abs(v).max(axis=-1, initial=0)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)

@@ -57,8 +57,8 @@ class Divergence:
         return x if self.transform is None else self.transform(x)
 
     def divergence(
-        self, x: Float[ArrayLike, "*n d"], y: Float[ArrayLike, "*n d"]
-    ) -> Float[ArrayLike, "*n"]:
+        self, x: Float[ArrayLike, "*#n d"], y: Float[ArrayLike, "*#n d"]
+    ) -> Float[ArrayLike, "*#n"]:
         """D(x, y) over the last axis; leading axes broadcast. NumPy input is taken to float64."""
         xp = g.namespace(x, y)
         if xp is np:

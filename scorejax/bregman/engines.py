@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 from jax.typing import ArrayLike
-from jaxtyping import Float
+from jaxtyping import Real
 
 from scorejax.bregman import brepartition, exact
 from scorejax.bregman.divergences import Divergence
@@ -14,7 +14,7 @@ from scorejax.bregman.ranking import Neighbours
 
 
 def build_index(
-    points: Float[ArrayLike, "n d"],
+    points: Real[ArrayLike, "n d"],
     divergence: str | Divergence = "squared_euclidean",
     *,
     num_parts: int | None = None,
@@ -35,7 +35,7 @@ def build_index(
 
 def search(
     index: exact.ExactIndex | BregmanIndex,
-    queries: Float[ArrayLike, "q d"],
+    queries: Real[ArrayLike, "q d"],
     k: int,
     *,
     p: float | None = None,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from scorejax.bregman import block_scan, ranking
 from scorejax.bregman.divergences import Divergence, get, points_come_first
@@ -67,7 +67,7 @@ class ExactIndex:
 
 
 def build_index(
-    points: Float[ArrayLike, "n d"],
+    points: Real[ArrayLike, "n d"],
     divergence: str | Divergence = "squared_euclidean",
     *,
     side: str = "data_first",
@@ -99,7 +99,8 @@ def build_index(
     return dataclasses.replace(index, resident=tuple(block for _, block in index.blocks()))
 
 
-def search(index: ExactIndex, queries: Float[ArrayLike, "q d"], k: int) -> Neighbours:
+@np.errstate(all="ignore")  # what overflows is infinite, and looked at again
+def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighbours:
     """The k points of smallest divergence for each query, nearest first, ties by number.
 
     Memory beside the index: on a device 4 t (n_B / 8 + 8 m d) bytes for a tile of t <= 256 queries,

@@ -69,7 +69,7 @@ def refine(
 
 def leaf_bounds(
     index: BregmanIndex, q: Query, node_bounds: NodeBounds
-) -> list[Float[np.ndarray, "leaves"]]:
+) -> list[Float[np.ndarray, "_"]]:
     """Lower bounds of the divergence in each part over every leaf of its tree."""
     return [
         node_bounds(index.space, tree.leaves(), q[part])
@@ -93,7 +93,7 @@ def seed_positions(
 
 
 def summed_bounds(
-    index: BregmanIndex, bounds: list[Float[np.ndarray, "leaves"]], threshold: float
+    index: BregmanIndex, bounds: list[Float[np.ndarray, "_"]], threshold: float
 ) -> tuple[Positions, Float[np.ndarray, "m"]]:
     """The points whose leaves' bounds sum to a threshold at most, and these sums.
 
@@ -149,8 +149,8 @@ def by_seed_radii(
     index: BregmanIndex, q: Query, reader: PageReader, nearest: Nearest, k: int, *, bound: str
 ) -> None:
     """The union over parts of what is within radii that share out the seeds' k-th distance."""
-    first = BOUNDS[bound](index.space, index.trees[0].leaves(), q[index.parts[0]])
-    seeds = seed_positions(index, q, first, k)
+    # Those of the nearest centres: bounds are looked at from the root down, where they may prune.
+    seeds = seed_positions(index, q, np.zeros(index.trees[0].num_leaves), k)
     refine(index, q, seeds, reader, nearest)
     radii = shared_radii(index, q, nearest)
     is_candidate = union(index, q, radii, BOUNDS[bound])

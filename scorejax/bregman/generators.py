@@ -50,10 +50,12 @@ def small_gap(t: ArrayLike) -> ArrayLike:
     log(1 + t) = 2 atanh(r), whose series begins with 2 r, and t - 2 r = r t: nothing cancels.
     """
     r = t / (2 + t)
-    square, series = r * r, 0.0
-    for odd in range(25, 1, -2):
-        series = series * square + 1 / odd
-    return r * t - 2 * r * square * series
+    square = r * r
+    series = square * (1 / 25)
+    for odd in range(23, 3, -2):
+        series += 1 / odd
+        series *= square
+    return r * t - 2 * r * square * (series + 1 / 3)
 
 
 def square(x: ArrayLike) -> ArrayLike:
@@ -124,7 +126,7 @@ def itakura_saito(x: ArrayLike, y: ArrayLike) -> ArrayLike:
     xp = namespace(x, y)
     t = (x - y) / y
     near, far = xp.abs(t) < NEAR, x / y - 1 - _log_ratio(x, y)
-    return xp.maximum(xp.where(near, small_gap(xp.where(near, t, 0)), far), 0)
+    return xp.maximum(_gap_where(near, t, 1.0, far), 0)
 
 
 @quiet
@@ -134,8 +136,7 @@ def exponential(x: ArrayLike, y: ArrayLike) -> ArrayLike:
     t = x - y
     excess = xp.expm1(t)
     near, far = xp.abs(excess) < NEAR, xp.exp(x) - xp.exp(y) * (1 + t)
-    small = small_gap(xp.where(near, excess, 0))
-    return xp.maximum(xp.where(near, xp.exp(y) * small, far), 0)
+    return xp.maximum(_gap_where(near, excess, xp.exp(y), far), 0)
 
 
 def generalized_kl(x: ArrayLike, y: ArrayLike) -> ArrayLike:
@@ -213,7 +214,17 @@ def _kl(x: ArrayLike, y: ArrayLike, difference: ArrayLike) -> ArrayLike:
     xp = namespace(x, y)
     t = -difference / x
     near, far = xp.abs(t) < NEAR, xp.where(x == 0, 0.0, x * _log_ratio(x, y)) - difference
-    return xp.maximum(xp.where(near, x * small_gap(xp.where(near, t, 0)), far), 0)
+    return xp.maximum(_gap_where(near, t, x, far), 0)
+
+
+def _gap_where(near: ArrayLike, t: ArrayLike, scale: ArrayLike, far: ArrayLike) -> ArrayLike:
+    """scale small_gap(t) where t is near zero, else what `far` is there."""
+    if isinstance(far, jax.Array):
+        return jnp.where(near, scale * small_gap(jnp.where(near, t, 0)), far)
+    # The series is most of the work: of NumPy's numbers only where it is needed.
+    found = np.array(far)
+    found[near] = np.broadcast_to(scale, found.shape)[near] * small_gap(t[near])
+    return found[()]
 
 
 def _log_ratio(x: ArrayLike, y: ArrayLike) -> ArrayLike:
@@ -221,6 +232,8 @@ def _log_ratio(x: ArrayLike, y: ArrayLike) -> ArrayLike:
     xp = namespace(x, y)
     ratio = x / y
     normal = (ratio > xp.finfo(ratio.dtype).tiny) & (ratio < np.inf)
+    if xp is np and normal.all():
+        return np.log(ratio)
     return xp.where(normal, xp.log(ratio), xp.log(x) - xp.log(y))
 
 

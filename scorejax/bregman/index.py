@@ -5,7 +5,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real, UInt
 
 from scorejax.bregman.ball_tree import Tree
 from scorejax.bregman.cauchy import Gauge, PointTuples
@@ -37,15 +37,15 @@ class BregmanIndex:
     """
 
     space: Sided
-    parts: tuple[Int[np.ndarray, "p"], ...]
+    parts: tuple[Int[np.ndarray, "_"], ...]
     gauge: Gauge
     trees: tuple[Tree, ...]
-    leaves: Int[np.ndarray, "parts n"]
+    leaves: UInt[np.ndarray, "parts n"]
     """The leaf of each part's tree in which a position is; ascending for the first."""
     tuples: PointTuples
     rows: PagedRows
     ids: Int[np.ndarray, "n"]
-    moments: Float[np.ndarray, "d+1 d"]
+    moments: Float[np.ndarray, "rows d"]
     """Mean and covariance of the points' vectors u, of a sample of them."""
     page_bytes: int
     leaf_size: int
@@ -60,7 +60,7 @@ class BregmanIndex:
     def num_columns(self) -> int:
         return len(self.gauge.origin)
 
-    def coordinates(self, queries: Float[np.ndarray, "q d"]) -> Float[np.ndarray, "q d"]:
+    def coordinates(self, queries: Real[np.ndarray, "q d"]) -> Float[np.ndarray, "q d"]:
         """Checked queries as coordinates. Raises: ValueError unless they fit the index."""
         checked = self.space.divergence.check_queries(queries, side=self.space.side)
         if checked.shape[1] != self.num_columns:

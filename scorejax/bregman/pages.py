@@ -46,12 +46,19 @@ def page_layout(row_bytes: int, page_bytes: int) -> tuple[int, int]:
     return 1, -(-row_bytes // page_bytes)
 
 
-def paged(rows: Float[np.ndarray, "n d"], page_bytes: int) -> PagedRows:
-    """Rows in memory, counted as if they were on pages."""
+def paged(
+    rows: Float[np.ndarray, "n d"], page_bytes: int, *, order: Int[np.ndarray, "n"] | None = None
+) -> PagedRows:
+    """Rows in memory, counted as if they were on pages; in another order if one is given."""
     per_record, pages = page_layout(rows.shape[1] * rows.itemsize, page_bytes)
     num_records = -(-len(rows) // per_record)
     records = np.zeros((num_records, per_record, rows.shape[1]), rows.dtype)
-    records.reshape(-1, rows.shape[1])[: len(rows)] = rows
+    held = records.reshape(-1, rows.shape[1])[: len(rows)]
+    if order is None:
+        held[:] = rows
+    else:
+        # "clip" only because "raise" would make another copy; all numbers are in range.
+        np.take(rows, order, axis=0, out=held, mode="clip")
     return PagedRows(records, len(rows), pages)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-Part = Int[np.ndarray, "p"]
+Part = Int[np.ndarray, "_"]
 
 
 def contiguous(num_columns: int, num_parts: int) -> list[Part]:

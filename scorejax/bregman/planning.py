@@ -21,17 +21,22 @@ from scorejax.bregman.sided import Sided
 
 LARGEST_SHARE = 0.3
 """Of candidates or pages, beyond which a filter does not pay."""
+LARGEST_EXPECTATION = 0.4
+"""Of a scan's time, beyond which a filter is not taken: queries from elsewhere than the points take
+longer than points in their role do, 2.7 times as long on patches of photographs."""
 MOST_PARTS = 32
 MODEL_QUERIES, MEASURED_QUERIES = 50, 8
 
 # Seconds on one core of a shared server, 2026-11. For a filter: of a query and of a part of it at
-# the least, of a divergence of one coordinate, of looking a leaf up. They foretold 17, 13 and 24 ms
-# where 13, 11 and 21 were measured.
+# the least, of a divergence of one coordinate, of looking a leaf up.
 SECONDS_A_QUERY, SECONDS_A_PART = 3e-4, 1e-4
 SECONDS_A_COORDINATE, SECONDS_A_LOOKUP = 4e-8, 3e-9
-# For the scan: of a number taken to float64 and centred, once for all queries, of a product, of a
-# row for each query; and of a byte that a disk reads in order.
-SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_ROW, SECONDS_A_BYTE = 2e-8, 2e-10, 1e-8, 5e-10
+SECONDS_A_SQUARE = 6e-9
+"""Of a coordinate, where the divergence is a sum of squares and takes no logarithms."""
+# For the scan: of a number taken to float64 and centred, once for all queries; of a product and of
+# a row, for each query; and of a byte that a disk reads in order. Fitted to calls with 1, 10 and 64
+# queries (benchmarks/filter_choice.py).
+SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_ROW, SECONDS_A_BYTE = 4.5e-9, 4e-10, 1e-7, 5e-10
 
 
 def example_queries(
@@ -122,7 +127,8 @@ def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
     candidates, pages = index.shares.at(k)
     if candidates > LARGEST_SHARE or (index.path is not None and pages > LARGEST_SHARE):
         return False
-    return filter_seconds(index, candidates) < scan_seconds(index, num_queries)
+    expected = filter_seconds(index, candidates) / scan_seconds(index, num_queries)
+    return expected < LARGEST_EXPECTATION
 
 
 def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
@@ -133,7 +139,9 @@ def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
     computed += candidate_share * index.num_points * index.num_columns
     lookups = index.num_points * (len(index.parts) - 1)
     overhead = SECONDS_A_QUERY + SECONDS_A_PART * len(index.parts)
-    return overhead + SECONDS_A_COORDINATE * computed + SECONDS_A_LOOKUP * lookups
+    is_square = index.space.divergence.name in ("squared_euclidean", "mahalanobis")
+    coordinate = SECONDS_A_SQUARE if is_square else SECONDS_A_COORDINATE
+    return overhead + coordinate * computed + SECONDS_A_LOOKUP * lookups
 
 
 def scan_seconds(index: BregmanIndex, num_queries: int) -> float:

@@ -6,7 +6,7 @@ that may be nearer than the k-th so far are computed in the direct form, which k
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from scorejax.bregman.cauchy import ROUNDING, norm, point_vectors, query_terms
 from scorejax.bregman.filters import Nearest
@@ -35,15 +35,23 @@ def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> lis
         x = np.asarray(index.rows.block(start, stop), np.float64)
         middle, rounding = _products(index, x, slice(start, stop), forms)
         thresholds = np.array([near.bound for near in nearest])
-        if start == 0 and k <= stop:
-            upper = np.where(np.isnan(middle), np.inf, middle + rounding)
-            thresholds = np.partition(upper, k - 1, axis=1)[:, k - 1]
         # Not "<=", so that what overflowed to NaN is computed directly.
         is_near = ~(middle - rounding > thresholds[:, None])
         for i in np.flatnonzero(is_near.any(axis=1)):
             rows = np.flatnonzero(is_near[i])
+            rows = rows[_may_be_nearest(middle[i, rows], rounding[i, rows], k)]
             nearest[i].add(start + rows, index.space.distances(x[rows], queries[i]))
     return nearest
+
+
+def _may_be_nearest(
+    middle: Float[np.ndarray, "m"], rounding: Float[np.ndarray, "m"], k: int
+) -> Bool[np.ndarray, "m"]:
+    """Which of some divergences, known up to rounding, may be among the k smallest of them."""
+    if len(middle) <= k:
+        return np.ones(len(middle), bool)
+    upper = np.where(np.isnan(middle), np.inf, middle + rounding)
+    return ~(middle - rounding > np.partition(upper, k - 1)[k - 1])
 
 
 def _products(index, x, block, forms):

@@ -16,6 +16,8 @@ from scorejax.bregman.divergences import SIDES, Divergence
 from scorejax.choices import require_known
 
 Coordinates = Float[np.ndarray, "*n p"]
+Broadcast = Float[np.ndarray, "*#n p"]
+Distances = Float[np.ndarray | np.float64, "*#n"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Sided:
     def data_first(self) -> bool:
         return self.side == "data_first"
 
-    def pointwise(self, x: Coordinates, q: Coordinates) -> Coordinates:
+    def pointwise(self, x: Broadcast, q: Broadcast) -> Broadcast:
         """The divergence of each coordinate, x the points whichever argument they are."""
         first, second = (x, q) if self.data_first else (q, x)
         return self.divergence.pointwise(first, second)
 
-    def distances(self, x: Float[np.ndarray, "*n p"], q: Coordinates) -> Float[np.ndarray, "*n"]:
+    def distances(self, x: Broadcast, q: Broadcast) -> Distances:
         """Divergences of rows, in the direct form that keeps the digits of small ones."""
         return np.sum(self.pointwise(np.asarray(x, np.float64), q), axis=-1)
 

@@ -108,7 +108,7 @@ def scaled(found: Functionals, factor: float) -> Functionals:
     )
 
 
-def inner_weights(found: Functionals, ridge: Float[Array, ""]) -> Float[Array, "m"]:
+def inner_weights(found: Functionals, ridge: float | Float[Array, ""]) -> Float[Array, "m"]:
     """The weights of the kernels that minimise the mean loss + ridge |alpha|^2 / 2.
 
     Source: arXiv:1811.08357, Proposition 1.

@@ -7,7 +7,8 @@ One update by Adam. Of an energy: the dense Hessian where it fits, sliced score 
 mode over reverse mode (as the papers' code does), by forward mode over reverse (`jvp` of `grad`),
 over forward (`jvp` of `jvp`, the library's) and by Taylor mode (`jet`), its variance-reduced form,
 denoising, and the finite differences; PyTorch's double backward and differences of the same
-weights. Of the score network of NCSN: the exact forms and the differences, each variance-reduced.
+weights. Of the score network of NCSN: the exact forms and the differences, each variance-reduced,
+and denoising, here and in PyTorch.
 Turns alternate in one process, see `benchmarks/timing.py`; the memory is what XLA's compiler sets
 aside for temporaries beside parameters and data (no such number of PyTorch).
 Results: docs/papers/fd_score_matching.md.
@@ -40,6 +41,7 @@ from scorejax.objectives.directions import draw_directions, score_of, sphere
 SIGMA, EPS, LEARNING_RATE = 0.3, 0.1, 1e-4
 REFERENCES = ("FD-SSM", "SSM, forward over forward")
 SCORE_REFERENCES = ("FD-SSM-VR", "SSM-VR, forward mode")
+NCSN_FEATURES = 32  # a quarter of the published width
 RESNET = {"features": 16, "multipliers": (2, 4, 8), "num_blocks": 2}
 LARGEST_DENSE = 64
 # What `jet` raises without a rule for an operation: our convolution, and softplus.
@@ -126,9 +128,18 @@ SCORE = {
 NETWORKS = {
     "mlp": lambda: Network(MLP(WIDTHS), (128, 64), ENERGY, REFERENCES),
     "energy_resnet": lambda: Network(EnergyResNet(**RESNET), (16, 32, 32, 3), ENERGY, REFERENCES),
-    # The first network of NCSN with a quarter of the published width.
-    "ncsn": lambda: Network(NCSN(features=32), (8, 32, 32, 3), SCORE, SCORE_REFERENCES, True),
+    "ncsn": lambda: Network(NCSN(NCSN_FEATURES), (8, 32, 32, 3), SCORE, SCORE_REFERENCES, True),
 }
+
+
+def apply(network: Network, params: Any, x: jax.Array) -> jax.Array:
+    """The energy or the score of x, at level 0 if there are levels."""
+    return network.module.apply({"params": params}, x, *level(network, x))
+
+
+def level(network: Network, x: jax.Array) -> tuple[jax.Array, ...]:
+    """What the network is given beside x."""
+    return (jnp.zeros(len(x), jnp.int32),) if network.labelled else ()
 
 
 class Turn:
@@ -138,11 +149,7 @@ class Turn:
         tx = optax.adam(LEARNING_RATE)
 
         def loss(params, rng, x):
-            def bound(x):
-                label = (jnp.zeros(len(x), jnp.int32),) if network.labelled else ()
-                return network.module.apply({"params": params}, x, *label)
-
-            return jnp.mean(objective(bound, rng, x))
+            return jnp.mean(objective(functools.partial(apply, network, params), rng, x))
 
         def step(params, state, rng, x):
             updates, state = tx.update(jax.grad(loss)(params, rng, x), state)
@@ -175,35 +182,54 @@ def our_turns(network: Network, params: Any, x: jax.Array) -> dict[str, Turn]:
     return turns
 
 
-def torch_turns(name: str, params: Any, x: np.ndarray) -> dict[str, Callable[[], None]]:
-    """The same steps in PyTorch. Raises: AssertionError unless the energies are the same."""
-    import torch
-
+def torch_objectives(labelled: bool) -> dict[str, Callable]:
+    """Of a score network, whose level is labelled, or of an energy."""
     from benchmarks import score_matching_torch as twins
-    from benchmarks.torch_twin import require_same
 
-    make = {
-        "mlp": lambda: twins.MLP((x.shape[1], *WIDTHS)),
-        "energy_resnet": lambda: twins.EnergyResNet(**RESNET),
-    }
-    if name not in make:
-        return {}
-    given = torch.from_numpy(x)
-    given = given.permute(0, 3, 1, 2).contiguous() if x.ndim == 4 else given
-    objectives = {
+    if labelled:
+        return {
+            "SSM-VR": twins.score_ssm_vr,
+            "FD-SSM-VR": functools.partial(twins.score_fd_ssm_vr, eps=EPS),
+            "DSM": functools.partial(twins.score_dsm, sigma=SIGMA),
+        }
+    return {
         "SSM": twins.ssm,
         "SSM-VR": twins.ssm_vr,
         "FD-SSM": functools.partial(twins.fd_ssm, eps=EPS),
         "DSM": functools.partial(twins.dsm, sigma=SIGMA),
         "FD-DSM": functools.partial(twins.fd_dsm, sigma=SIGMA, eps=EPS),
     }
-    turns, ours = {}, NETWORKS[name]().module.apply({"params": params}, x)
-    for kind, objective in objectives.items():
+
+
+def torch_turns(name: str, params: Any, x: np.ndarray) -> dict[str, Callable[[], None]]:
+    """The same steps in PyTorch. Raises: AssertionError unless the networks compute the same."""
+    import torch
+
+    from benchmarks import score_matching_torch as twins
+    from benchmarks.torch_refinenet import TorchNCSN
+    from benchmarks.torch_twin import require_same
+
+    make = {
+        "mlp": lambda: twins.MLP((x.shape[1], *WIDTHS)),
+        "energy_resnet": lambda: twins.EnergyResNet(**RESNET),
+        "ncsn": lambda: TorchNCSN(NCSN_FEATURES, x.shape[-1]),
+    }
+    channels_first = lambda x: x.transpose(0, 3, 1, 2).copy() if x.ndim == 4 else x
+    ours = NETWORKS[name]()
+    given, expected = torch.from_numpy(channels_first(x)), np.asarray(apply(ours, params, x))
+
+    def bound(network):
+        zeros = lambda x: torch.zeros(len(x), dtype=torch.long)
+        return (lambda x: network(x, zeros(x))) if ours.labelled else network
+
+    turns = {}
+    for kind, objective in torch_objectives(ours.labelled).items():
         network = make[name]()
         twins.copy_weights(params, network)
         with torch.no_grad():
-            require_same(ours, network(given))
-        step = twins.make_step(network, objective, LEARNING_RATE)
+            require_same(channels_first(expected), bound(network)(given))
+        of_network = lambda network, x, objective=objective: objective(bound(network), x)
+        step = twins.make_step(network, of_network, LEARNING_RATE)
         turns[f"PyTorch {kind}"] = functools.partial(step, given)
     return turns
 
@@ -211,8 +237,7 @@ def torch_turns(name: str, params: Any, x: np.ndarray) -> dict[str, Callable[[],
 def measure(name: str, rounds: int, calls: int, torch: bool) -> None:
     network, rng = NETWORKS[name](), jax.random.key(0)
     x = np.random.default_rng(0).normal(0.5, 0.3, network.shape).astype(np.float32)
-    label = (jnp.zeros(len(x), jnp.int32),) if network.labelled else ()
-    params = jax.jit(network.module.init)(rng, x, *label)["params"]
+    params = jax.jit(network.module.init)(rng, x, *level(network, x))["params"]
     turns = our_turns(network, params, jnp.asarray(x))
     notes = {kind: f"{turn.megabytes:8.1f} MB" for kind, turn in turns.items()}
     contenders = turns | (torch_turns(name, params, x) if torch else {})

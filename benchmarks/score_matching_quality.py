@@ -6,8 +6,9 @@
 
 `train` trains one model by some objectives with some seeds, which are of the split of a table as
 well, and writes a file for each; one that is there is not made again. `report` prints the log-
-likelihood of the test rows in nats, the mean over seeds and its 95 % interval, beside the seconds
-that training took, and draws likelihood against wall-clock. Flows are measured exactly; of the
+likelihood of the test rows in nats, the mean over seeds and its 95 % interval, beside the processor
+seconds that training took (on one core, wall-clock without other people's work), and draws one
+against the other. Flows are measured exactly; of the
 kernel family the normaliser is estimated, and the smallest effective size is printed; it overfits,
 so that the loss of its validation rows chooses when to stop. Digits are measured as logits of
 dequantised pixels; bits per dimension are in the files too.
@@ -115,9 +116,9 @@ def train(config, system: System) -> Run:
             rows.append(batch)
         batches = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
         compiled = compiled or jax.jit(step).lower(state, batches, keys[2]).compile()
-        start = time.perf_counter()
+        start = time.process_time()
         state, metrics = jax.block_until_ready(compiled(state, batches, keys[2]))
-        seconds += time.perf_counter() - start
+        seconds += time.process_time() - start
         if not metrics["finite"].all():
             return run._replace(finite=False)
         if points & set(range(number - steps + 1, number + 1)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The energies of `benchmarks/score_matching.py`, and the objectives, in PyTorch.
+"""The energies of `benchmarks/score_matching.py`, and what trains energies and scores, in PyTorch.
 
 Written as a careful PyTorch user would: second derivatives by double backward, as the papers'
 authors do, and the members of a finite difference in one batch. Images are (b, c, h, w). Modules
@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from scorejax.typing import Params
 
 Energy = Callable[[Tensor], Tensor]
+Score = Callable[[Tensor], Tensor]
+Objective = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
 
 
 class MLP(nn.Module):
@@ -165,8 +167,27 @@ def fd_dsm(energy: Energy, x: Tensor, *, sigma: float, eps: float) -> Tensor:
     return (plus - minus + 2 * dot(v, noise) / sigma).square().mean() / (4 * eps**2)
 
 
+def score_ssm_vr(score: Score, x: Tensor) -> Tensor:
+    u, x = sphere(x), x.detach().requires_grad_()
+    s = score(x)
+    product = torch.autograd.grad(dot(s, u).sum(), x, create_graph=True)[0]
+    return (math.prod(x.shape[1:]) * dot(product, u) + dot(s, s) / 2).mean()
+
+
+def score_fd_ssm_vr(score: Score, x: Tensor, *, eps: float) -> Tensor:
+    v = eps * sphere(x)
+    plus, minus = score(torch.cat([x + v, x - v])).chunk(2)
+    square, dim = (plus + minus).square().flatten(1).sum(1), math.prod(x.shape[1:])
+    return (square / 8 + dim / (2 * eps**2) * dot(plus - minus, v)).mean()
+
+
+def score_dsm(score: Score, x: Tensor, *, sigma: float) -> Tensor:
+    noise = torch.randn_like(x)
+    return (score(x + sigma * noise) + noise / sigma).square().flatten(1).sum(1).mean() / 2
+
+
 def make_step(
-    network: nn.Module, objective: Callable[[Energy, Tensor], Tensor], learning_rate: float
+    network: nn.Module, objective: Objective, learning_rate: float
 ) -> Callable[[Tensor], None]:
     """One update by Adam."""
     optimizer = torch.optim.Adam(network.parameters(), lr=learning_rate, fused=True)

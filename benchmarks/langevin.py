@@ -31,8 +31,7 @@ from scorejax.parameterize import divided_by_sigma
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas
 
-SIGMAS, STEPS_PER_LEVEL, STEP_SIZE = geometric_sigmas(0.01, 50.0, 232), 5, 6.2e-6
-NUM_STEPS = len(SIGMAS) * STEPS_PER_LEVEL
+STEPS_PER_LEVEL, STEP_SIZE = 5, 6.2e-6
 OURS = "scorejax"
 
 
@@ -46,8 +45,10 @@ class Size(NamedTuple):
 SIZES = {"digits": Size(16, (16, 8, 8, 1)), "cifar": Size(32, (4, 32, 32, 3))}
 
 
-def measure(name: str, rounds: int) -> None:
+def measure(name: str, rounds: int, num_scales: int) -> None:
     """Times the chain by all contenders, and reports seconds per step."""
+    sigmas = geometric_sigmas(0.01, 50.0, num_scales)
+    num_steps = len(sigmas) * STEPS_PER_LEVEL
     size, network = SIZES[name], NCSNv2(SIZES[name].features)
     x = np.random.default_rng(0).normal(size=size.shape).astype(np.float32)
     params = jax.jit(network.init)(jax.random.key(0), x, np.zeros(len(x)))["params"]
@@ -56,18 +57,18 @@ def measure(name: str, rounds: int) -> None:
     options = {"step_size": STEP_SIZE, "steps_per_level": STEPS_PER_LEVEL}
     score_fn = divided_by_sigma(lambda x, sigma: network.apply({"params": params}, x, sigma))
     chain = jax.jit(
-        lambda rng: langevin.annealed_langevin(rng, score_fn, size.shape, sigmas=SIGMAS, **options)
+        lambda rng: langevin.annealed_langevin(rng, score_fn, size.shape, sigmas=sigmas, **options)
     )
     turns = {OURS: lambda: jax.block_until_ready(chain(jax.random.key(1)))}
     images = torch.from_numpy(x).permute(0, 3, 1, 2).contiguous()
     layouts = {"PyTorch eager": images}
     layouts["PyTorch channels-last"] = images.to(memory_format=torch.channels_last)
     for label, start in layouts.items():
-        turns[label] = lambda start=start: annealed_langevin(twin, start, SIGMAS, **options)
+        turns[label] = lambda start=start: annealed_langevin(twin, start, sigmas, **options)
     compiled = torch.compile(twin)
-    turns["torch.compile"] = lambda: annealed_langevin(compiled, images, SIGMAS, **options)
+    turns["torch.compile"] = lambda: annealed_langevin(compiled, images, sigmas, **options)
     times = timing.compare(turns, rounds=rounds, calls=1)
-    per_step = {label: [t / NUM_STEPS for t in taken] for label, taken in times.items()}
+    per_step = {label: [t / num_steps for t in taken] for label, taken in times.items()}
     timing.report(f"a step of {len(x)} images, {name} network", per_step, {}, [OURS])
 
 
@@ -86,9 +87,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--num_scales", type=int, default=232, help="fewer levels, the same steps")
     options = parser.parse_args()
     for name in options.networks:
-        measure(name, options.rounds)
+        measure(name, options.rounds, options.num_scales)
 
 
 if __name__ == "__main__":

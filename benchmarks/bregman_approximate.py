@@ -4,9 +4,9 @@
     python -m benchmarks.bregman_approximate --num_points=5000
 
 For each p: the share of 500 queries of which all k neighbours are found (coverage), the overall
-ratio (mean over queries of the sum of distances found over that of the true ones), candidates as a share
-of the points, and the time over that of the same filter's exact answer. Conformal radii are learnt
-from 500 other queries. The answers are in docs/papers/brepartition.md.
+ratio (mean over queries of the sum of distances found over that of the true ones), candidates as a
+share of the points, and the time over that of the same filter's exact answer. Conformal radii are
+learnt from 500 other queries. The answers are in docs/papers/brepartition.md.
 """
 
 import functools

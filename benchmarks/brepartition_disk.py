@@ -106,7 +106,8 @@ def index_bytes(index, filter: str) -> int:
         return tuples
     if filter == "sums":
         return leaves + sum(tree.leaves().nbytes for tree in index.trees)
-    return tuples + leaves + sum(tree.nodes.nbytes for tree in index.trees)
+    nodes = sum(tree.nodes.nbytes for tree in index.trees)
+    return leaves + nodes + (tuples if filter == "paper" else 0)
 
 
 def search_index(index, k, filter, bound, rows, q):

@@ -17,7 +17,7 @@ from scorejax.data.nuclei import nuclei
 from scorejax.interop import bionet_weights
 from scorejax.models import bionet
 from scorejax.models.bionet import BiONet, Unit, keras_bionet, torch_bionet
-from scorejax.models.convolution import conv
+from scorejax.models.convolution import Window, conv, conv_spread
 from tests.bionet_reference import PlainUNet, Reference, spread
 from tests.bionet_state import BIONET, LEVELS, MULTIPLIER, hyper, random_state
 from tests.published_files import Stored, torch_zip
@@ -203,11 +203,26 @@ def test_the_up_convolution_adds_what_each_pixel_gives(x64):
     rng = np.random.default_rng(0)
     x, kernel = rng.normal(size=(2, 3, 5, 4)), rng.normal(size=(4, 6, 3, 3))
     ours = bionet_weights.TRANSPOSED.tensor(kernel)
-    found = conv(jnp.asarray(x), jnp.asarray(ours), bionet.TORCH.up)
+    found = conv_spread(jnp.asarray(x), jnp.asarray(ours), bionet.TORCH.up)
     np.testing.assert_allclose(found, spread(x, kernel), atol=1e-12)
     # Keras' transposed convolution is the same, a pixel to the right and down.
-    moved = conv(jnp.asarray(x), jnp.asarray(ours), bionet.KERAS.up)
+    moved = conv_spread(jnp.asarray(x), jnp.asarray(ours), bionet.KERAS.up)
     np.testing.assert_allclose(moved[:, 1:, 1:], found[:, :-1, :-1], atol=1e-12)
+
+
+@pytest.mark.parametrize("dialect", [bionet.TORCH, bionet.KERAS])
+def test_its_gradients_are_those_of_the_convolution_with_zeros_between_pixels(x64, dialect):
+    rng = np.random.default_rng(0)
+    x, kernel, weight = (
+        rng.normal(size=size) for size in ((2, 3, 5, 4), (3, 3, 4, 6), (2, 6, 10, 6))
+    )
+    ours = lambda x, kernel: conv_spread(x, kernel, dialect.up)
+    window = Window(dialect.up, image_dilation=(2, 2))
+    for a, b in zip(
+        *(jax.vjp(f, x, kernel)[1](weight) for f in (ours, lambda x, k: conv(x, k, window))),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 @pytest.mark.parametrize("dialect", [bionet.TORCH, bionet.KERAS])

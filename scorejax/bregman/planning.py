@@ -21,9 +21,9 @@ from scorejax.bregman.sided import Sided
 
 LARGEST_SHARE = 0.3
 """Of candidates or pages, beyond which a filter does not pay."""
-LARGEST_EXPECTATION = 0.4
+LARGEST_EXPECTATION = 0.6
 """Of a scan's time, beyond which a filter is not taken: queries from elsewhere than the points take
-longer than points in their role do, 2.7 times as long on patches of photographs."""
+longer than points in their role do, up to 1.7 times as long (benchmarks/filter_choice.py)."""
 MOST_PARTS = 32
 MODEL_QUERIES, MEASURED_QUERIES = 50, 8
 

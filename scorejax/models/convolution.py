@@ -50,6 +50,36 @@ def conv(
     return conv_p.bind(x, kernel, window=window or same_window(kernel.shape[:2]))
 
 
+def conv_spread(
+    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: tuple[Pair, Pair]
+) -> Float[Array, "b 2*h 2*w d"]:
+    """`conv` of an image between whose pixels zeros are put, without multiplying by them.
+
+    That is a transposed convolution of stride 2. Every second pixel of the output sees the same
+    taps, the even ones of a row or the odd ones: these four outputs are channels of a 2x2
+    convolution of x itself, with 16 taps where 9 differ from zero, and not 36. `padding` is (1, 2)
+    or (2, 1) for rows, and for columns: what keeps twice the size.
+    """
+    (b, h, w, _), features = x.shape, kernel.shape[-1]
+    rows = _taps_of_phases(kernel, padding[0])
+    both = _taps_of_phases(jnp.moveaxis(rows, 2, 0), padding[1])
+    stacked = both.transpose(3, 1, 4, 2, 0, 5).reshape(2, 2, kernel.shape[2], 4 * features)
+    phases = conv(x, stacked, Window(tuple((low - 1, 2 - low) for low, _ in padding)))
+    image = phases.reshape(b, h, w, 2, 2, features).transpose(0, 1, 3, 2, 4, 5)
+    return image.reshape(b, 2 * h, 2 * w, features)
+
+
+def _taps_of_phases(taps: Float[Array, "3 ..."], padding: Pair) -> Float[Array, "2 2 ..."]:
+    """Along an axis, for even outputs and for odd ones, the taps on two neighbouring pixels."""
+    zero = jnp.zeros_like(taps[1])
+    ends, centre = jnp.stack([taps[0], taps[2]]), taps[1]
+    if padding == (1, 2):
+        return jnp.stack([jnp.stack([centre, zero]), ends])
+    if padding == (2, 1):
+        return jnp.stack([ends, jnp.stack([zero, centre])])
+    raise ValueError(f"conv_spread needs a padding of (1, 2) or (2, 1) on an axis; got {padding}.")
+
+
 def same_window(kernel_size: Sequence[int], dilation: int = 1) -> Window:
     """The window of stride 1 that keeps the size of the image, for a kernel of odd sizes."""
     padding = tuple((dilation * (size // 2),) * 2 for size in kernel_size)

@@ -52,7 +52,8 @@ def compare(name: str) -> None:
                 complete = np.all(found.distances <= exact.distances * (1 + 1e-12), axis=1).mean()
                 totals = found.distances.sum(axis=1), exact.distances.sum(axis=1)
                 # Of queries whose neighbours are all copies of it there is no ratio.
-                ratio = (totals[0] / totals[1])[totals[1] > 0]
+                apart = totals[1] > 0
+                ratio = totals[0][apart] / totals[1][apart]
                 print(
                     f"| {name}, {filter} | {way}, p = {p} | {complete:.3f} | {ratio.mean():.5f} "
                     f"| {found.candidates.mean() / len(x):.3f} | {own / seconds:.2f} |",

@@ -43,7 +43,7 @@ def compare(name: str, num_points: int, folder: pathlib.Path) -> None:
             for f in ("auto", "sums")
         }
         taken = "sums" if planning.filter_pays(index, num, K.value) else "scan"
-        expected = planning.filter_seconds(index, index.shares.at(K.value)[0])
+        expected = planning.filter_seconds(index, planning.ELSEWHERE * index.shares.at(K.value)[0])
         foretold = expected / planning.scan_seconds(index, num)
         print(
             f"| {name}, {x.shape[0]} x {x.shape[1]}, M = {len(index.parts)} | {num} | {taken} "

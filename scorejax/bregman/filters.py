@@ -19,6 +19,7 @@ from scorejax.bregman.ball_tree import BOUNDS, SLACK, NodeBounds, leaves_within
 from scorejax.bregman.cauchy import QueryTuple, bounds, query_tuple
 from scorejax.bregman.index import BregmanIndex
 from scorejax.bregman.pages import PageReader
+from scorejax.bregman.ranking import PIECE
 
 BLOCK = 8192
 Query = Float[np.ndarray, "d"]
@@ -62,8 +63,9 @@ def refine(
     index: BregmanIndex, q: Query, positions: Positions, reader: PageReader, nearest: Nearest
 ) -> None:
     """Computes the divergences of candidates."""
-    for start in range(0, len(positions), BLOCK):
-        block = positions[start : start + BLOCK]
+    step = max(1, PIECE // index.num_columns)
+    for start in range(0, len(positions), step):
+        block = positions[start : start + step]
         nearest.add(block, index.space.distances(reader.take(block), q))
 
 

@@ -21,22 +21,20 @@ from scorejax.bregman.sided import Sided
 
 LARGEST_SHARE = 0.3
 """Of candidates or pages, beyond which a filter does not pay."""
-LARGEST_EXPECTATION = 0.6
-"""Of a scan's time, beyond which a filter is not taken: queries from elsewhere than the points take
-longer than points in their role do, up to 1.7 times as long (benchmarks/filter_choice.py)."""
+ELSEWHERE = 2.2
+"""How many times as many candidates queries leave that are no points, as seen on patches and
+spectra of photographs (benchmarks/brepartition_disk.py)."""
 MOST_PARTS = 32
 MODEL_QUERIES, MEASURED_QUERIES = 50, 8
 
-# Seconds on one core of a shared server, 2026-11. For a filter: of a query and of a part of it at
-# the least, of a divergence of one coordinate, of looking a leaf up.
+# Seconds on one core of a server, 2026-11, with everything cached: of a slower disk a filter saves
+# more. For a filter: of a query and of a part of it at the least, of a divergence of one
+# coordinate, or of a square where it is a sum of those, of looking a leaf up.
 SECONDS_A_QUERY, SECONDS_A_PART = 3e-4, 1e-4
-SECONDS_A_COORDINATE, SECONDS_A_LOOKUP = 4e-8, 3e-9
-SECONDS_A_SQUARE = 6e-9
-"""Of a coordinate, where the divergence is a sum of squares and takes no logarithms."""
+SECONDS_A_COORDINATE, SECONDS_A_SQUARE, SECONDS_A_LOOKUP = 2e-8, 6e-9, 3e-9
 # For the scan: of a number taken to float64 and centred, once for all queries; of a product and of
-# a row, for each query; and of a byte that a disk reads in order. Fitted to calls with 1, 10 and 64
-# queries (benchmarks/filter_choice.py).
-SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_ROW, SECONDS_A_BYTE = 4.5e-9, 4e-10, 1e-7, 5e-10
+# a row, for each query. Fitted to calls with 1, 10 and 64 queries (benchmarks/filter_choice.py).
+SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_ROW = 2e-9, 1.6e-10, 2e-8
 
 
 def example_queries(
@@ -127,8 +125,8 @@ def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
     candidates, pages = index.shares.at(k)
     if candidates > LARGEST_SHARE or (index.path is not None and pages > LARGEST_SHARE):
         return False
-    expected = filter_seconds(index, candidates) / scan_seconds(index, num_queries)
-    return expected < LARGEST_EXPECTATION
+    share = min(1.0, ELSEWHERE * candidates)
+    return filter_seconds(index, share) < scan_seconds(index, num_queries)
 
 
 def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
@@ -148,8 +146,6 @@ def scan_seconds(index: BregmanIndex, num_queries: int) -> float:
     """What a query is expected to take with a scan, of which reading is shared among queries."""
     # For query_first, a gradient of every coordinate as well.
     reading = SECONDS_A_NUMBER if index.space.data_first else 3 * SECONDS_A_NUMBER
-    if index.path is not None:
-        reading += SECONDS_A_BYTE * index.rows.records.itemsize
     number = SECONDS_A_PRODUCT + reading / max(1, min(num_queries, QUERIES))
     return index.num_points * (SECONDS_A_ROW + index.num_columns * number)
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scorejax.numerics import log_mean_exp
+from scorejax.objectives.directions import check_step
 
 Terms = Callable[[Float[Array, "b d"]], Float[Array, "b k"]]
 """x -> the terms of log p: kernels at the inducing points and, last, log q_0."""
@@ -66,7 +67,11 @@ def sliced(terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"]) -> Func
 def fd_sliced(
     terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"], *, eps: float
 ) -> Functionals:
-    """Of FD-SSM: the same by differences of the terms at x and x +- eps u."""
+    """Of FD-SSM: the same by differences of the terms at x and x +- eps u.
+
+    Raises: ValueError for a step or direction of no length.
+    """
+    check_step(eps, u, x)
     centre, ahead, behind = jnp.split(terms(jnp.concatenate([x, x + eps * u, x - eps * u])), 3)
     # A difference of near numbers is exact; the sum of two values would be rounded.
     rise, fall = ahead - centre, behind - centre
@@ -93,7 +98,11 @@ def fd_denoising(
     sigma: float,
     eps: float,
 ) -> Functionals:
-    """Of FD-DSM: (difference along u + u . noise / sigma)^2, 2 / d of denoising's on average."""
+    """Of FD-DSM: (difference along u + u . noise / sigma)^2, 2 / d of denoising's on average.
+
+    Raises: ValueError for a step or direction of no length.
+    """
+    check_step(eps, u, x)
     noisy = x + sigma * noise
     ahead, behind = jnp.split(terms(jnp.concatenate([noisy + eps * u, noisy - eps * u])), 2)
     first = (ahead - behind) / (2 * eps)

@@ -109,7 +109,7 @@ def make_functionals(config: ConfigDict) -> Functionals:
 
     Raises: ValueError for an objective that has none, or an impossible option.
     """
-    options = training.objective_options(config)
+    options = training.objective_options(config, (load_table(config).dim,))
     eps, sigma, num = options["eps"], options["sigma"], options["num_directions"]
     along = lambda rng, x: options["direction"](rng, x.shape, x.dtype)
     normal = lambda rng, x: draw_rows(jax.random.normal, rng, x.shape)

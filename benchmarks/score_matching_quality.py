@@ -73,7 +73,7 @@ def make_system(model: str, objective: str, seed: int, num_steps: int) -> tuple:
     config.objective, config.seed, config.num_train_steps = objective, seed, num_steps
     config.num_steps_per_call, config.ema_rate = 20, 0.99
     if kind == "kernel":
-        config.split_seed, config.eval_draws = seed, 20_000
+        config.split_seed = seed
     else:
         config.eval_exact_examples = config.eval_samples = 0
     return config, table_flow(config, data, seed) if of_table else systems.load(config)

@@ -353,6 +353,11 @@ def test_each_player_learns_from_its_own_part(name):
         ("energy_digits", {"multipliers": (1, 2, 2, 2)}, "multiple of 16; got 8 x 8"),
         ("energy_digits", {"target_sigma": 0.0}, "target_sigma needs to be a positive number"),
         ("kernel_wine", {"table": "wines"}, "unknown table 'wines'"),
+        (
+            "kernel_wine",
+            {"eval_temperatures": 1},
+            "eval_temperatures needs to be at least 2",
+        ),
         ("kernel_wine", {"batch_size": 15}, "batch_size needs to be even"),
         ("kernel_wine", {"objective": "mle"}, "unknown objective 'mle'"),
         ("ncsn_digits", {"step_size": 1.0}, "step_size"),

@@ -27,6 +27,7 @@ ENVIRONMENT = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
 
 CONFIG = "--config=configs/score_sde/digits.py:debug"
 LADDER = "--config=configs/ncsnv2/digits.py:debug"
+FLOW = "--config=configs/fd_score_matching/nice_digits.py:debug"
 NEW = "--workdir={tmp}/new"
 RUN = "--workdir={tmp}/run"
 
@@ -280,6 +281,14 @@ CASES = {
     ),
     "evaluate: no run": ("evaluate", ["--workdir={tmp}/nowhere"], 2, "{tmp}/nowhere"),
 }  # fmt: skip
+CASES |= {
+    f"flow: {override}": ("train", [FLOW, NEW, f"--config.{override}"], 2, words)
+    for override, words in [
+        ("eps=0.0", "eps needs to be a positive number; got 0.0"),
+        ("eps=-0.1", "eps needs to be a positive number; got -0.1"),
+        ("eps=1e-9", "eps needs more than 9.5e-07, the rounding of 64 coordinates"),
+    ]
+}
 CASES |= {
     override: ("train", [CONFIG, NEW, f"--config.{override}"], 2, words)
     for override, words in OVERRIDES

@@ -119,7 +119,7 @@ def kernel(table: str) -> ConfigDict:
     config.batch_size = 200
     config.num_train_steps = 1000
     config.eval_every = config.save_every = 50
-    config.eval_draws = 50_000  # for the normaliser
+    config.eval_draws, config.eval_temperatures = 500, 60  # for the normaliser
     config.eval_repeats = 20  # of training rows, for the inner weights
     config.best_metric = "valid_score_matching"  # small tables are soon overfitted
     return config
@@ -170,8 +170,8 @@ SMALL = {
     "steps_per_level": 2, "num_hot": 5, "num_cooling": 20, "num_freezing": 5,
     "num_sampling_steps": 25, "rtol": 1e-2, "atol": 1e-2, "num_train_steps": 40, "batch_size": 16,
     "log_every": 10, "eval_every": 20, "save_every": 20, "eval_examples": 32,
-    "eval_exact_examples": 4, "eval_bits_examples": 4, "eval_samples": 9, "eval_draws": 2000,
-    "eval_repeats": 2,
+    "eval_exact_examples": 4, "eval_bits_examples": 4, "eval_samples": 9, "eval_draws": 50,
+    "eval_temperatures": 5, "eval_repeats": 2,
 }  # fmt: skip
 """Sizes for seconds on a CPU, where a config has them."""
 

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.numerics import log_mean_exp
+from scorejax.objectives.directions import check_step
 
 Terms = Callable[[Float[Array, "b d"]], Float[Array, "b k"]]
 """x -> the terms of log p: kernels at the inducing points and, last, log q_0."""
@@ -33,14 +33,6 @@ class Functionals(NamedTuple):
     first: Float[Array, "b f k"]
     second: Float[Array, "b k"]
     constant: Float[Array, "b"]
-
-
-class Normalizer(NamedTuple):
-    """An estimate of log Z, its standard error, and the effective number of draws behind it."""
-
-    log_z: Float[Array, ""]
-    standard_error: Float[Array, ""]
-    effective_size: Float[Array, ""]
 
 
 def exact(terms: Terms, x: Float[Array, "b d"]) -> Functionals:
@@ -66,7 +58,11 @@ def sliced(terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"]) -> Func
 def fd_sliced(
     terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"], *, eps: float
 ) -> Functionals:
-    """Of FD-SSM: the same by differences of the terms at x and x +- eps u."""
+    """Of FD-SSM: the same by differences of the terms at x and x +- eps u.
+
+    Raises: ValueError for a step or direction of no length.
+    """
+    check_step(eps, u, x)
     centre, ahead, behind = jnp.split(terms(jnp.concatenate([x, x + eps * u, x - eps * u])), 3)
     # A difference of near numbers is exact; the sum of two values would be rounded.
     rise, fall = ahead - centre, behind - centre
@@ -93,7 +89,11 @@ def fd_denoising(
     sigma: float,
     eps: float,
 ) -> Functionals:
-    """Of FD-DSM: (difference along u + u . noise / sigma)^2, 2 / d of denoising's on average."""
+    """Of FD-DSM: (difference along u + u . noise / sigma)^2, 2 / d of denoising's on average.
+
+    Raises: ValueError for a step or direction of no length.
+    """
+    check_step(eps, u, x)
     noisy = x + sigma * noise
     ahead, behind = jnp.split(terms(jnp.concatenate([noisy + eps * u, noisy - eps * u])), 2)
     first = (ahead - behind) / (2 * eps)
@@ -131,17 +131,3 @@ def log_density(terms: Terms, alpha: Float[Array, "m"], x: Float[Array, "b d"]) 
     """log p up to log Z, (b,)."""
     values = terms(x)
     return values[:, :-1] @ alpha + values[:, -1]
-
-
-def importance_normalizer(log_weights: Float[Array, "n"]) -> Normalizer:
-    """log Z from log(p~ / q) at independent draws from a density q that covers p~.
-
-    Z itself is estimated without bias, so that log Z comes out too small on average, by half the
-    squared standard error: a likelihood with it too large. The effective size is
-    (sum w)^2 / sum w^2; below a hundred or so neither it nor the error can be relied on.
-    """
-    num = len(log_weights)
-    shares = jax.nn.softmax(log_weights)
-    size = 1 / jnp.sum(shares**2)
-    error = jnp.sqrt(jnp.maximum(1 / size - 1 / num, 0.0))
-    return Normalizer(log_mean_exp(log_weights), error, size)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from scorejax.objectives.difference_step import difference_error, suggest_eps
+from scorejax.objectives.difference_step import difference_error, suggest_eps, suggest_score_eps
 from scorejax.objectives.directions import DIRECTIONS, gaussian, rademacher, sphere
 from scorejax.objectives.finite_difference import (
     directional_derivative,
@@ -35,7 +35,7 @@ __all__ = [
     "difference_error", "directional_derivative", "exact_score_matching", "expected_multiple",
     "fd_denoising", "fd_gradient_penalty", "fd_sliced", "fd_sliced_vr", "gaussian", "make_loss_fn",
     "rademacher", "repeat_rows", "sliced_score_matching", "sliced_score_matching_vr", "sphere",
-    "suggest_eps",
+    "suggest_eps", "suggest_score_eps",
 ]  # fmt: skip
 
 ExampleLoss = Callable[[NetworkFn, Rng, Float[Array, "b *d"]], Float[Array, "b"]]

@@ -29,6 +29,7 @@ Score = Callable[[Float[Array, "b *d"]], Float[Array, "b *d"]]
 Direction = Callable[[Rng, Shape, jnp.dtype], Float[Array, "b *d"]]
 """(rng, shape, dtype) -> directions of that shape with E[u u^T] = I / D."""
 
+AnyArray = Array | np.ndarray
 Step = float | Float[Array, ""] | Float[Array, "b"]
 """A length or a noise level: one for all, or one for each example."""
 
@@ -67,11 +68,12 @@ def draw_directions(
     return jax.vmap(lambda key: direction(key, x.shape, x.dtype))(split(rng, num))
 
 
-def check_directions(u: Array, x: Float[Array, "b *d"]) -> None:
-    """Raises ValueError unless there is a direction of non-zero length for each row of x.
+def check_directions(u: AnyArray, x: Float[AnyArray, "b *d"]) -> None:
+    """Raises ValueError unless there is a direction of non-zero length for each row of real data x.
 
     Lengths are seen outside jit only.
     """
+    check_floating(x)
     if u.shape[-x.ndim :] != x.shape:
         raise ValueError(f"directions need the shape of x, {x.shape}, last; got {u.shape}.")
     if not isinstance(u, jax.core.Tracer):
@@ -83,7 +85,7 @@ def check_directions(u: Array, x: Float[Array, "b *d"]) -> None:
             )
 
 
-def check_eps(eps: Step, x: Float[Array, "b *d"]) -> None:
+def check_eps(eps: Step, x: Float[AnyArray, "b *d"]) -> None:
     """Raises ValueError unless eps is positive and moves x by more than the rounding of x.
 
     Of a traced x the largest value is not known and taken to be 1; a traced eps is not seen.
@@ -104,17 +106,28 @@ def check_eps(eps: Step, x: Float[Array, "b *d"]) -> None:
         )
 
 
-def real_data(x: Array) -> Float[Array, "b *d"]:
-    """x in float32 or better, so that neither steps nor differences are taken in half precision.
+def check_step(eps: Step, u: AnyArray, x: Float[AnyArray, "b *d"]) -> None:
+    """Raises ValueError as `check_directions` and `check_eps`."""
+    check_directions(u, x)
+    check_eps(eps, x)
 
-    Raises: ValueError for integers, which have no derivative.
-    """
-    x = jnp.asarray(x)
+
+def check_floating(x: AnyArray) -> None:
+    """Raises ValueError for integers, which have no derivative."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"score matching needs floating-point data; got {x.dtype}. Cast it, and add noise if "
             "its values are discrete."
         )
+
+
+def real_data(x: Array) -> Float[Array, "b *d"]:
+    """x in float32 or better, so that neither steps nor differences are taken in half precision.
+
+    Raises: as `check_floating`.
+    """
+    x = jnp.asarray(x)
+    check_floating(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -29,8 +29,7 @@ from scorejax.objectives.directions import (
     Energy,
     Score,
     Step,
-    check_directions,
-    check_eps,
+    check_step,
     checked_score,
     draw_directions,
     log_density,
@@ -268,8 +267,7 @@ def per_example(value: Step, x: Float[Array, "b *d"]) -> Array:
 
 
 def _step(eps: Step, u: Array, x: Float[Array, "b *d"]) -> Array:
-    check_eps(eps, x)
-    check_directions(u, x)
+    check_step(eps, u, x)
     length = per_example(eps, x)
     return length.reshape((1,) * (u.ndim - x.ndim) + length.shape) * u
 

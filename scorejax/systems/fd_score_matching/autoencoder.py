@@ -99,7 +99,7 @@ def make_losses(config: ConfigDict) -> Callable[[Params, Rng, Array], dict[str, 
     Raises: ValueError for an unknown objective, or an impossible option.
     """
     model, distance = make_network(config), RECONSTRUCTIONS[config.model]
-    matching = training.make_score_objective(config)
+    matching = training.make_score_objective(config, (config.latent,))
 
     def losses(params: Params, rng: Rng, x: Array) -> dict[str, Array]:
         noise_rng, rng = split(rng)

@@ -83,7 +83,8 @@ def make_loss(config: ConfigDict) -> LossFn:
 def row_losses(config: ConfigDict) -> training.RowLosses:
     """The config's objective of each image. Raises: ValueError for an impossible one."""
     require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or a positive number")
-    model, objective = make_network(config), training.make_objective(config, normalised=False)
+    model, shape = make_network(config), padded_shape(config)
+    objective = training.make_objective(config, shape, normalised=False)
 
     def losses(params: Params, rng: Rng, images: Array) -> Array:
         noise_rng, rng = split(rng)

@@ -78,7 +78,7 @@ def make_loss(config: ConfigDict) -> LossFn:
 def row_losses(config: ConfigDict) -> training.RowLosses:
     """The config's objective of each image. Raises: ValueError for an impossible one."""
     model, squeeze = make_network(config), required_squeeze(config)
-    objective = training.make_objective(config, normalised=True)
+    objective = training.make_objective(config, (model.dim,), normalised=True)
 
     def losses(params: Params, rng: Rng, images: Array) -> Array:
         energy = lambda y: -model.apply({"params": params}, y)

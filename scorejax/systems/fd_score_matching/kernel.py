@@ -3,7 +3,8 @@
 
 Each batch is cut in half: the weights are solved for on the first, and the loss on the second, with
 these weights, teaches kernels, inducing points and ridge. To be judged, the weights are solved for
-on all training rows; log Z is estimated by importance sampling, and its effective size reported.
+on all training rows; log Z is estimated by annealed importance sampling, whose effective size is
+reported.
 
 Source: Wenliang et al. 2019, arXiv:1811.08357; Pang et al. 2020, arXiv:2007.03317, Section 5.2.
 """
@@ -22,6 +23,12 @@ from scorejax.choices import choose, require
 from scorejax.data import tables
 from scorejax.data.source import BatchSource
 from scorejax.density import kernel_exponential_family as family
+from scorejax.density.annealed_importance import (
+    Annealed,
+    hamiltonian_annealing,
+    importance_normalizer,
+    sigmoid_betas,
+)
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
 from scorejax.models.deep_kernel import DeepKernel
@@ -38,11 +45,10 @@ make_optimizer = training.make_optimizer
 SIZES = ("num_inducing", "features", "num_hidden", "eval_draws", "eval_repeats")
 KEYS = (
     "model", "table", "split_seed", "held_out", "data_noise", "log_widths", "base_std", "log_ridge",
-    *SIZES, *training.OPTIONS, *training.OPTIMIZER_OPTIONS,
+    *SIZES, "eval_temperatures", *training.OPTIONS, *training.OPTIMIZER_OPTIONS,
 )  # fmt: skip
 """What is read of a config, beside `system` and what the training loop reads."""
-PROPOSAL_STD = 1.2
-CHUNK, NUM_SHOWN = 2000, 500
+WIDER_STD, NUM_SHOWN = 1.2, 500
 Functionals = Callable[[family.Terms, Rng, Array], family.Functionals]
 
 
@@ -109,7 +115,7 @@ def make_functionals(config: ConfigDict) -> Functionals:
 
     Raises: ValueError for an objective that has none, or an impossible option.
     """
-    options = training.objective_options(config)
+    options = training.objective_options(config, (load_table(config).dim,))
     eps, sigma, num = options["eps"], options["sigma"], options["num_directions"]
     along = lambda rng, x: options["direction"](rng, x.shape, x.dtype)
     normal = lambda rng, x: draw_rows(jax.random.normal, rng, x.shape)
@@ -207,45 +213,50 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
 
 def _likelihood_metric(config: ConfigDict, fit: Callable, test: Array) -> progress.Metric:
     """Mean log-likelihood of white test rows in nats, that of N(0, I) beside it, and a picture."""
-    log_p, propose = jax.jit(make_log_density(config)), jax.jit(make_proposal(config))
+    log_p, anneal = jax.jit(make_log_density(config)), jax.jit(make_annealing(config))
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         from scorejax.evaluate.scatter import scatter_picture
 
-        fitted, (chunk_rng, pick_rng) = fit(variables[0]), jax.random.split(rng)
-        rngs = jax.random.split(chunk_rng, math.ceil(config.eval_draws / CHUNK))
-        parts = [propose(fitted, key) for key in rngs]
-        draws, log_weights = (jnp.concatenate(part) for part in zip(*parts, strict=True))
-        found = family.importance_normalizer(log_weights)
+        fitted, (anneal_rng, pick_rng) = fit(variables[0]), jax.random.split(rng)
+        walks = anneal(anneal_rng, fitted)
+        found = importance_normalizer(walks.log_weights)
         values = np.asarray(log_p(fitted, test)) - float(found.log_z)
         scalars = progress.summary("log_prob", values[None]) | {
             "log_z_standard_error": float(found.standard_error),
             "effective_size": float(found.effective_size),
+            "acceptance": float(walks.acceptance.mean()),
             "white_gaussian_log_prob": float(gaussian_log_prob(test, 1.0).mean()),
         }
-        picked = jax.random.categorical(pick_rng, log_weights, shape=(NUM_SHOWN,))
+        picked = jax.random.categorical(pick_rng, walks.log_weights, shape=(NUM_SHOWN,))
         axes = {"xlabel": "first principal component", "ylabel": "second"}
         picture = scatter_picture(
-            test[:, :-3:-1], values, draws[picked][:, :-3:-1], legend="log p, nats", **axes
+            test[:, :-3:-1], values, walks.x[picked][:, :-3:-1], legend="log p, nats", **axes
         )
         return Evaluation(scalars, {"density": picture})
 
     return metric
 
 
-def make_proposal(config: ConfigDict) -> Callable[[Fitted, PRNGKeyArray], tuple[Array, Array]]:
-    """(fitted, rng) -> draws x (n, d) of a density q, and log(p~ / q) there, (n,).
+def make_annealing(config: ConfigDict) -> Callable[[PRNGKeyArray, Fitted], Annealed]:
+    """(rng, fitted) -> walks from a density that is known to the model's, which give its log Z.
 
-    q is in equal parts q_0, whose tails are those of p, and a Gaussian a little wider than data.
+    They begin at draws, in equal parts, of q_0, whose tails are those of p, and of a Gaussian a
+    little wider than data. Raises: ValueError for less than two temperatures.
     """
     log_p, dim = make_log_density(config), load_table(config).dim
+    stds, num = (config.base_std, WIDER_STD), config.eval_draws
+    require(config, ("eval_temperatures",), lambda v: v >= 2, "to be at least 2")
+    betas = sigmoid_betas(config.eval_temperatures)
 
-    def propose(fitted: Fitted, rng: PRNGKeyArray) -> tuple[Array, Array]:
-        normal_rng, side_rng = jax.random.split(rng)
-        from_base = jax.random.bernoulli(side_rng, 0.5, (CHUNK, 1))
-        std = jnp.where(from_base, config.base_std, PROPOSAL_STD)
-        x = std * jax.random.normal(normal_rng, (CHUNK, dim))
-        parts = (gaussian_log_prob(x, std) for std in (config.base_std, PROPOSAL_STD))
-        return x, log_p(fitted, x) - (jnp.logaddexp(*parts) - math.log(2))
+    def base(x: Array) -> Array:
+        return jnp.logaddexp(*(gaussian_log_prob(x, std) for std in stds)) - math.log(2)
 
-    return propose
+    def draw(rng: PRNGKeyArray) -> Array:
+        side_rng, normal_rng = jax.random.split(rng)
+        first = jax.random.bernoulli(side_rng, 0.5, (num, 1))
+        return jnp.where(first, *stds) * jax.random.normal(normal_rng, (num, dim))
+
+    return lambda rng, fitted: hamiltonian_annealing(
+        rng, functools.partial(log_p, fitted), base, draw, betas=betas
+    )

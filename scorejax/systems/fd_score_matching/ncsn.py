@@ -81,7 +81,7 @@ def make_loss(config: ConfigDict) -> LossFn:
 
 def row_losses(config: ConfigDict) -> training.RowLosses:
     """Losses (params, rng, images) -> (b,). Raises: ValueError for what cannot be."""
-    objective = training.make_score_objective(config)
+    objective = training.make_score_objective(config, image_view(config).shape)
     model, sigmas = make_network(config), jnp.asarray(ladder(config), jnp.float32)
 
     def losses(params: Params, rng: Rng, x: Array) -> Array:

@@ -21,7 +21,7 @@ from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
 from scorejax.objectives import finite_difference
-from scorejax.objectives.directions import DIRECTIONS, Energy, Score
+from scorejax.objectives.directions import DIRECTIONS, Energy, Score, check_eps
 from scorejax.objectives.score_matching import (
     ENERGY_OBJECTIVES,
     SCORE_OBJECTIVES,
@@ -33,7 +33,7 @@ from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.score_model import Variables
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray
+from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, Shape
 
 RowLosses = Callable[[Params, Rng, Array], Array]
 """(params, rng, images (b, *d) as the data set has them) -> (b,)."""
@@ -78,12 +78,14 @@ def multi_scale_fd_denoising(
     return target_sigma**4 / level**2 * value
 
 
-def make_objective(config: ConfigDict, *, normalised: bool) -> EnergyObjective:
+def make_objective(config: ConfigDict, shape: Shape, *, normalised: bool) -> EnergyObjective:
     """The objective of a config: "mle" only of `normalised` densities, "fd_mdsm" of others.
+
+    An example of what the energy sees has that shape.
 
     Raises: ValueError for an unknown one, or an impossible step, noise level or direction.
     """
-    options = objective_options(config)
+    options = objective_options(config, shape)
     known = {
         name: _scaled(
             functools.partial(objective, **{use: options[use] for use in USES[name]}), name
@@ -99,9 +101,9 @@ def make_objective(config: ConfigDict, *, normalised: bool) -> EnergyObjective:
     return choose("objective", config.objective, known | {"fd_mdsm": _scaled(multi, "fd_dsm")})
 
 
-def make_score_objective(config: ConfigDict) -> ScoreObjective:
-    """The objective of a score network. Raises: as `make_objective`."""
-    require(config, ("eps",), lambda v: 0 < v < math.inf, "to be a positive number")
+def make_score_objective(config: ConfigDict, shape: Shape) -> ScoreObjective:
+    """The objective of a score network of examples of that shape. Raises: as `make_objective`."""
+    require_step(config, shape)
     objective = choose("objective", config.objective, SCORE_OBJECTIVES)
     options = {"direction": choose("direction", config.direction, DIRECTIONS)}
     if config.objective.startswith("fd"):
@@ -109,12 +111,19 @@ def make_score_objective(config: ConfigDict) -> ScoreObjective:
     return _scaled(functools.partial(objective, **options), config.objective)
 
 
-def objective_options(config: ConfigDict) -> dict:
+def objective_options(config: ConfigDict, shape: Shape) -> dict:
     """Those of `OPTIONS` but its name, checked. Raises: ValueError for what cannot be."""
-    require(config, ("eps", "sigma"), lambda v: 0 < v < math.inf, "to be a positive number")
+    require_step(config, shape)
+    require(config, ("sigma",), lambda v: 0 < v < math.inf, "to be a positive number")
     require(config, ("num_directions",), lambda v: v >= 1, "to be at least 1")
     direction = choose("direction", config.direction, DIRECTIONS)
     return {name: config[name] for name in OPTIONS[1:]} | {"direction": direction}
+
+
+def require_step(config: ConfigDict, shape: Shape) -> None:
+    """Raises ValueError unless eps is positive and moves examples of size 1 in single precision."""
+    require(config, ("eps",), lambda v: 0 < v < math.inf, "to be a positive number")
+    check_eps(config.eps, np.ones((1, *shape), np.float32))
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:

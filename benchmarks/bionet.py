@@ -14,6 +14,8 @@ the same loss in training. Both sides use two threads; turns alternate in one pr
 Memory is what the forward pass leaves to the backward pass, with the passes of the network
 recomputed and without, for two pieces of 512 x 512 by the published network (batch and sizes of its
 training script). JAX counts it, and nothing of it is computed: see `benchmarks/residuals.py`.
+
+On a CPU: see docs/speed.md; memory in docs/papers/bionet.md.
 """
 
 import argparse

@@ -6,7 +6,8 @@ Paper     Xiang et al. 2020, arXiv:2007.00243, whose idea this is, for networks 
 Command   python -m launch.train --config=configs/score_sde/digits_recurrent.py --workdir=runs/x
           variants: as of configs/score_sde/digits.py; --config.recurrence=1 is a single pass with
           the same parameters
-Expected  not measured in full; compare with --config.recurrence=1 at equal steps, and at equal time
+Expected  not measured in full; after 500 steps no gain over --config.recurrence=1 at equal steps,
+          and a loss at equal work: see docs/results.md
 Hardware  2 CPU cores: ten minutes
 """
 

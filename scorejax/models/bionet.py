@@ -107,7 +107,7 @@ class BatchNorm(nn.Module):
         return (multiplier[None, None, None] * x + offset[None, None, None]).astype(x.dtype)
 
 
-def _moments(x: Float[Array, "b h w c"]) -> tuple[Float[Array, "c"], Float[Array, "c"]]:
+def _moments(x: Float[Array, "b h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
     """Mean and biased variance over batch and pixels; two passes, in float32 at least."""
     if x.size == x.shape[-1]:
         raise ValueError(

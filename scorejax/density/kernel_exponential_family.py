@@ -37,15 +37,18 @@ class Functionals(NamedTuple):
 
 def exact(terms: Terms, x: Float[Array, "b d"]) -> Functionals:
     """Of score matching, tr H + |grad|^2 / 2. Source: Hyvarinen 2005."""
-    one = lambda point: terms(point[None])[0]
 
-    def along(point: Array, axis: Array) -> tuple[Array, Array]:
-        derivative = lambda y: jax.jvp(one, (y,), (axis,))[1]
-        return jax.jvp(derivative, (point,), (axis,))
+    def along(u: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: jax.jvp(terms, (y,), (u,))[1], (x,), (u,))
 
-    axes = jnp.eye(x.shape[1], dtype=x.dtype)
-    first, second = jax.vmap(lambda point: jax.vmap(lambda axis: along(point, axis))(axes))(x)
+    first, second = jax.vmap(along, out_axes=(1, 1))(_axes(x))
     return Functionals(first, second.sum(axis=1), jnp.zeros_like(x[:, 0]))
+
+
+def _axes(x: Float[Array, "b d"]) -> Float[Array, "d b d"]:
+    """The unit vectors, each for all rows: derivatives of whole batches are matrix products."""
+    axes = jnp.eye(x.shape[1], dtype=x.dtype)
+    return jnp.broadcast_to(axes[:, None], (len(axes), *x.shape))
 
 
 def sliced(terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"]) -> Functionals:
@@ -74,8 +77,8 @@ def denoising(
     terms: Terms, x: Float[Array, "b d"], noise: Float[Array, "b d"], *, sigma: float
 ) -> Functionals:
     """Of denoising score matching at x + sigma noise: |grad + noise / sigma|^2 / 2."""
-    one = lambda point: terms(point[None])[0]
-    first = jnp.swapaxes(jax.vmap(jax.jacfwd(one))(x + sigma * noise), 1, 2)
+    along = lambda u: jax.jvp(terms, (x + sigma * noise,), (u,))[1]
+    first = jax.vmap(along, out_axes=1)(_axes(x))
     second = jnp.einsum("bd,bdk->bk", noise / sigma, first)
     return Functionals(first, second, jnp.sum(noise**2, axis=1) / (2 * sigma**2))
 

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.digits_quality import interval
+from benchmarks.digits_quality import plus_minus
 from configs.bionet import nuclei
 from scorejax.data.segmentation import AnnotatedImage
 from scorejax.evaluate.atomic import written_whole
@@ -207,12 +207,6 @@ def table(pieces: dict[tuple[str, str, int], dict], data: str) -> str:
             cells.append(plus_minus(list(mean.values())) + gain)
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def plus_minus(values: list[float], form: str = ".3f") -> str:
-    """A mean over seeds and its half-width, which one seed has not."""
-    mean, half = interval(values)
-    return f"{mean:{form}}" + ("" if np.isnan(half) else f" ± {half:.3f}")
 
 
 def read_pieces(out: pathlib.Path, num_steps: int) -> dict[tuple[str, str, int], dict]:

@@ -19,12 +19,20 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
-from benchmarks.digits_quality import SAMPLE_COLUMNS, Judge, draw, interval, judge
+from benchmarks.digits_quality import (
+    SAMPLE_HEAD,
+    Judge,
+    draw,
+    judge,
+    measure_bits,
+    plus_minus,
+    sample_row,
+)
 from launch import command
 from scorejax import systems
 from scorejax.data.view import ImageView
 from scorejax.evaluate.atomic import written_whole
-from scorejax.evaluate.digits_features import DigitsFeatures
+from scorejax.evaluate.digits_features import looked_at
 
 SIDE, NUM, NUM_BITS, NUM_TRAIN, NUM_TEST = 14, 400, 64, 10_000, 2000
 NFE = 231
@@ -51,14 +59,8 @@ def of_clothes() -> Judge:
         model.fit(rows(train.image) / 255, train.label)
     print(f"the classifier is right on {model.score(rows(test.image) / 255, test.label):.3f}")
 
-    def look(images: np.ndarray) -> DigitsFeatures:
-        x = rows(np.floor(256 * np.clip(images, 0, 1 - 1e-6)) / 255)
-        label = model.predict(x)
-        for weight, bias in zip(model.coefs_[:-1], model.intercepts_[:-1], strict=True):
-            x = np.maximum(x @ weight + bias, 0)
-        return DigitsFeatures(x, label)
-
     levels = lambda images: np.floor(256 * np.clip(images, 0, 1 - 1e-6)).astype(np.int64)
+    look = lambda images: looked_at(model, rows(levels(images) / 255))
     return Judge(train, test, 255, look, levels)
 
 
@@ -69,31 +71,16 @@ def measure(workdir: pathlib.Path, kind: str) -> dict:
         return json.loads(path.read_text())
     config, restored = command.saved_config(str(workdir)), command.restore(str(workdir), None)
     variables = restored.params, restored.model_state
-    make = {name: systems.capability(config, name) for name in ("sampler", "likelihood")}
-    found = {"bits_per_dim": bits_per_dim(config, make["likelihood"](config), variables)}
+    sampler = systems.capability(config, "sampler")
+    bits = measure_bits(config, variables, NUM_BITS)
+    found = {"bits_per_dim": float(np.nanmean(bits))}
     for label, (name, options) in METHODS[kind].items():
-        drawn = draw(make["sampler"](config, name, **options), variables, NUM, name)
+        drawn = draw(sampler(config, name, **options), variables, NUM, name)
         with threadpool_limits(1):
             found[label] = judge(drawn[f"{name}/image"], drawn[f"{name}/nfe"], of_clothes())
     with written_whole(path) as file:
         file.write(json.dumps(found).encode())
     return found
-
-
-def bits_per_dim(config, likelihood, variables) -> float:
-    """Of the first test images, one dequantisation draw each."""
-    view = systems.capability(config, "image_view")(config)
-    x = view.dequantized(np.random.default_rng(0), view.stored("test", NUM_BITS).image)
-    rows = {"image": x, "rng": command.keys(0, len(x))}
-    rows = command.in_chunks(likelihood, variables, rows, NUM_BITS, "images")
-    return float(np.nanmean(rows["bits_per_dim"]))
-
-
-def row(label: str, columns: dict[str, list[float]]) -> str:
-    """A line of the table: means and half widths over the seeds."""
-    cells = [interval(columns[column]) for column in SAMPLE_COLUMNS]
-    texts = [f"{mean:.3f}" + ("" if np.isnan(half) else f" ± {half:.3f}") for mean, half in cells]
-    return f"| {label} | " + " | ".join(texts) + " |"
 
 
 def main() -> None:
@@ -105,18 +92,15 @@ def main() -> None:
         for kind in METHODS
     }
     for kind, measured in found.items():
-        mean, half = interval([run["bits_per_dim"] for run in measured])
-        print(f"{kind}: bits/dim {mean:.3f} ± {half:.3f}")
-    print("| samples | " + " | ".join(SAMPLE_COLUMNS) + " |")
-    print("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
+        print(f"{kind}: bits/dim {plus_minus([run['bits_per_dim'] for run in measured])}")
+    print(SAMPLE_HEAD)
     for kind, measured in found.items():
         for label in METHODS[kind]:
-            columns = {c: [run[label][c] for run in measured] for c in SAMPLE_COLUMNS}
-            print(row(f"{kind}, {label}", columns))
+            print(sample_row(f"{kind}, {label}", [run[label] for run in measured]))
     by = of_clothes()
     with threadpool_limits(1):
         floor = judge(by.train.image[:NUM] / 255, np.zeros(1), by)
-    print(row("training images (floor)", {c: [floor[c]] for c in SAMPLE_COLUMNS}))
+    print(sample_row("training images (floor)", [floor]))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks import digits_baselines as baselines
 from launch import command
+from scorejax import systems
 from scorejax.data import images
 from scorejax.evaluate import frechet, memorization, pictures
 from scorejax.evaluate.digits_features import digits_features, quantized
@@ -39,6 +40,9 @@ ODE_TOLERANCE = 1e-3
 NUM_NEIGHBOURS = 3
 SAMPLE_COLUMNS = ("NFE", "Fréchet distance", "precision", "recall", "class balance",
                   "nearest training image")  # fmt: skip
+SAMPLE_HEAD = (
+    "| samples | " + " | ".join(SAMPLE_COLUMNS) + " |\n" + "|---" * (len(SAMPLE_COLUMNS) + 1) + "|"
+)
 
 
 def measure(workdir: pathlib.Path, *, num_bits: int, num_samples: int) -> dict[str, np.ndarray]:
@@ -60,11 +64,12 @@ def measure(workdir: pathlib.Path, *, num_bits: int, num_samples: int) -> dict[s
 
 def measure_bits(config, variables, num: int) -> np.ndarray:
     """Bits/dim (num,) of the first test images, one dequantisation draw each."""
-    view = score_sde.image_view(config)
+    view, likelihood = (
+        systems.capability(config, name)(config) for name in ("image_view", "likelihood")
+    )
     x = view.dequantized(np.random.default_rng(0), view.stored("test", num).image)
     rows = {"image": x, "rng": command.keys(0, len(x))}
-    rows = command.in_chunks(score_sde.likelihood(config), variables, rows, 128, "images")
-    return rows["bits_per_dim"]
+    return command.in_chunks(likelihood, variables, rows, 128, "images")["bits_per_dim"]
 
 
 def draw_all(config, variables, num: int) -> dict[str, np.ndarray]:
@@ -174,6 +179,18 @@ def interval(values: list[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
+def plus_minus(values: list[float], form: str = ".3f") -> str:
+    """A mean over seeds and its half-width, which one seed has not."""
+    mean, half = interval(values)
+    return f"{mean:{form}}" + ("" if math.isnan(half) else f" ± {half:.3f}")
+
+
+def sample_row(label: str, rows: list[dict[str, float]]) -> str:
+    """A line of a table below `SAMPLE_HEAD`, of what was judged seed by seed."""
+    cells = [plus_minus([row[column] for row in rows]) for column in SAMPLE_COLUMNS]
+    return f"| {label} | " + " | ".join(cells) + " |"
+
+
 def summarise(runs: dict[str, dict[str, np.ndarray]]) -> dict:
     """What the tables show: intervals over the runs of each SDE."""
     bits, samples = collections.defaultdict(list), collections.defaultdict(list)
@@ -202,8 +219,7 @@ def tables(report: dict) -> str:
         lines.append(f"| {sde} score SDE | {_with_interval(mean, half)} |")
     if "references" not in report:
         return "\n".join(lines)
-    lines += ["", "| samples | " + " | ".join(SAMPLE_COLUMNS) + " |"]
-    lines.append("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
+    lines += ["", SAMPLE_HEAD]
     for name, row in report["samples"].items():
         cells = [_with_interval(*row[column]) for column in SAMPLE_COLUMNS]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.digits_quality import draw, interval, judge, measure_bits
+from benchmarks.digits_quality import draw, judge, measure_bits, plus_minus
 from launch import command
 from scorejax.evaluate.atomic import written_whole
 from scorejax.systems import score_sde
@@ -76,7 +76,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     lines.append("|---" * (len(COLUMNS) + 2) + "|")
     add = lambda name, rows, form: lines.append(
         f"| {name} | {len(rows)} | "
-        + " | ".join(_with_interval([row[c] for row in rows], form) for c in COLUMNS)
+        + " | ".join(plus_minus([row[c] for row in rows], form) for c in COLUMNS)
         + " |"
     )
     for name, rows in found.items():
@@ -87,11 +87,6 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
         gains = [{column: a[column] - b[column] for column in COLUMNS} for a, b in pairs]
         add(f"{first} − {name}", gains, "+.3f")
     return "\n".join(lines)
-
-
-def _with_interval(values: list[float], form: str) -> str:
-    mean, half = interval(values)
-    return f"{mean:{form}}" + ("" if np.isnan(half) else f" ± {half:.3f}")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import pathlib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.digits_quality import SAMPLE_COLUMNS, draw, interval, judge
+from benchmarks.digits_quality import SAMPLE_HEAD, draw, judge, measure_bits, plus_minus, sample_row
 from launch import command
 from scorejax.systems import edm
 
@@ -25,11 +25,8 @@ def measure(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     """Of a run: bits/dim, and sample quality by method."""
     config, restored = command.saved_config(str(workdir)), command.restore(str(workdir), None)
     variables = restored.params, restored.model_state
-    view = edm.image_view(config)
-    x = view.dequantized(np.random.default_rng(0), view.stored("test", NUM_BITS).image)
-    rows = {"image": x, "rng": command.keys(0, len(x))}
-    rows = command.in_chunks(edm.likelihood(config), variables, rows, NUM_BITS, "images")
-    found = {"bits": {"bits_per_dim": float(np.nanmean(rows["bits_per_dim"]))}}
+    bits = measure_bits(config, variables, NUM_BITS)
+    found = {"bits": {"bits_per_dim": float(np.nanmean(bits))}}
     for label, (name, nfe) in METHODS.items():
         drawn = draw(edm.sampler(config, name, nfe=nfe), variables, NUM, name)
         with threadpool_limits(1):
@@ -41,13 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     runs = [measure(workdir) for workdir in parser.parse_args().workdirs]
-    show = lambda values: "{:.3f} ± {:.3f}".format(*interval(values)).removesuffix(" ± nan")
-    print(f"bits/dim {show([run['bits']['bits_per_dim'] for run in runs])}")
-    print("| samples | " + " | ".join(SAMPLE_COLUMNS) + " |")
-    print("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
+    print(f"bits/dim {plus_minus([run['bits']['bits_per_dim'] for run in runs])}")
+    print(SAMPLE_HEAD)
     for label in METHODS:
-        cells = [show([run[label][column] for run in runs]) for column in SAMPLE_COLUMNS]
-        print(f"| {label} | " + " | ".join(cells) + " |")
+        print(sample_row(label, [run[label] for run in runs]))
 
 
 if __name__ == "__main__":

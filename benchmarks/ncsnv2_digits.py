@@ -16,7 +16,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from threadpoolctl import threadpool_limits
 
-from benchmarks.digits_quality import SAMPLE_COLUMNS, draw, interval, judge, real
+from benchmarks.digits_quality import (
+    SAMPLE_HEAD,
+    draw,
+    judge,
+    measure_bits,
+    plus_minus,
+    real,
+    sample_row,
+)
 from launch import command
 from scorejax.evaluate import pictures
 from scorejax.systems import ncsnv2
@@ -48,23 +56,14 @@ def samples(config, variables, name: str = "ald", **options) -> dict[str, float]
         return judge(found[f"{name}/image"], found[f"{name}/nfe"])
 
 
-def bits_per_dim(config, variables) -> float:
-    """Of the first test images, one dequantisation draw each."""
-    view = ncsnv2.image_view(config)
-    x = view.dequantized(np.random.default_rng(0), view.stored("test", NUM_BITS).image)
-    rows = {"image": x, "rng": command.keys(0, len(x))}
-    rows = command.in_chunks(ncsnv2.likelihood(config), variables, rows, 128, "images")
-    return float(np.nanmean(rows["bits_per_dim"]))
-
-
 def over_seeds(runs: pathlib.Path, change: dict | None = None, name: str = "ald", **options):
-    """The columns, each with its interval over the seeds."""
+    """What is found of samples, seed by seed."""
     rows = []
     for seed in SEEDS:
         config, variables = load(runs / seed)
         config.update(change or {})
         rows.append(samples(config, variables, name, **options))
-    return {column: interval([row[column] for row in rows]) for column in SAMPLE_COLUMNS}
+    return rows
 
 
 def brightness(runs: pathlib.Path, out: pathlib.Path) -> str:
@@ -98,30 +97,22 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results"))
     arguments = parser.parse_args()
     runs, out = arguments.runs, arguments.out
-    bits = interval([bits_per_dim(*load(runs / seed)) for seed in SEEDS])
-    print(f"bits/dim {bits[0]:.3f} ± {bits[1]:.3f}", flush=True)
-    print("| samples | " + " | ".join(SAMPLE_COLUMNS) + " |", flush=True)
-    print("|---" * (len(SAMPLE_COLUMNS) + 1) + "|")
+    bits = [float(np.nanmean(measure_bits(*load(runs / seed), NUM_BITS))) for seed in SEEDS]
+    print(f"bits/dim {plus_minus(bits)}", flush=True)
+    print(SAMPLE_HEAD, flush=True)
     config, _ = load(runs / SEEDS[0])
     show("annealed Langevin", over_seeds(runs))
     show("without the last denoising step", over_seeds(runs, {"denoise": False}))
     show("4: a fifth of the step size", over_seeds(runs, {"step_size": fifth(config)}))
     show("predictor-corrector", over_seeds(runs, name="pc", nfe=221))
     for label, name in LEFT_OUT.items():
-        show(label, once(*load(runs / name)))
-    show("5: no moving average", once(*load(runs / SEEDS[0], raw=True)))
+        show(label, [samples(*load(runs / name))])
+    show("5: no moving average", [samples(*load(runs / SEEDS[0], raw=True))])
     print(brightness(runs, out))
 
 
-def once(config, variables) -> dict[str, tuple[float, float]]:
-    """The columns of one run, without an interval."""
-    row = samples(config, variables)
-    return {column: (row[column], float("nan")) for column in SAMPLE_COLUMNS}
-
-
-def show(label: str, row: dict[str, tuple[float, float]]) -> None:
-    cells = [f"{m:.3f}" + ("" if np.isnan(h) else f" ± {h:.3f}") for m, h in row.values()]
-    print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+def show(label: str, rows: list[dict[str, float]]) -> None:
+    print(sample_row(label, rows), flush=True)
 
 
 def fifth(config) -> float:

@@ -2,13 +2,10 @@
 """BiO-Net as a system: its configs, its training, masks of images of any size, its commands."""
 
 import dataclasses
+import functools
 import importlib
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +20,12 @@ from scorejax.evaluate import segmentation, segmented_folder
 from scorejax.systems import bionet
 from scorejax.train import checkpoint
 from scorejax.train.settings import Settings
+from tests import commands
 from tests.bionet_state import BIONET, hyper, random_state
+from tests.commands import ROOT
 from tests.published_files import Stored, torch_zip
 from tests.random_variables import random_variables
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXPERIMENTS = [f"configs.bionet.{name}" for name in ("monuseg", "tnbc", "nuclei")]
 VARIANTS = ["", "debug", "t1", "t2", "t3,int", "x0.25,t1", "x0.75", "w0,t2", "w3", "keras", "x0.5"]
 
@@ -189,21 +187,7 @@ def test_what_is_written_numbers_the_instances(tmp_path):
     assert np.asarray(Image.open(tmp_path / "x_overlay.png")).shape == image.shape
 
 
-ENVIRONMENT = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "2",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-}
-
-
-def run(command, *argv):
-    result = subprocess.run(
-        [sys.executable, "-m", f"launch.{command}", *argv],
-        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=600,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result
+run = functools.partial(commands.run, **commands.TWO_DEVICES)
 
 
 @pytest.mark.slow
@@ -217,7 +201,7 @@ def test_the_commands_train_evaluate_and_segment_a_folder(tmp_path):
     Image.fromarray(nuclei(1, 45, seed=9).images[0]).save(folder / "mine.png")
     (folder / "broken.png").write_bytes(b"nothing")
     done = run("sample", f"--workdir={workdir}", f"--images={folder}", "--damaged=skip")
-    assert "broken.png" in done.stdout
+    assert "broken.png" in done
     written = {path.name for path in (workdir / "segmented").iterdir()}
     assert written == {f"mine_{kind}.png" for kind in ("mask", "instances", "overlay")}
 
@@ -343,16 +327,12 @@ GOOD = {
 @pytest.fixture(scope="module")
 def outcomes(files):
     """Of the mistakes, and then of what is right, in one process after the other."""
-    asked = [
-        {"command": command, "argv": [word.replace("{tmp}", str(files)) for word in argv]}
-        for command, argv in [case for case, _ in MISTAKES.values()] + list(GOOD.values())
-    ]
-    answered = subprocess.run(
-        [sys.executable, "-m", "tests.bad_input"],
-        input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
-        check=True,
-    )  # fmt: skip
-    return dict(zip([*MISTAKES, *GOOD], json.loads(answered.stdout), strict=True))
+    cases = {name: case for name, (case, _) in MISTAKES.items()} | GOOD
+    filled = {
+        name: (command, [word.replace("{tmp}", str(files)) for word in argv])
+        for name, (command, argv) in cases.items()
+    }
+    return commands.outcomes_of(filled, **commands.TWO_DEVICES)
 
 
 @pytest.mark.parametrize("name", MISTAKES)

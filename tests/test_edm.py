@@ -13,13 +13,15 @@ import pytest
 from scipy import stats
 
 from configs.edm import cifar10
+from configs.score_sde import digits
 from scorejax import interop
 from scorejax.interop import published
-from scorejax.systems import edm
+from scorejax.systems import edm, score_sde
 from scorejax.train import checkpoint
 from scorejax.train.settings import Settings
+from tests import commands
+from tests.commands import ROOT
 from tests.published_files import edm_pickle
-from tests.test_import_weights import run
 
 NAMES = ("cifar10", "ffhq_64", "digits")
 READ = {"system", *edm.KEYS, *(field.name for field in dataclasses.fields(Settings))}
@@ -165,8 +167,6 @@ FLAGS = {"nf": 16, "augment_dim": 0}
 @pytest.fixture(scope="module")
 def pickles(tmp_path_factory):
     """Files of the golden network as EDM publishes them: with each preconditioner, and labelled."""
-    from tests.conftest import ROOT
-
     path = tmp_path_factory.mktemp("edm")
     with np.load(ROOT / "tests" / "goldens" / "i_net_ddpmpp.npz") as file:
         tensors = {name[7:]: file[name] for name in file if name.startswith("params/")}
@@ -178,7 +178,7 @@ def pickles(tmp_path_factory):
 
 def test_a_published_pickle_becomes_a_run(pickles, tmp_path):
     flags = [f"--config.{key}={value}" for key, value in FLAGS.items()]
-    said = run(
+    said = commands.run(
         "import_weights", "--architecture=edm/song_unet", f"--weights={pickles}/EDMPrecond.pkl",
         "--config=configs/edm/cifar10.py:debug", f"--workdir={tmp_path}", *flags,
     )  # fmt: skip
@@ -211,6 +211,7 @@ def test_a_published_pickle_becomes_a_run(pickles, tmp_path):
         ("EDMPrecond", {"nf": 8}, "the file has model_channels=16; got 8"),
         ("EDMPrecond", {"fir_kernel": (1, 3, 3, 1)}, "the file has resample_filter="),
         ("labelled", {}, "edm/song_unet has label_dim=5; the config has 0"),
+        ("EDMPrecond", {"preconditioner": "emd"}, "unknown preconditioner 'emd': did you mean"),
     ],
 )  # fmt: skip
 def test_a_file_of_another_network_is_one_line(pickles, name, changes, message):
@@ -220,6 +221,15 @@ def test_a_file_of_another_network_is_one_line(pickles, name, changes, message):
     settings = {**config, "num_channels": 3}
     with pytest.raises(ValueError, match=re.escape(message)):
         published.variables_for(edm.make_network(config), "edm/song_unet", found, settings)
+
+
+def test_a_config_of_another_system_is_one_line(pickles):
+    config = digits.get_config("debug")
+    found = interop.read_checkpoint(pickles / "EDMPrecond.pkl")
+    network = score_sde.make_network(config)
+    settings = {**config, "num_channels": 1}
+    with pytest.raises(ValueError, match="is of class SongUNet; the config's is NCSNpp"):
+        published.variables_for(network, "edm/song_unet", found, settings)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A published file becomes a run, from which the other commands go on; a wrong one is one line."""
 
+import functools
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -19,16 +16,11 @@ from scorejax.interop import refinenet_weights
 from scorejax.interop.torch_weights import build, correspondence
 from scorejax.train import checkpoint
 from scorejax.train.state import TrainState
+from tests import commands
 from tests.jax_skeleton import jax_layout
 from tests.published_files import Call, Stored, score_sde_checkpoint, torch_zip
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-}
+run = functools.partial(commands.run, **commands.SAME_FLAGS)
 HYPER = {
     "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "image_size": 8,
     "num_channels": 1, "embedding_type": "fourier", "fir": True, "centered": False,
@@ -82,15 +74,6 @@ def refinenet_states():
     draw = lambda: {k: (0.05 * rng.normal(size=s)).astype("f4") for k, s in table.shapes.items()}
     sigmas = refinenet_weights.sigmas(REFINENET | ladder).astype("f4")
     return [{f"module.{k}": a for k, a in {"sigmas": sigmas, **draw()}.items()} for _ in range(2)]
-
-
-def run(command, *argv):
-    result = subprocess.run(
-        [sys.executable, "-m", f"launch.{command}", *argv],
-        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=300,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 CONFIG = "--config=configs/score_sde/digits.py:ve,debug"
@@ -185,16 +168,11 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def outcomes(files):
-    asked = [
-        {"command": "import_weights", "argv": [a.replace("{tmp}", str(files)) for a in argv]}
-        for argv, _ in CASES.values()
-    ]
-    answered = subprocess.run(
-        [sys.executable, "-m", "tests.bad_input"],
-        input=json.dumps(asked), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT,
-        check=True,
-    )  # fmt: skip
-    return dict(zip(CASES, json.loads(answered.stdout), strict=True))
+    cases = {
+        name: ("import_weights", [word.replace("{tmp}", str(files)) for word in argv])
+        for name, (argv, _) in CASES.items()
+    }
+    return commands.outcomes_of(cases, **commands.SAME_FLAGS)
 
 
 @pytest.mark.parametrize("name", CASES)

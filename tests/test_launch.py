@@ -28,26 +28,12 @@ from scorejax.samplers.predictors import euler_maruyama
 from scorejax.sdes import VPSDE
 from scorejax.systems import noisy_classifier, score_sde
 from scorejax.train import checkpoint
+from tests import commands
+from tests.commands import ROOT
 from tests.published_files import safetensors
 from tests.test_inception import official_shapes, random_state
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-ENVIRONMENT = {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "2",
-    "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-    "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),  # As in this process, whose answers are compared.
-}
-
-
-def run(command, *argv, timeout=600):
-    result = subprocess.run(
-        [sys.executable, "-m", f"launch.{command}", *argv],
-        capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT, check=False, timeout=timeout,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    return result
+run = functools.partial(commands.run, **commands.TWO_DEVICES, **commands.SAME_FLAGS)
 
 
 @pytest.fixture(scope="module")

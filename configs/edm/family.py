@@ -6,6 +6,7 @@ The values are those of the published settings (arXiv:2206.00364, Appendix F) fo
 
 from ml_collections import ConfigDict
 
+from configs.score_sde import family as score_sde
 from scorejax.choices import require_known
 
 NETS = ("vp", "ve")
@@ -94,19 +95,7 @@ def _ncsnpp(config: ConfigDict) -> ConfigDict:
 
 def debug(config: ConfigDict) -> ConfigDict:
     """The same experiment with everything small: trains in seconds on a CPU."""
+    config = score_sde.debug(config)
     config.image_size = min(config.image_size, 16)
-    config.nf, config.ch_mult, config.attn_resolutions = 8, (1, 2), (config.image_size // 2,)
-    config.num_res_blocks = 1
-    config.num_train_steps = 40
-    config.batch_size = 16
-    config.warmup = 5
-    config.learning_rate = 2e-3
-    config.ema_rate = 0.9
-    config.num_sampling_steps = 25
-    config.rtol = config.atol = 1e-2
-    config.log_every = 10
-    config.eval_every = config.save_every = 20
-    config.eval_examples = 32
-    config.eval_bits_examples = 4
-    config.eval_samples = 9
+    config.ch_mult, config.attn_resolutions = (1, 2), (config.image_size // 2,)
     return config

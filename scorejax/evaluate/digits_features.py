@@ -6,7 +6,7 @@ levels, not floats: k / 16 and any dequantisation draw of k are the same image t
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -26,8 +26,11 @@ class DigitsFeatures(NamedTuple):
 
 def digits_features(pictures: Float[ArrayLike, "n 8 8 1"]) -> DigitsFeatures:
     """Features and class of images in [0, 1]. Raises: ValueError for another shape, or for NaN."""
-    x = _rows(quantized(pictures))
-    model = _classifier()
+    return looked_at(_classifier(), _rows(quantized(pictures)))
+
+
+def looked_at(model: Any, x: Float[np.ndarray, "n d"]) -> DigitsFeatures:
+    """What scikit-learn's perceptron has of rows in its last hidden layer, and their class."""
     label = model.predict(x)
     for weight, bias in zip(model.coefs_[:-1], model.intercepts_[:-1], strict=True):
         x = np.maximum(x @ weight + bias, 0)

@@ -149,9 +149,9 @@ _UNCHECKED = ("dropout", "label_dropout")
 def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
     """The official settings of the network that a config of ours describes.
 
-    Raises: ValueError if the file `stated` another preconditioner.
+    Raises: ValueError for an unknown preconditioner, or if the file `stated` another.
     """
-    wanted = PRECONDITIONERS[config["preconditioner"]]
+    wanted = choose("preconditioner", config["preconditioner"], PRECONDITIONERS)
     if stated and wanted not in stated:
         raise ValueError(f"the file holds {', '.join(stated)}; the config needs {wanted}")
     official = {theirs: config[ours] for theirs, ours in _SONG.items() if ours in config}

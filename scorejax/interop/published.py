@@ -13,7 +13,6 @@ from scorejax.interop import bionet_weights, edm, refinenet_weights, torch_weigh
 from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
 from scorejax.interop.flax_weights import load_flax
 from scorejax.interop.state_dict import load_torch
-from scorejax.models.bionet import BiONet
 from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
@@ -27,7 +26,9 @@ _IMPORTABLE = {
 _LOADERS = {"torch": load_torch, "flax": load_flax}
 # What changes neither the parameters nor, in evaluation, what is computed with them.
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
-_CLASSES = {"edm/song_unet": "SongUNet", "edm/dhariwal_unet": "DhariwalUNet"}
+_CLASSES = {
+    "edm/song_unet": "SongUNet", "edm/dhariwal_unet": "DhariwalUNet", "bionet/bionet": "BiONet",
+}  # fmt: skip
 
 
 def load_checkpoint(
@@ -66,8 +67,16 @@ def variables_for(
     Raises: ValueError with one line if the network or the tensors are others.
     """
     family = choose("architecture", architecture, _IMPORTABLE)
+    if architecture in _CLASSES:  # whose settings are in no other config
+        _require_same_class(architecture, _CLASSES[architecture], network)
     if family is bionet_weights:
-        load = lambda weights: _bionet(network, architecture, checkpoint, weights, config)
+        channels = config["num_channels"]
+        load = lambda weights: _load(
+            architecture,
+            checkpoint,
+            weights,
+            bionet_weights.settings_for(network, weights, num_channels=channels),
+        )[1]
     else:
         hyper = family.settings_of(config, checkpoint.settings)
         hyper = _stated(architecture, checkpoint, hyper) | hyper
@@ -82,21 +91,9 @@ def variables_for(
     return Imported(undivided[0], undivided[-1], model_state)
 
 
-def _bionet(
-    network: nn.Module,
-    architecture: str,
-    checkpoint: Checkpoint,
-    weights: StateDict,
-    config: Mapping[str, Any],
-) -> dict:
-    _require_same_class(architecture, BiONet(), network)
-    hyper = bionet_weights.settings_for(network, weights, num_channels=config["num_channels"])
-    return _load(architecture, checkpoint, weights, hyper)[1]
-
-
 def require_same_network(architecture: str, published: nn.Module, network: nn.Module) -> None:
     """Raises ValueError naming the first setting in which two networks contradict each other."""
-    _require_same_class(architecture, published, network)
+    _require_same_class(architecture, type(published).__name__, network)
     for field in dataclasses.fields(network):
         if field.name in ("parent", "name", *_FREE_FIELDS):
             continue
@@ -110,10 +107,10 @@ def require_same_network(architecture: str, published: nn.Module, network: nn.Mo
         _require_same_groups(architecture, published, network)
 
 
-def _require_same_class(architecture: str, published: nn.Module, network: nn.Module) -> None:
-    kinds = type(published).__name__, type(network).__name__
-    if kinds[0] != kinds[1]:
-        raise ValueError(f"{architecture} is of class {kinds[0]}; the config's is {kinds[1]}")
+def _require_same_class(architecture: str, published: str, network: nn.Module) -> None:
+    ours = type(network).__name__
+    if published != ours:
+        raise ValueError(f"{architecture} is of class {published}; the config's is {ours}")
 
 
 def _require_same_groups(architecture: str, published: NCSNpp, network: NCSNpp) -> None:

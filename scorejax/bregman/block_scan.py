@@ -18,11 +18,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 8
-CHUNK_ROWS = 2048
-FEW, PARTS = 4, 4
-"""Up to FEW queries are bound by reading the points. Each has a product of its own, and if there
-are several a chunk is cut into PARTS, so that the second product finds its points in the cache."""
-ROW_MULTIPLE = GROUP * GROUP * PARTS
+CHUNK_ROWS = 4096
+"""Fewer rows leave a second core waiting at the start and end of each product, more the cache."""
+FEW = 4
+"""Up to FEW queries are bound by reading the points: each has a product of its own, which streams
+them; the second product finds its points in the cache."""
+ROW_MULTIPLE = GROUP * GROUP
 
 
 class Block(NamedTuple):
@@ -68,7 +69,6 @@ def smallest_scores(
     block: Block, vectors: Float[Array, "q d"], heights: Float[Array, "q"], *, num: int
 ) -> Smallest:
     """The num smallest scores of each query. Memory: 4 q (n / GROUP + num GROUP d) bytes."""
-    block = _cut_for(block, len(vectors))
     chunks, rows = block.heights.shape
     stride = rows // GROUP
 
@@ -109,14 +109,6 @@ def at_most(
 
     _, found = jax.lax.scan(compare, None, block)
     return jnp.swapaxes(found, 0, 1).reshape(len(thresholds), -1)
-
-
-def _cut_for(block: Block, num_queries: int) -> Block:
-    if not 1 < num_queries <= FEW:
-        return block
-    chunks, rows = block.heights.shape
-    shape = (chunks * PARTS, rows // PARTS)
-    return Block(block.vectors.reshape(*shape, -1), block.heights.reshape(shape))
 
 
 def _group_minima(values: Float[Array, "q n"]) -> Float[Array, "q g"]:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranking of candidates by the divergence itself in double precision, ties by number."""
 
+import concurrent.futures
 import dataclasses
+import os
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -70,9 +72,17 @@ def rank(
     distances = np.full(rows.shape, np.inf)
     which, place = np.nonzero(rows < len(index.points))
     step = max(1, PIECE // queries.shape[1])
-    for start in range(0, len(which), step):
+
+    def measure(start: int) -> None:
         part = which[start : start + step], place[start : start + step]
         distances[part] = _distances(index, queries[part[0]], rows[part])
+
+    starts = range(0, len(which), step)
+    if len(starts) < 2:
+        list(map(measure, starts))
+    else:  # NumPy leaves the interpreter to others while it computes
+        with concurrent.futures.ThreadPoolExecutor(_num_threads()) as threads:
+            list(threads.map(measure, starts))
     order = np.lexsort((rows, distances))[:, :k]
     best.ids[:] = np.take_along_axis(rows, order, axis=1)
     best.distances[:] = np.take_along_axis(distances, order, axis=1)
@@ -99,9 +109,14 @@ def add(
         best.ids[query], best.distances[query] = ids[order], distances[order]
 
 
+@np.errstate(all="ignore")  # what overflows is infinite; threads do not inherit this
 def _distances(index: Points, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Divergence of each row, or each query's rows, from queries given in coordinates."""
     divergence = index.divergence
     points = divergence.coordinates(np.asarray(index.points[rows], np.float64))
     first, second = (points, queries) if points_come_first(index.side) else (queries, points)
     return np.sum(divergence.pointwise(first, second), axis=-1)
+
+
+def _num_threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,8 +10,8 @@ alone. Then tables (also as JSON) and pictures are written.
 Bits/dim: of the test half, to be held against the densities of `benchmarks/digits_baselines.py`.
 Samples: as many as the test half has images, by the probability-flow ODE, and by the chains
 (predictor alone, and with Langevin correctors) at the same number of evaluations (NFE).
-Judged in the features of a classifier of digits, against the test half. The training half, real and
-of equal size, is the floor; samples of the fitted Gaussian are the ceiling. 95 % intervals over the
+Judged in the features of a classifier of digits, against the test half. As many real images of the
+training half are the floor; samples of the fitted Gaussian are the ceiling. 95 % intervals over the
 seeds are Student's.
 """
 
@@ -154,7 +154,7 @@ def references(num: int) -> dict[str, dict[str, float]]:
     mixture = baselines.fit_mixture(levels, kind="full", num_components=15, seed=0)
     rng, free = np.random.default_rng(0), np.zeros(1)
     drawn = {
-        "training half (floor)": train / 16,
+        "training half (floor)": train[:num] / 16,
         "Gaussian mixture": mixture_samples(rng, baselines.shrunk(mixture, 0.4), num),
         "full-covariance Gaussian (ceiling)": mixture_samples(rng, gaussian, num),
     }

@@ -68,7 +68,7 @@ def over_seeds(runs: pathlib.Path, change: dict | None = None, name: str = "ald"
 
 def brightness(runs: pathlib.Path, out: pathlib.Path) -> str:
     """How far off samples' mean brightness is over a training, with the average and without."""
-    truth = real("train").image.mean() / 16
+    truth = (real("train").image.mean() + 0.5) / 17  # of dequantised levels, as samples are
     steps = sorted(int(path.name) for path in (runs / SEEDS[0] / "checkpoints").glob("[0-9]*"))
     means, shown = {"moving average": [], "last weights": []}, []
     for step in steps:

@@ -47,7 +47,7 @@ def demonstrate(config, workdir: pathlib.Path, num: int) -> None:
         pictures.save_png(workdir / f"samples_{name}.png", pictures.image_grid(drawn["image"]))
         print(f"  {drawn['nfe'].mean():.0f} evaluations of the score for each image")
 
-    print(f"\nMeasuring exact likelihoods of {3 * num} images ...", flush=True)
+    print(f"\nMeasuring likelihoods of {3 * num} images ...", flush=True)
     bits = measure(config, variables, num)
     picture = pictures.histogram_picture(bits, xlabel="bits/dim: lower is likelier")
     pictures.save_png(workdir / "likelihood.png", picture)
@@ -98,7 +98,7 @@ def measure(config, variables, num: int) -> dict:
 
 def summarise(bits: dict, workdir: pathlib.Path, seconds: float) -> None:
     """What was found, where the pictures are, and what to try next."""
-    print(f"\nDone in {seconds / 60:.1f} minutes. Bits/dim, exact likelihood (lower is likelier):")
+    print(f"\nDone in {seconds / 60:.1f} minutes. Bits/dim, lower is likelier, one probe an image:")
     for kind, values in bits.items():
         error = values.std(ddof=1) / len(values) ** 0.5
         print(f"  {kind:12s} {values.mean():6.2f} ± {error:.2f}")

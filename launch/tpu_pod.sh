@@ -3,8 +3,9 @@
 # Runs a command on every host of a Cloud TPU slice; all hosts must run the same one.
 #   launch/tpu_pod.sh NAME ZONE -m launch.train --config=configs/score_sde/fashion_mnist.py \
 #       --workdir=/mnt/shared/run --distributed
-# The repository must lie in ~/scorejax on every host, installed with `pip install -e .` and with
-# `pip install 'jax[tpu]'`; the workdir must lie on a file system that all hosts mount.
+# Without --distributed each host trains by itself. The repository must lie in ~/scorejax on every host,
+# installed by `make install PYTHON=python3.11` and `.venv/bin/pip install 'jax[tpu]'`; the workdir
+# must lie on a file system that all hosts mount.
 set -euo pipefail
 if [ $# -lt 3 ]; then
   echo "usage: launch/tpu_pod.sh NAME ZONE ARGUMENTS-OF-PYTHON..." >&2
@@ -13,4 +14,4 @@ fi
 name=$1 zone=$2
 shift 2
 gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \
-  --command="cd ~/scorejax && python3 $(printf '%q ' "$@")"
+  --command="cd ~/scorejax && .venv/bin/python $(printf '%q ' "$@")"

@@ -55,6 +55,25 @@ def test_names_and_files_that_a_page_mentions_exist(page):
         assert (ROOT / name).exists() or (page.parent / name).exists(), f"{page.name} names {name}"
 
 
+COMMANDS = [
+    pytest.param(module, flags, id=f"{page.name}-{number}")
+    for page in PAGES
+    for number, (module, flags) in enumerate(
+        re.findall(r"-m ((?:launch|benchmarks)\.\w+)((?:[^\n`#]|\\\n)*)", page.read_text())
+    )
+]
+COMMON = {"config", "workdir", "help"}
+
+
+@pytest.mark.parametrize("module, flags", COMMANDS)
+def test_a_command_has_the_flags_that_a_page_gives_it(module, flags):
+    source = (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
+    source += (ROOT / "launch/command.py").read_text() if module.startswith("launch") else ""
+    known = set(re.findall(r'(?:DEFINE_\w+|add_argument)\(\s*"(?:--)?(\w+)"', source)) | COMMON
+    assert "<" not in flags, "a shell reads < as a redirection"
+    assert set(re.findall(r"(?<=--)\w+", flags)) <= known
+
+
 LINES = [
     pytest.param(line, place, id=f"{page.stem}: {place}")
     for page in PAGES

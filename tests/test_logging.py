@@ -10,6 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from scorejax.evaluate.report import Evaluation
+from scorejax.train import logging
 from scorejax.train.logging import RunLog, read_metrics
 
 
@@ -108,6 +109,17 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, capfd):
     assert lines[1].startswith("step 3/3  loss 0.25")
     assert lines[1].endswith("00:00 left")
     assert lines[2:] == ["a word"]
+
+
+def test_the_rate_leaves_out_the_call_that_compiles(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
+    with open_log(tmp_path, num_steps_per_call=10) as log:
+        for clock[0], steps in ((60.0, range(1, 11)), (65.0, range(11, 21))):
+            for step in steps:
+                log.train(step, {"loss": 0.25})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/steps_per_second"] == 10 / 5
 
 
 @pytest.mark.parametrize("num_lines", [0, 3])

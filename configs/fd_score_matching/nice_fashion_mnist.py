@@ -6,7 +6,7 @@ Data      apt-get install dataset-fashion-mnist, or its four files in --config.d
 Command   python -m launch.train --workdir=runs/new \\
               --config=configs/fd_score_matching/nice_fashion_mnist.py
           variants: full (the default), and :debug for seconds
-Expected  bits/dim and score-matching loss in runs/new/metrics; not run by us at this size
+Expected  bits/dim and score-matching loss in runs/new/metrics.jsonl; not run by us at this size
 Hardware  one GPU or TPU
 """
 

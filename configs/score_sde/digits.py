@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.image_size = 8
     config.random_flip = False
     config.uniform_dequantization = True
-    config.sigma_max = 5.0  # The largest distance between two digits is 4.8.
+    config.sigma_max = 5.0  # The largest distance between two digits is 4.5.
 
     config.nf = 32
     config.ch_mult = (1, 2)

@@ -5,7 +5,7 @@ Paper     Song et al. 2021, arXiv:2011.13456 (which has no such data; sizes are 
 Command   python -m launch.train --config=configs/score_sde/photo_patches.py --workdir=runs/photos
           variants: photo_patches.py:vp (the default), :subvp, :ve; :debug or :ve,debug for seconds
 Expected  test bits/dim, and samples: see docs/results.md
-Hardware  2 CPU cores: half an hour
+Hardware  2 CPU cores: half an hour to an hour
 """
 
 from ml_collections import ConfigDict

@@ -17,6 +17,9 @@ _HOME = {
     "BregmanIndex": "scorejax.bregman.index",
     "build_index": "scorejax.bregman.engines",
     "search": "scorejax.bregman.engines",
+    "range_search": "scorejax.bregman.brepartition",
+    "calibrate": "scorejax.bregman.brepartition",
+    "Calibration": "scorejax.bregman.approximate",
     "open_index": "scorejax.bregman.store",
     "BregmanNeighbors": "scorejax.bregman.neighbors",
 }

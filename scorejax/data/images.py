@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image data sets by name, as uint8 arrays or as records with random access.
 
-Handwritten digits and patches of photographs come with our dependencies; Fashion-MNIST is read from
-its own four files, CelebA-HQ and FFHQ from the TFRecord files of ProgressiveGAN and StyleGAN; the
-others are data sets of tensorflow-datasets, prepared once in array-record format and read here
-without TensorFlow. Data are looked for in `data_dir`, else in $SCOREJAX_DATA_DIR, else in
-~/tensorflow_datasets.
+Handwritten digits and patches of photographs come with our dependencies; "folder" is your own
+pictures; Fashion-MNIST is read from its own four files, CelebA-HQ and FFHQ from the TFRecord files
+of ProgressiveGAN and StyleGAN; the others are data sets of tensorflow-datasets, prepared once in
+array-record format and read here without TensorFlow. Data are looked for in `data_dir`, else in
+$SCOREJAX_DATA_DIR, else in ~/tensorflow_datasets.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from scorejax.choices import require_known, unknown
 from scorejax.data import tfrecords, transforms
 from scorejax.data.photographs import photo_patches
+from scorejax.data.picture_folder import PictureFolder
 
 SPLITS = ("train", "test")
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
@@ -68,6 +69,7 @@ IMAGE_SETS = {
     ),
     "celebahq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
     "ffhq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
+    "folder": ImageSet(channels=3, size=64, in_memory=False, fit=transforms.crop_then_shrink),
 }  # fmt: skip
 
 
@@ -142,11 +144,14 @@ def records(name: str, split: str, *, image_size: int = 0, data_dir: str = "") -
     """Opens a split of a set on disk without reading it. Raises: as `load`."""
     spec = image_set(name)
     _require_split(split)
-    if spec.tfrecords:
-        rows = _tfrecords(name, image_size or spec.size, data_dir)
-        return Records(rows, spec.fit, image_size or spec.size)
-    rows = _data_source(spec.tfds_name, spec.test_split if split == "test" else split, data_dir)
-    return Records(rows, spec.fit, image_size or spec.size)
+    size = image_size or spec.size
+    if name == "folder":
+        rows = PictureFolder(_root(data_dir), split)
+    elif spec.tfrecords:
+        rows = _tfrecords(name, size, data_dir)
+    else:
+        rows = _data_source(spec.tfds_name, spec.test_split if split == "test" else split, data_dir)
+    return Records(rows, spec.fit, size)
 
 
 def digits(split: str) -> Images:

@@ -12,6 +12,7 @@ from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 DAMAGED = ("raise", "skip")
 """What can be done about a picture that cannot be read."""
 LOSSY_GREYS = 0.02

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scorejax.choices import choose, require_known
-from scorejax.data.picture_files import DAMAGED, load_image, load_instances, load_mask
+from scorejax.data.picture_files import DAMAGED, SUFFIXES, load_image, load_instances, load_mask
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]
 
 

@@ -30,11 +30,18 @@ class RunLog:
     """Writes the metrics of a run that begins after `start_step` and ends at `num_train_steps`.
 
     Training metrics are averaged over `log_every` steps, and written where that divides the step.
-    Of several processes the first writes to `workdir` and each other to a directory below it.
+    Steps come in calls of `num_steps_per_call`, all of a call at once. Of several processes the
+    first writes to `workdir` and each other to a directory below it.
     """
 
     def __init__(
-        self, workdir: pathlib.Path, *, start_step: int, num_train_steps: int, log_every: int
+        self,
+        workdir: pathlib.Path,
+        *,
+        start_step: int,
+        num_train_steps: int,
+        log_every: int,
+        num_steps_per_call: int = 1,
     ) -> None:
         if jax.process_index() > 0:
             workdir = workdir / f"process_{jax.process_index()}"
@@ -42,7 +49,7 @@ class RunLog:
         self._workdir = workdir
         self._log_every = log_every
         self._rows: list[dict[str, float]] = []
-        self._progress = Progress(start_step, num_train_steps)
+        self._progress = Progress(start_step, num_train_steps, num_steps_per_call)
         _drop_lines_beyond(workdir / METRICS, start_step)
         # Line buffered, and opened to append: a line reaches the system in one write.
         self._lines = (workdir / METRICS).open("a", buffering=1)
@@ -108,8 +115,9 @@ class RunLog:
 class Progress:
     """Rate and time left: a bar on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, start_step: int, num_steps: int) -> None:
+    def __init__(self, start_step: int, num_steps: int, num_steps_per_call: int = 1) -> None:
         self._step, self._num_steps = start_step, num_steps
+        self._end_of_first_call = start_step + num_steps_per_call
         self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=num_steps, initial=start_step, unit="step", disable=not self._is_terminal
@@ -120,7 +128,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Steps per second since the first, which is left out because it compiles."""
+        """Steps per second since the first call, which is left out because it compiles."""
         begin_step, begin_time = self._begin or (self._step, time.monotonic())
         return (self._step - begin_step) / max(time.monotonic() - begin_time, 1e-9)
 
@@ -130,7 +138,7 @@ class Progress:
         self._bar.update(step - self._step)
         self._step = step
         now = time.monotonic()
-        if self._begin is None:
+        if self._begin is None and step >= self._end_of_first_call:
             self._begin = step, now
             self.say(f"step {step} came after {now - self._created:.1f} s, most of it compilation")
         if not self._is_terminal and (now >= self._next_line or step == self._num_steps):

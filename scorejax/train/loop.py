@@ -63,6 +63,7 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
             start_step=int(state.step),
             num_train_steps=settings.num_train_steps,
             log_every=settings.log_every,
+            num_steps_per_call=settings.num_steps_per_call,
         ) as log:
             return _run(system, settings, keys, state, checkpoints, log)
 

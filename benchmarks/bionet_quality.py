@@ -2,7 +2,7 @@
 """Does recurrence pay? BiO-Net of 1, 2 and 3 passes, with and without INT, against plain U-Nets.
 
     python -m benchmarks.bionet_quality --out=runs/bionet_quality [--data=generated,ihc,retina]
-        [--steps=1000] [--seeds=3] [--pieces=1]
+        [--steps=1000] [--learning_rate=3e-3] [--seeds=3] [--pieces=1]
 
 A piece is one training: a set of images, a network, a seed. Every call trains the next `--pieces`
 that are missing in `--out`, a JSON file and a picture each, then prints the tables of what is
@@ -24,7 +24,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,10 +73,17 @@ class PlainUNet(BiONet):
         return h, backward
 
 
-def make_config(data: str, seed: int) -> ConfigDict:
+class Training(NamedTuple):
+    """What all trainings of a table share."""
+
+    num_steps: int
+    learning_rate: float
+
+
+def make_config(data: str, seed: int, learning_rate: float) -> ConfigDict:
     """The settings that all networks share on a set of images."""
     config = nuclei.get_config()
-    config.seed = seed
+    config.seed, config.learning_rate = seed, learning_rate
     config.layout = config.test_layout = data
     if data != "generated":
         config.num_images = config.test_num_images = 0
@@ -129,11 +136,11 @@ def step_flops(config: ConfigDict, kind: str) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def train_piece(data: str, kind: str, seed: int, num_steps: int, picture: pathlib.Path) -> dict:
+def train_piece(data: str, kind: str, seed: int, training: Training, picture: pathlib.Path) -> dict:
     """Trains once; scores after equal steps and after equal work, image by image."""
-    config, model = make_config(data, seed), make_network(kind)
-    flops = step_flops(config, kind)
-    stops = {"steps": num_steps, "work": round(num_steps * step_flops(config, DEAREST) / flops)}
+    config, model = make_config(data, seed, training.learning_rate), make_network(kind)
+    flops, most = step_flops(config, kind), step_flops(config, DEAREST)
+    stops = {"steps": training.num_steps, "work": round(training.num_steps * most / flops)}
     step = jax.jit(make_step(config, model), donate_argnums=0)
     source, state = bionet.training_source(config), first_state(config, model)
     rng, test = jax.random.key(seed), bionet.annotated_images(config, "test")
@@ -149,7 +156,7 @@ def train_piece(data: str, kind: str, seed: int, num_steps: int, picture: pathli
             scores[name] = score(config, test, found)
     draw(config, test, found, picture)
     return {
-        "settings": {"num_steps": num_steps}, "parameters": num_parameters(model),
+        "settings": training._asdict(), "parameters": num_parameters(model),
         "flops": flops, "stops": stops, "loss": float(metrics["loss"]),
         "seconds": time.perf_counter() - started, "scores": scores,
     }  # fmt: skip
@@ -209,16 +216,16 @@ def table(pieces: dict[tuple[str, str, int], dict], data: str) -> str:
     return "\n".join(lines)
 
 
-def read_pieces(out: pathlib.Path, num_steps: int) -> dict[tuple[str, str, int], dict]:
-    """Finished pieces of this number of steps; those of another are refused, not mixed in."""
+def read_pieces(out: pathlib.Path, training: Training) -> dict[tuple[str, str, int], dict]:
+    """Finished pieces of these settings; those of others are refused, not mixed in."""
     pieces = {}
     for path in sorted(out.glob("*.json")):
         data, kind, seed = path.stem.rsplit("-", 2)
         pieces[data, kind, int(seed)] = piece = json.loads(path.read_text())
-        if piece["settings"]["num_steps"] != num_steps:
+        if piece["settings"] != training._asdict():
             raise SystemExit(
-                f"{path} is of {piece['settings']['num_steps']} steps, not {num_steps}: choose "
-                "another --out or the same --steps"
+                f"{path} is of {piece['settings']}, not {training._asdict()}: choose another --out "
+                "or the same settings"
             )
     return pieces
 
@@ -229,6 +236,7 @@ def main() -> None:
     parser.add_argument("--data", default="generated,ihc,retina")
     parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--learning_rate", type=float, default=nuclei.get_config().learning_rate)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pieces", type=int, default=1)
     arguments = parser.parse_args()
@@ -236,12 +244,13 @@ def main() -> None:
     if not set(sets) <= set(DATA) or not set(kinds) <= set(KINDS):
         parser.error(f"--data are of {', '.join(DATA)}, --kinds of {', '.join(KINDS)}")
     out.mkdir(parents=True, exist_ok=True)
-    pieces = read_pieces(out, arguments.steps)
+    training = Training(arguments.steps, arguments.learning_rate)
+    pieces = read_pieces(out, training)
     # Seed by seed, so that a run that is cut short has compared all networks.
     wanted = [(d, k, s) for s, d, k in itertools.product(range(arguments.seeds), sets, kinds)]
     for piece in [piece for piece in wanted if piece not in pieces][: arguments.pieces]:
         name = "-".join(map(str, piece))
-        pieces[piece] = train_piece(*piece, arguments.steps, out / f"{name}.png")
+        pieces[piece] = train_piece(*piece, training, out / f"{name}.png")
         with written_whole(out / f"{name}.json") as file:
             file.write(json.dumps(pieces[piece]).encode())
         print(f"{name}: {pieces[piece]['seconds']:.0f} s", flush=True)

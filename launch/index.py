@@ -7,12 +7,12 @@ python -m launch.index info --index=runs/spectra
 
 Points and queries are arrays (n, d) in .npy, which are mapped and not loaded, or in .parquet, whose
 columns are taken in order. search writes ids and distances (q, k), candidates and pages (q,) to
-<out>.npz, or to <out>.parquet with a row for each neighbour. Answers are exact, unless --p is given
-together with --calibration: queries like those to come, of which the radius for p is learnt.
+<out>.npz, or ids and distances to <out>.parquet, with a row for each neighbour. Answers are exact,
+unless --p is given together with --calibration: queries like those to come, of which the radius for
+p is learnt, for --filter=sums (the one of "auto") or paper.
 """
 
 import json
-import pathlib
 import sys
 
 from absl import flags
@@ -47,8 +47,12 @@ def prepare(verb: str) -> command.Job:
 
 def prepare_build() -> command.Job:
     require("points")
-    command.require_positive(leaf_size=LEAF_SIZE.value, page_bytes=PAGE_BYTES.value)
-    from scorejax.bregman import brepartition, divergences, sided, store
+    command.require_positive(leaf_size=LEAF_SIZE.value)
+    if SEED.value < 0:
+        raise ValueError(f"--seed needs to be at least 0; got {SEED.value}")
+    from scorejax.bregman import brepartition, divergences, pages, sided, store
+
+    pages.check_page_bytes(PAGE_BYTES.value)
 
     divergence = divergences.get(DIVERGENCE.value, **read_options())
     store.require_free(INDEX.value)
@@ -69,6 +73,7 @@ def prepare_build() -> command.Job:
 def prepare_search() -> command.Job:
     require("queries", "out")
     from scorejax.bregman import brepartition, store
+    from scorejax.choices import require_known
 
     if (P.value is None) != (CALIBRATION.value is None):
         raise ValueError("--p and --calibration go together; without both, answers are exact")
@@ -79,18 +84,22 @@ def prepare_search() -> command.Job:
     options = {"p": P.value, "filter": FILTER.value}
     brepartition.check_search(index, K.value, **options)
     index.coordinates(queries)
+    out = command.output(OUT.value, "", "")
     learnt = CALIBRATION.value and read_rows("calibration", CALIBRATION.value)
     if learnt is not None:
         index.coordinates(learnt)
+        learner = "sums" if FILTER.value == "auto" else FILTER.value
+        require_known("filter with --calibration", learner, brepartition.CALIBRATED)
 
     def job() -> None:
         if learnt is not None:
-            options["calibration"] = brepartition.calibrate(index, learnt, K.value)
+            options["calibration"] = brepartition.calibrate(index, learnt, K.value, filter=learner)
         found = brepartition.search(index, queries, K.value, **options)
-        path = write(found._asdict(), OUT.value)
-        shares = found.candidates.mean() / index.num_points, found.pages.mean()
-        print(f"{len(found.ids)} queries, {shares[0]:.1%} of the points and {shares[1]:.1f} of "
-              f"{index.rows.num_pages} pages each: {path}")  # fmt: skip
+        path = write(found._asdict(), out)
+        print(f"{len(found.ids)} queries: {path}")
+        if len(found.ids):
+            share, pages = found.candidates.mean() / index.num_points, found.pages.mean()
+            print(f"each: {share:.1%} of the points, {pages:.1f} of {index.rows.num_pages} pages")
 
     return job
 
@@ -168,21 +177,22 @@ def import_parquet():
 
 
 def write(arrays: dict, out: str) -> str:
-    """Writes what was found, and says where."""
+    """Writes what was found, whole or not at all, and says where."""
     import numpy as np
+
+    from scorejax.evaluate.atomic import save_npz, written_whole
 
     if not out.endswith(".parquet"):
         path = f"{out.removesuffix('.npz')}.npz"
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, **arrays)
+        save_npz(path, **arrays)
         return path
     pyarrow = import_parquet()
-    pathlib.Path(out).parent.mkdir(parents=True, exist_ok=True)
     num_queries, k = arrays["ids"].shape
     columns = {"query": np.repeat(np.arange(num_queries), k)}
     columns["rank"] = np.tile(np.arange(k), num_queries)
     columns |= {name: arrays[name].ravel() for name in ("ids", "distances")}
-    pyarrow.parquet.write_table(pyarrow.table(columns), out)
+    with written_whole(out) as file:
+        pyarrow.parquet.write_table(pyarrow.table(columns), file)
     return out
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The exact engine answers as brute force in double precision does, ties by number, always."""
 
+import copy
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -33,7 +36,9 @@ def brute_force(divergence, points, queries, k, side):
     """The first k of a stable sort of all distances in float64."""
     points, queries = (divergence.coordinates(np.asarray(z, np.float64)) for z in (points, queries))
     pairs = [(points, q) if side == "data_first" else (q, points) for q in queries]
-    distances = np.stack([divergence.pointwise(*pair).sum(axis=-1) for pair in pairs])
+    with np.errstate(all="ignore"):
+        distances = np.stack([divergence.pointwise(*pair).sum(axis=-1) for pair in pairs])
+    distances[np.isnan(distances)] = np.inf
     ids = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return ids, np.take_along_axis(distances, ids, axis=1)
 
@@ -129,6 +134,23 @@ def test_distances_that_overflow_are_infinite_and_last():
     points = np.array([[1e200], [1.0], [-1e200], [2.0]])
     found = assert_exact(ALL["squared_euclidean"], points, np.zeros((1, 1)), 4, "data_first")
     np.testing.assert_array_equal(found.ids[0], [1, 3, 0, 2])
+
+
+@SIDES
+@pytest.mark.parametrize(
+    "divergence",
+    [dv.beta(b=3.0), dv.beta(b=-2.0), bregman.from_convex(lambda x: x**2)],
+    ids=["beta 3", "beta -2", "own"],
+)
+def test_numbers_whose_powers_overflow_keep_their_order(divergence, side):
+    rng, size = (
+        np.random.default_rng(5),
+        {3.0: 110, -2.0: -160}.get(divergence.options.get("b"), 200),
+    )
+    points = rng.uniform(1, 2, size=(40, 3)) * 10.0**size
+    found = assert_exact(divergence, points, points[:6], 4, side)
+    np.testing.assert_array_equal(found.ids[:, 0], np.arange(6))
+    assert np.all(found.distances[:, 0] == 0)
 
 
 def test_a_single_point_and_as_many_neighbours_as_points():
@@ -280,6 +302,15 @@ def test_it_drops_into_a_pipeline():
     assert pipeline.fit(points[:200], label[:200]).score(points[200:], label[200:]) > 0.85
 
 
+def test_fitted_neighbours_can_be_pickled_and_copied():
+    points = np.random.default_rng(0).gamma(2.0, size=(50, 4))
+    fitted = bregman.BregmanNeighbors(3, "generalized_kl", side="query_first").fit(points)
+    expected = fitted.kneighbors(points[:5])
+    for other in (pickle.loads(pickle.dumps(fitted)), copy.deepcopy(fitted)):
+        for ours, theirs in zip(expected, other.kneighbors(points[:5]), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 def test_a_row_behind_many_duplicates_is_not_its_own_neighbour():
     neighbours = bregman.BregmanNeighbors(2).fit(np.zeros((6, DIM)))
     ids = neighbours.kneighbors(return_distance=False)
@@ -301,6 +332,7 @@ POINTS = np.full((3, DIM), 0.5)
         (lambda: bregman.build_index(POINTS, block_rows=0), "block_rows >= 1"),
         (lambda: _search(POINTS, 4), "k <= 3, the number of points; got 4"),
         (lambda: _search(POINTS, 0), "1 <= k"),
+        (lambda: _search(POINTS, 2.5), "a whole number 1 <= k <= 3.*got 2.5"),
         (lambda: _search(POINTS[:, :2], 1), "6 columns, as the points; got 2"),
         (lambda: _search(POINTS * 0, 1, "generalized_kl"), "queries > 0"),
         (lambda: bregman.BregmanNeighbors(3).fit(POINTS).kneighbors(), "k <= 2; got 3"),
@@ -319,10 +351,11 @@ def _search(queries, k, divergence="squared_euclidean"):
 
 def test_a_wrong_row_is_named_by_its_number_in_the_whole(monkeypatch):
     monkeypatch.setattr(exact, "READ_BYTES", 8 * DIM * 10)
-    points = np.full((40, DIM), 0.5)
-    points[33, 2] = np.nan
-    with pytest.raises(ValueError, match="nan at row 33, column 2"):
-        bregman.build_index(points, "logistic")
+    for row in (32, 33):  # the sample that the centre is of has every fourth row
+        points = np.full((40, DIM), 0.5)
+        points[row, 2] = np.nan
+        with pytest.raises(ValueError, match=f"nan at row {row}, column 2"):
+            bregman.build_index(points, "logistic")
 
 
 @pytest.mark.slow

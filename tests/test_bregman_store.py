@@ -166,19 +166,20 @@ def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_build_left_goes_with_the_next(tmp_path):
-    left = tmp_path / ".index.building.abc"
+@pytest.mark.parametrize("name", ["index", "index[1]"])
+def test_what_a_killed_build_left_goes_with_the_next(tmp_path, name):
+    left = tmp_path / f".{name}.building.abc"
     left.mkdir()
     (left / "rows.bin").write_bytes(b"half")
-    young = tmp_path / ".index.building.def"
+    young = tmp_path / f".{name}.building.def"
     young.mkdir()
     other = tmp_path / ".other.building.abc"
     other.mkdir()
     long_ago = time.time() - 3600
     os.utime(left, (long_ago, long_ago))
     os.utime(other, (long_ago, long_ago))
-    build_on_disk(tmp_path / "index")
-    assert {f.name for f in tmp_path.iterdir()} == {"index", young.name, other.name}
+    build_on_disk(tmp_path / name)
+    assert {f.name for f in tmp_path.iterdir()} == {name, young.name, other.name}
 
 
 def test_an_index_of_a_divergence_of_ones_own_is_opened_with_it(tmp_path):
@@ -194,6 +195,14 @@ def test_an_index_of_a_divergence_of_ones_own_is_opened_with_it(tmp_path):
     assert_exact(brepartition.search(opened, case.queries, 3), case, 3)
     with pytest.raises(ValueError, match="'my own', not 'exponential'"):
         store.open_index(tmp_path / "index", divergence=divergences.exponential())
+
+
+def test_an_index_is_not_opened_with_other_options(tmp_path):
+    points = np.random.default_rng(0).gamma(2.0, size=(50, 4))
+    brepartition.build_index(points, divergences.beta(b=1.5), num_parts=2, path=tmp_path / "index")
+    message = r"'beta' with the options \{'b': 1\.5\}, not \{'b': -1\.0\}"
+    with pytest.raises(ValueError, match=message):
+        store.open_index(tmp_path / "index", divergence=divergences.beta(b=-1.0))
 
 
 def test_an_index_can_be_read_by_others(saved):

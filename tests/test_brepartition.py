@@ -16,6 +16,7 @@ from bregman_cases import (
 
 from scorejax import bregman
 from scorejax.bregman import brepartition, divergences, filters, planning
+from scorejax.bregman.approximate import Calibration
 from scorejax.bregman.ball_tree import BOUNDS
 from scorejax.bregman.filters import Nearest, PageReader
 
@@ -198,6 +199,16 @@ def test_auto_scans_where_a_filter_leaves_much_and_filters_where_it_leaves_littl
     assert found.candidates.max() < 0.05 * len(curve)
 
 
+def test_auto_scans_for_more_neighbours_than_a_filter_can_spare():
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(40, 4)) * 50
+    points = centres[rng.integers(40, size=8000)] + rng.normal(size=(8000, 4))
+    index = brepartition.build_index(points, "squared_euclidean", num_parts=1)
+    assert index.shares.at(100)[0] < planning.LARGEST_SHARE / 2
+    assert index.shares.at(8000) == (1.0, 1.0)
+    assert not planning.filter_pays(index, 1, 8000)
+
+
 def test_measured_shares_are_those_of_searches():
     case = make_case("squared_euclidean", "data_first", num_points=2000, num_queries=300)
     index = build(case, 7)
@@ -289,6 +300,7 @@ BUILD_MISTAKES = [
     ({"num_parts": 0}, "num_parts"),
     ({"num_parts": 2, "leaf_size": 0}, "leaf_size >= 1; got 0"),
     ({"num_parts": 2, "page_bytes": 0}, "page_bytes"),
+    ({"num_parts": 2, "page_bytes": 2**45}, "page_bytes needs to be in"),
     ({"num_parts": 2, "gauge": "meen"}, "did you mean 'mean'"),
     ({"num_parts": 2, "side": "query"}, "unknown side 'query'"),
 ]
@@ -307,12 +319,15 @@ def test_points_that_cannot_be(points):
         brepartition.build_index(points, "squared_euclidean")
 
 
+LEARNT = Calibration("sums", "box", 2, np.ones(3))
 SEARCH_MISTAKES = [
     ({"k": 61}, "k needs to be a whole number in \\[1, 60\\]; got 61"),
     ({"k": 0}, "got 0"),
     ({"k": 2, "p": 0.0}, "p needs to be in \\(0, 1\\]"),
     ({"k": 2, "filter": "sum"}, "did you mean 'sums'"),
     ({"k": 2, "bound": "bax"}, "did you mean 'box'"),
+    ({"k": 2, "p": 0.5, "filter": "scan", "calibration": LEARNT}, "calibration is for .*'sums'"),
+    ({"k": 2, "p": 0.5, "bound": "ball", "calibration": LEARNT}, "calibration is for .*'box'"),
 ]
 
 

@@ -11,8 +11,8 @@ import pytest
 from scipy.special import rel_entr
 
 from scorejax import bregman
+from scorejax.bregman import convex, generators
 from scorejax.bregman import divergences as dv
-from scorejax.bregman import generators
 from scorejax.bregman.domain import POSITIVE, REAL, UNIT
 
 RNG = np.random.default_rng(0)
@@ -277,12 +277,28 @@ def test_name_and_options_make_the_same_divergence_again(divergence):
         (lambda: dv.squared_euclidean().check_points(np.array([["a"]])), "real numbers"),
         (lambda: dv.simplex_kl().check_points(np.array([[0.4, 0.5]])), "row 0 sums to 0.9"),
         (lambda: dv.logistic().check_points(np.array([[0.5]]), side="first"), "known: data_first"),
+        (lambda: dv.get("beta", b="1.5"), "needs numbers for its options; got {'b': '1.5'}"),
+        (lambda: dv.get("beta", b=[1.5]), "needs numbers"),
+        (lambda: dv.get("beta", c=1.5), r"options \['b'\]; got \['c'\]"),
+        (lambda: dv.get("itakura_saito", smoothing=None), "needs numbers"),
+        (
+            lambda: dv.mahalanobis(weights=[1.0, 2.0]).check_points(np.ones((3, 4))),
+            "points of 2 columns; got 4",
+        ),
+        (lambda: dv.mahalanobis(matrix=[[np.inf]]), "finite numbers"),
+        (lambda: convex.from_convex(jnp.square, name="beta"), "one of your own; 'beta' is"),
     ],
 )
 def test_wrong_input_is_one_clear_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         call()
     assert "\n" not in str(error.value)
+
+
+def test_bfloat16_numbers_are_real_numbers():
+    rows = jnp.array([[1.5, 2.0]], jnp.bfloat16)
+    found = dv.squared_euclidean().check_points(rows)
+    np.testing.assert_array_equal(found, [[1.5, 2.0]])
 
 
 def test_zeros_are_allowed_where_the_divergence_has_a_limit():

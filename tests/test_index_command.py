@@ -119,7 +119,27 @@ MISTAKES = [
         ["build", "--index={tmp}/new", "--points={tmp}/negative.npy", "--divergence=itakura_saito"],
         "itakura_saito needs points > 0; got -1.0",
     ),
+    (
+        ["build", "--index={tmp}/new", "--points={tmp}/points.npy", "--seed=-1"],
+        "--seed needs to be at least 0; got -1",
+    ),
     (["info", "--index={tmp}"], "holds no index"),
+    (
+        ["search", "--index={tmp}/index", "--queries={tmp}/points.npy", "--out={tmp}/text.npy/x"],
+        "text.npy",
+    ),
+    (
+        [
+            "search",
+            "--index={tmp}/index",
+            "--queries={tmp}/points.npy",
+            "--out={tmp}/x",
+            "--p=0.5",
+            "--calibration={tmp}/points.npy",
+            "--filter=scan",
+        ],
+        "unknown filter with --calibration 'scan'",
+    ),
     (
         ["search", "--index={tmp}/index", "--queries={tmp}/points.npy", "--out=x", "--k=301"],
         "k needs to be a whole number in [1, 300]; got 301",

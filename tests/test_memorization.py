@@ -28,6 +28,22 @@ def test_copies_are_found():
     assert found.probability_closer == 1.0 and found.p_value < 1e-20
 
 
+def test_copies_are_found_though_a_few_held_out_images_are_duplicates():
+    rng = np.random.default_rng(2)
+    training, held_out = rng.normal(size=(2, 100, 5))
+    held_out[:3] = training[:3]
+    assert memo.memorization(training, held_out, training).copies == 1
+    assert memo.memorization(rng.normal(size=(100, 5)), held_out, training).copies == 0
+
+
+def test_no_images_have_no_neighbours():
+    assert memo.nearest_training(np.ones((0, 2, 2)), np.ones((3, 2, 2)), k=2).index.shape == (0, 2)
+
+
+def test_distances_that_overflow_are_no_copies():
+    assert memo.ratio_test(_nearest([[np.inf, np.inf], [0.1, 1.0]])).rate == 0.5
+
+
 def test_a_few_copies_among_honest_samples_are_counted():
     training, held_out = RNG.normal(size=(300, 10)), RNG.normal(size=(300, 10))
     samples = np.concatenate([training[:30], RNG.normal(size=(270, 10))])
@@ -125,6 +141,7 @@ def test_an_exact_copy_of_a_repeated_image_is_a_copy():
         (lambda: memo.duplicate_rate(_nearest([[1.0]]), radius=-1), "radius >= 0"),
         (lambda: memo.duplicate_rate(_nearest(np.ones((0, 1))), radius=1), "at least one sample"),
         (lambda: memo.ratio_test(_nearest([[1.0]])), "two nearest"),
+        (lambda: memo.memorization(np.ones((2, 3)), np.eye(3), np.eye(3)), "half of these"),
         (lambda: memo.ratio_test(_nearest([[1.0, 2.0]]), threshold=1.0), "threshold < 1"),
     ],
 )

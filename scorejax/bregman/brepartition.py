@@ -22,7 +22,7 @@ from scorejax.bregman.ball_tree import BOUNDS, leaf_numbers
 from scorejax.bregman.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
 from scorejax.bregman.divergences import Divergence, get
 from scorejax.bregman.index import BregmanIndex
-from scorejax.bregman.pages import PageReader, paged
+from scorejax.bregman.pages import PageReader, check_page_bytes, paged
 from scorejax.bregman.ranking import Neighbours
 from scorejax.bregman.row_scan import scan
 from scorejax.bregman.sided import Sided
@@ -32,6 +32,7 @@ from scorejax.choices import choose, require_known
 SAMPLE_ROWS = 4096
 PAGE_BYTES = 32768
 FILTERS = ("auto", "paper", "seed", "sums", "scan")
+CALIBRATED = ("paper", "sums")
 
 
 @np.errstate(all="ignore")
@@ -57,6 +58,7 @@ def build_index(
     Raises: ValueError for points outside the divergence's domain or an option that cannot be.
     """
     space = Sided(get(divergence), side)
+    check_page_bytes(page_bytes)
     rows = checked_rows(points, space, num_parts=num_parts, leaf_size=leaf_size)
     if path is not None:
         store.require_free(path)
@@ -163,7 +165,7 @@ def calibrate(
     They should be like the queries to come and not among the points. For p, 1 / (1 - p) or more are
     needed; else the answer is exact. Raises: ValueError as `search`, and for other filters.
     """
-    require_known("filter with a calibration", filter, ("paper", "sums"))
+    require_known("filter with a calibration", filter, CALIBRATED)
     check_search(index, k, filter=filter, bound=bound)
     bound = bound or ("ball" if filter == "paper" else "box")
     q = index.coordinates(np.asarray(queries))
@@ -272,5 +274,10 @@ def check_search(
     require_known("filter", filter, FILTERS)
     if bound is not None:
         choose("bound", bound, BOUNDS)
-    if calibration is not None and calibration.k != k:
+    if calibration is None:
+        return
+    if calibration.k != k:
         raise ValueError(f"the calibration is for k = {calibration.k}; got k = {k}.")
+    own = {"filter": calibration.filter, "bound": calibration.bound}
+    if filter not in ("auto", own["filter"]) or bound not in (None, own["bound"]):
+        raise ValueError(f"the calibration is for {own}; got filter={filter!r}, bound={bound!r}.")

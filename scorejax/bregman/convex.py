@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import roots_jacobi
 
-from scorejax.bregman.divergences import Divergence
+from scorejax.bregman.divergences import DIVERGENCES, Divergence
 from scorejax.bregman.domain import Interval
 from scorejax.bregman.generators import namespace
 
@@ -35,8 +35,11 @@ def from_convex(
     All functions act on each entry of an array. `points` is where phi is finite, `queries` where
     its slope is too (the open interval, unless given). What is not given is found by `jax.grad` and
     by bisection. Where x is close to y the distance is an integral of phi'' and no difference.
-    Raises: ValueError if phi is not an elementwise function, or not convex at ten numbers inside.
+    Raises: ValueError if phi is not an elementwise function, or not convex at ten numbers inside,
+    or if the name is that of one of the library's, by which an index on disk would know it.
     """
+    if name in DIVERGENCES:
+        raise ValueError(f"name needs to be one of your own; {name!r} is a divergence already.")
     ten = jax.ShapeDtypeStruct((10,), jnp.float32)
     if getattr(jax.eval_shape(phi, ten), "shape", None) != ten.shape:
         raise ValueError(f"{name}: phi needs to act on each entry of an array, one for one.")
@@ -78,7 +81,8 @@ def _pointwise(phi: ElementwiseJax, slope: ElementwiseJax) -> Callable[[Array, A
         rounding = jnp.finfo(parts[0].dtype).eps * sum(jnp.abs(part) for part in parts)
         fine, coarse = integral(x, y, 9), integral(x, y, 5)
         close = jnp.abs(fine - coarse) < rounding
-        return jnp.maximum(jnp.where(close, fine, parts[0] - parts[1] - parts[2]), 0)
+        found = jnp.maximum(jnp.where(close, fine, parts[0] - parts[1] - parts[2]), 0)
+        return jnp.where(x == y, 0, found)  # also where phi overflows
 
     return pointwise
 

@@ -48,6 +48,8 @@ class Divergence:
     """Where the second argument may lie: phi must have a finite slope there."""
     transform: Elementwise | None = None
     sums_to_one: bool = False
+    num_columns: int | None = None
+    """Of points and queries, if only so many can be."""
     remedy: str = ""
     """What to do about entries outside the domain."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,11 +61,14 @@ class Divergence:
     def divergence(
         self, x: Float[ArrayLike, "*#n d"], y: Float[ArrayLike, "*#n d"]
     ) -> Float[ArrayLike, "*#n"]:
-        """D(x, y) over the last axis; leading axes broadcast. NumPy input is taken to float64."""
+        """D(x, y) over the last axis; leading axes broadcast. NumPy input is taken to float64.
+
+        Infinite where numbers overflow to NaN.
+        """
         xp = g.namespace(x, y)
         if xp is np:
             x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        return xp.sum(self.pointwise(self.coordinates(x), self.coordinates(y)), axis=-1)
+        return row_sums(self.pointwise(self.coordinates(x), self.coordinates(y)))
 
     def check_points(
         self, x: ArrayLike, *, side: str = "data_first", first_row: int = 0
@@ -97,6 +102,11 @@ class Divergence:
 
     def _check(self, what: str, x: ArrayLike, domain: Interval, first_row: int = 0) -> np.ndarray:
         rows = check_rows(self.name, what, x, domain, first_row, self.remedy)
+        if self.num_columns not in (None, rows.shape[1]):
+            raise ValueError(
+                f"{self.name} with these options needs {what} of {self.num_columns} columns; "
+                f"got {rows.shape[1]}."
+            )
         if self.sums_to_one:
             check_sums(self.name, what, rows, first_row)
         return rows
@@ -128,11 +138,14 @@ def mahalanobis(
         q = np.asarray(matrix, np.float64)
         if q.ndim != 2 or q.shape[0] != q.shape[1] or not np.allclose(q, q.T, rtol=1e-10, atol=0):
             raise ValueError(f"mahalanobis needs a symmetric matrix (d, d); got shape {q.shape}.")
+        if not np.isfinite(q).all():
+            raise ValueError("mahalanobis needs a matrix of finite numbers; this one is not.")
         root, options = _cholesky(q), {"matrix": q.tolist()}
     return dataclasses.replace(
         squared_euclidean(),
         name="mahalanobis",
         transform=functools.partial(g.whiten, root),
+        num_columns=len(root),
         options=options,
     )
 
@@ -251,20 +264,34 @@ DIVERGENCES: Mapping[str, Callable[..., Divergence]] = {
 def get(divergence: "str | Divergence", **options: Any) -> Divergence:
     """The divergence of that name, with its options; a Divergence is passed through.
 
-    Raises: ValueError, which lists the known ones, for another name or another option.
+    Raises: ValueError, which lists the known ones, for another name or another option, and for an
+    option that cannot be.
     """
     if isinstance(divergence, Divergence):
         if options:
             raise ValueError(f"{divergence.name} is made already; it takes no {sorted(options)}.")
         return divergence
     make = choose("divergence", divergence, DIVERGENCES)
+    signature = inspect.signature(make)
     try:
-        return make(**options)
+        signature.bind(**options)
     except TypeError:
-        known = sorted(inspect.signature(make).parameters)
+        known = sorted(signature.parameters)
         raise ValueError(
             f"{divergence} takes the options {known}; got {sorted(options)}."
         ) from None
+    try:
+        return make(**options)
+    except TypeError:
+        raise ValueError(f"{divergence} needs numbers for its options; got {options}.") from None
+
+
+@g.quiet
+def row_sums(parts: Float[ArrayLike, "*n d"]) -> Float[ArrayLike, "*n"]:
+    """Sums over the last axis; what overflowed to NaN is infinite, and so has a place in order."""
+    xp = g.namespace(parts)
+    sums = xp.sum(parts, axis=-1)
+    return xp.where(xp.isnan(sums), np.inf, sums)[()]
 
 
 def points_come_first(side: str) -> bool:

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -68,6 +69,8 @@ def check_rows(
 ) -> np.ndarray:
     """x as an array. Raises: ValueError unless it is (n, d) of real numbers in the domain."""
     rows = np.asarray(x)
+    if rows.dtype.kind == "V" and jnp.issubdtype(rows.dtype, jnp.floating):
+        rows = rows.astype(np.float32)  # bfloat16 and smaller, which NumPy does not know
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"{name} needs {what} of shape (n, d); got {rows.shape}.")
     if rows.dtype.kind not in "fiub":

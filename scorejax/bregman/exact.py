@@ -10,6 +10,7 @@ therefore that of brute force in double precision, always.
 
 import collections
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -48,6 +49,11 @@ class ExactIndex:
     devices: tuple[jax.Device, ...]
     resident: tuple[block_scan.Block, ...] | None = None
     """Blocks on the devices; None if they are made anew in each search."""
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        """Pickles and copies hold the points, and find their own devices."""
+        build = functools.partial(build_index, side=self.side)
+        return build, (np.asarray(self.points), self.divergence)
 
     def blocks(self) -> Iterator[tuple[int, block_scan.Block]]:
         """First row and block, on the devices in turn."""
@@ -93,7 +99,7 @@ def build_index(
     frame = _fitted_frame(points, divergence, side)
     index = ExactIndex(points, divergence, side, frame, shape, devices)
     needed = 4 * shape[0] * shape[1] * (points.shape[1] + 1) * -(-num_blocks // len(devices))
-    budget = _free_bytes(devices[0]) // 2 if device_bytes is None else device_bytes
+    budget = _free_bytes(devices) // 2 if device_bytes is None else device_bytes
     if not frame.representable() or needed > budget:
         return index
     return dataclasses.replace(index, resident=tuple(block for _, block in index.blocks()))
@@ -109,8 +115,10 @@ def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighb
     Raises: ValueError unless 1 <= k <= n and queries have as many columns and lie in the domain.
     """
     num_points, dim = index.points.shape
-    if not 1 <= k <= num_points:
-        raise ValueError(f"search needs 1 <= k <= {num_points}, the number of points; got {k}.")
+    if not (isinstance(k, int | np.integer) and 1 <= k <= num_points):
+        raise ValueError(
+            f"search needs a whole number 1 <= k <= {num_points}, the number of points; got {k}."
+        )
     queries = index.divergence.check_queries(queries, side=index.side)
     if queries.shape[1] != dim:
         raise ValueError(f"queries need {dim} columns, as the points; got {queries.shape[1]}.")
@@ -200,17 +208,16 @@ def _ahead(
 
 
 def _fitted_frame(points: np.ndarray, divergence: Divergence, side: str) -> Frame:
-    """The frame of all points, about the mean of a sample; checks them on the way."""
-    step = -(-len(points) // _rows_at_a_time(points))
-    sample = divergence.check_points(points[::step], side=side).astype(np.float64)
+    """The frame of all points, about the mean of a sample. Raises: as `Divergence.check_points`."""
+    size = _rows_at_a_time(points)
+    for first in range(0, len(points), size):
+        divergence.check_points(points[first : first + size], side=side, first_row=first)
+    sample = np.asarray(points[:: -(-len(points) // size)], np.float64)
     frame = frame_about_mean(
         divergence, divergence.coordinates(sample), points_first=points_come_first(side)
     )
-    first = 0
     for rows in _pieces(points):
-        divergence.check_points(rows, side=side, first_row=first)
         frame = frame.measured(divergence.coordinates(rows))
-        first += len(rows)
     return frame
 
 
@@ -236,8 +243,19 @@ def _tile(num_queries: int, num: int, dim: int) -> int:
     return min(1 << (most.bit_length() - 1), 1 << (num_queries - 1).bit_length())
 
 
-def _free_bytes(device: jax.Device) -> int:
-    statistics = device.memory_stats()
+def _free_bytes(devices: Sequence[jax.Device]) -> int:
+    """Of each device; those on the host share what it has."""
+    statistics = devices[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return _free_host_bytes() // len(devices)
+
+
+def _free_host_bytes() -> int:
+    """What Linux says that it could give, or half of the memory where it is not asked."""
+    try:
+        with open("/proc/meminfo") as file:
+            sizes = dict(line.split(":") for line in file)
+        return 1024 * int(sizes["MemAvailable"].split()[0])
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

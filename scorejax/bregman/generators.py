@@ -175,7 +175,8 @@ def beta(b: float, x: ArrayLike, y: ArrayLike) -> ArrayLike:
     small = xp.where(is_near, t, 0)
     near = y**b * (gap(xp.expm1(b * xp.log1p(small))) - b * small_gap(small))
     far = x**b + (b - 1) * y**b - b * x * y ** (b - 1)
-    return xp.maximum(xp.where(is_near, near, far) / (b * (b - 1)), 0)
+    found = xp.maximum(xp.where(is_near, near, far) / (b * (b - 1)), 0)
+    return xp.where(x == y, 0, found)  # also where the powers overflow
 
 
 @quiet

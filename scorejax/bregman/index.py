@@ -23,9 +23,10 @@ class Shares(NamedTuple):
     """Mean share of the pages."""
 
     def at(self, k: int) -> tuple[float, float]:
-        """Both shares, interpolated in log k."""
-        where = np.log(self.k)
-        return tuple(float(np.interp(np.log(k), where, y)) for y in (self.candidates, self.pages))
+        """Both shares, interpolated in log k; beyond what was measured they grow as k does."""
+        where, beyond = np.log(self.k), max(1.0, k / self.k[-1])
+        found = (np.interp(np.log(k), where, y) for y in (self.candidates, self.pages))
+        return tuple(min(1.0, beyond * float(share)) for share in found)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

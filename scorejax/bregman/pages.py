@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float, Int
 
+LARGEST_PAGE = 2**30
+
 
 @dataclasses.dataclass(frozen=True)
 class PagedRows:
@@ -37,10 +39,15 @@ class PagedRows:
         return records.reshape(-1, records.shape[2])[: stop - start]
 
 
+def check_page_bytes(page_bytes: int) -> None:
+    """Raises ValueError unless pages of so many bytes can be."""
+    if not 1 <= page_bytes <= LARGEST_PAGE:
+        raise ValueError(f"page_bytes needs to be in [1, {LARGEST_PAGE}]; got {page_bytes}.")
+
+
 def page_layout(row_bytes: int, page_bytes: int) -> tuple[int, int]:
-    """Rows per record, and pages per record."""
-    if page_bytes < 1:
-        raise ValueError(f"page_bytes needs to be at least 1; got {page_bytes}.")
+    """Rows per record, and pages per record. Raises: as `check_page_bytes`."""
+    check_page_bytes(page_bytes)
     if row_bytes <= page_bytes:
         return page_bytes // row_bytes, 1
     return 1, -(-row_bytes // page_bytes)

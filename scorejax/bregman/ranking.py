@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, Int
 
-from scorejax.bregman.divergences import Divergence, points_come_first
+from scorejax.bregman.divergences import Divergence
+from scorejax.bregman.sided import Sided
 
 PIECE = 2**17
 """Coordinates taken at a time: a megabyte, so that temporaries stay in the cache."""
@@ -109,13 +110,10 @@ def add(
         best.ids[query], best.distances[query] = ids[order], distances[order]
 
 
-@np.errstate(all="ignore")  # what overflows is infinite; threads do not inherit this
 def _distances(index: Points, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Divergence of each row, or each query's rows, from queries given in coordinates."""
-    divergence = index.divergence
-    points = divergence.coordinates(np.asarray(index.points[rows], np.float64))
-    first, second = (points, queries) if points_come_first(index.side) else (queries, points)
-    return np.sum(divergence.pointwise(first, second), axis=-1)
+    points = index.divergence.coordinates(np.asarray(index.points[rows], np.float64))
+    return Sided(index.divergence, index.side).distances(points, queries)
 
 
 def _num_threads() -> int:

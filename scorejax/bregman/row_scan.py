@@ -29,7 +29,7 @@ def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> lis
     nearest = [Nearest(k, index.ids) for _ in queries]
     forms = [query_terms(index.space, index.gauge, q) for q in queries]
     per_page = index.rows.rows_per_page
-    step = -(-max(ROWS, k) // per_page) * per_page
+    step = -(-ROWS // per_page) * per_page
     for start in range(0, index.num_points, step):
         stop = min(start + step, index.num_points)
         x = np.asarray(index.rows.block(start, stop), np.float64)

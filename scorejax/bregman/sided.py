@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from scorejax.bregman.divergences import SIDES, Divergence
+from scorejax.bregman.divergences import SIDES, Divergence, row_sums
 from scorejax.choices import require_known
 
 Coordinates = Float[np.ndarray, "*n p"]
@@ -40,8 +40,11 @@ class Sided:
         return self.divergence.pointwise(first, second)
 
     def distances(self, x: Broadcast, q: Broadcast) -> Distances:
-        """Divergences of rows, in the direct form that keeps the digits of small ones."""
-        return np.sum(self.pointwise(np.asarray(x, np.float64), q), axis=-1)
+        """Divergences of rows, in the direct form that keeps the digits of small ones.
+
+        Infinite where numbers overflow to NaN, so that every point has a place in the order.
+        """
+        return row_sums(self.pointwise(np.asarray(x, np.float64), q))
 
     def affine(self, x: Coordinates) -> Coordinates:
         """The coordinates of points in which the divergence is linear, and centroids are means."""

@@ -6,12 +6,14 @@
     ids.npy leaves.npy tuples.npy moments.npy gauge.npy tree_000.npy ...
 
 A folder is written under another name beside its own, flushed to the disk, and renamed: a build
-that is killed leaves no index there, and what it has written goes with the next build. Nothing is
+that is killed leaves no index there, and what it has written goes with the next build ten seconds
+later or more. Nothing is
 ever written to an index that is there; any number of processes may have it open.
 """
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -155,6 +157,10 @@ def _divergence(meta: dict[str, Any], given: Divergence | None) -> Divergence:
     if given is not None:
         if given.name != name:
             raise ValueError(f"the index is of the divergence {name!r}, not {given.name!r}.")
+        if (options := dict(given.options)) != meta["options"]:
+            raise ValueError(
+                f"the index is of {name!r} with the options {meta['options']}, not {options}."
+            )
         return given
     if name not in DIVERGENCES:
         raise ValueError(f"the index is of the divergence {name!r}, of your own: give it as well.")
@@ -191,31 +197,35 @@ def _building(path: pathlib.Path) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.building."))
-    lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        os.chmod(folder, 0o755)  # mkdtemp makes folders that only their owner can read
-        yield folder
+        with _locked(folder, fcntl.LOCK_EX):
+            os.chmod(folder, 0o755)  # mkdtemp makes folders that only their owner can read
+            yield folder
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, kind: int) -> Iterator[None]:
+    """Holds the lock of a folder. Raises: OSError if it cannot be had."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, kind)
+        yield
     finally:
         os.close(lock)
 
 
 def _remove_abandoned(path: pathlib.Path) -> None:
     """Removes what builds of this index left that were killed: nobody holds their locks."""
-    for folder in path.parent.glob(f".{path.name}.building.*"):
+    for folder in path.parent.glob(f".{glob.escape(path.name)}.building.*"):
         with contextlib.suppress(OSError):
             # A build that has just begun may not have its lock yet.
             if time.time() - folder.stat().st_mtime < _SECONDS_TO_LOCK:
                 continue
-            lock = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 shutil.rmtree(folder)
-            finally:
-                os.close(lock)
 
 
 @contextlib.contextmanager

@@ -82,15 +82,14 @@ class Frame:
     def measured(self, coordinates: Float[np.ndarray, "b d"]) -> "Frame":
         """With units large enough for these points too."""
         vectors, origin = self._point_vectors(coordinates)
-        largest = lambda norms: float(np.max(norms, initial=0.0))
+        largest = lambda norms: np.max(norms, initial=0.0)
         with np.errstate(all="ignore"):
             return dataclasses.replace(
                 self,
-                radius=max(self.radius, largest(np.linalg.norm(vectors - origin, axis=1))),
-                height=max(self.height, largest(self.heights(coordinates))),
-                extent=max(
-                    self.extent,
-                    float(np.linalg.norm(origin)) + largest(np.linalg.norm(vectors, axis=1)),
+                radius=_larger(self.radius, largest(np.linalg.norm(vectors - origin, axis=1))),
+                height=_larger(self.height, largest(self.heights(coordinates))),
+                extent=_larger(
+                    self.extent, np.linalg.norm(origin) + largest(np.linalg.norm(vectors, axis=1))
                 ),
             )
 
@@ -129,6 +128,11 @@ class Frame:
         if self.points_first:
             return coordinates, self.centre
         return self.divergence.gradient(coordinates), self.divergence.gradient(self.centre)
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of two numbers, NaN if one of them is: built-in `max` may drop it."""
+    return float(np.maximum(a, b))
 
 
 def frame_about_mean(

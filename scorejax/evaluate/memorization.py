@@ -6,6 +6,7 @@ than held-out images do, the model has not memorised it; if they lie closer, it 
 are found by how near they are, or by how much nearer than to anything else.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,8 @@ def ratio_test(nearest: Nearest, *, threshold: float = 1 / 3) -> Rate:
         raise ValueError("ratio_test needs the two nearest training images of each; got one")
     if not 0 < threshold < 1:
         raise ValueError(f"ratio_test needs 0 < threshold < 1; got {threshold}")
-    return _rate(nearest.distance[:, 0] <= threshold * nearest.distance[:, 1])
+    first, second = nearest.distance[:, :2].T
+    return _rate(np.isfinite(first) & (first <= threshold * second))
 
 
 class Memorization(NamedTuple):
@@ -96,7 +98,7 @@ class Memorization(NamedTuple):
     p_value: float
     """Of the one-sided Mann-Whitney test; small if the samples are closer."""
     copies: float
-    """Share of samples closer than all but 1 % of the held-out images: 0.01 by chance."""
+    """Share of samples as close as the closest 1 % of the held-out images: 0.01 by chance."""
 
 
 def memorization(
@@ -108,19 +110,24 @@ def memorization(
 
     Images enter as the model sees them: levels that are exact on one side and dequantised or
     denoised on the other differ in distance for that reason alone.
+    Raises: ValueError as `nearest_training`, or if half of the held-out images are training images.
     """
     from scipy.stats import mannwhitneyu
 
-    of_samples = nearest_training(samples, training).distance[:, 0]
-    of_held_out = nearest_training(held_out, training).distance[:, 0]
+    both = np.concatenate([np.asarray(samples), np.asarray(held_out)])
+    distances = nearest_training(both, training).distance[:, 0]
+    of_samples, of_held_out = np.split(distances, [len(samples)])
+    usual = np.median(of_held_out)
+    if usual == 0:
+        raise ValueError("memorization needs images held out; half of these are in training")
     test = mannwhitneyu(of_samples, of_held_out, alternative="less")
     # SciPy counts the pairs in which the sample is farther, ties half.
     closer = 1 - test.statistic / (len(of_samples) * len(of_held_out))
     return Memorization(
-        distance_ratio=float(np.median(of_samples) / np.median(of_held_out)),
+        distance_ratio=float(np.median(of_samples) / usual),
         probability_closer=float(closer),
         p_value=float(test.pvalue),
-        copies=float(np.mean(of_samples < np.quantile(of_held_out, 0.01))),
+        copies=float(np.mean(of_samples <= np.quantile(of_held_out, 0.01))),
     )
 
 
@@ -140,4 +147,4 @@ def _rate(is_copy: np.ndarray) -> Rate:
 
 
 def _rows(images: np.ndarray) -> np.ndarray:
-    return images.reshape(len(images), -1)
+    return images.reshape(len(images), math.prod(images.shape[1:]))

@@ -9,7 +9,9 @@ python -m launch.sample --workdir=runs/nuclei --images=my/sections
 
 With --images a model that segments, such as bionet, does so with every picture of a folder. In the
 folder <out> there are then, for picture.png, picture_mask.png, black and white,
-picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png.
+picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png. More than
+65535 instances are numbered by picture_instances.tif instead, of 32 bits. <out> needs to be another
+folder than that of the pictures.
 """
 
 import pathlib
@@ -74,7 +76,11 @@ def prepare() -> command.Job:
 
 
 def prepare_segmentation(config) -> command.Job:
-    """Masks of the pictures in a folder. Raises: ValueError, also for a damaged picture."""
+    """Masks of the pictures in a folder.
+
+    Raises: ValueError, also for a damaged picture, or if the masks would lie among the pictures.
+    """
+    require_apart(IMAGES.value, OUT.value or pathlib.Path(WORKDIR.value) / "segmented")
     from scorejax import systems
     from scorejax.evaluate import segmented_folder
 
@@ -101,6 +107,15 @@ def prepare_segmentation(config) -> command.Job:
     return job
 
 
+def require_apart(images: str, out: str | pathlib.Path) -> None:
+    """Raises ValueError if what is written to `out` would lie among the pictures of `images`."""
+    if pathlib.Path(out).resolve() == pathlib.Path(images).expanduser().resolve():
+        raise ValueError(
+            f"--out needs to be another folder than --images; both are {images}. Masks there would "
+            "be taken for pictures the next time."
+        )
+
+
 def class_condition(config):
     """What makes scores class-conditional, and the classifier's weights. Raises: ValueError."""
     from scorejax import systems
@@ -111,10 +126,10 @@ def class_condition(config):
     theirs = command.saved_config(CLASSIFIER.value)
     logits, label = systems.capability(theirs, "classifier")(theirs), LABEL.value
     for key in ("dataset", "image_size", "centered"):
-        if theirs[key] != config[key]:
+        if theirs.get(key) != config.get(key):
             raise ValueError(
-                f"the classifier in {CLASSIFIER.value} has {key}={theirs[key]!r}, the run has "
-                f"{config[key]!r}"
+                f"the classifier in {CLASSIFIER.value} has {key}={theirs.get(key)!r}, the run has "
+                f"{config.get(key)!r}"
             )
     if label >= theirs.num_classes:
         raise ValueError(f"--label needs to be below {theirs.num_classes}; got {label}")

@@ -16,6 +16,7 @@ from PIL import Image
 from configs.bionet import family
 from scorejax import interop, systems
 from scorejax.data.nuclei import nuclei
+from scorejax.data.picture_files import load_instances
 from scorejax.evaluate import segmentation, segmented_folder
 from scorejax.systems import bionet
 from scorejax.train import checkpoint
@@ -92,12 +93,19 @@ def test_the_learning_rate_falls_as_the_script_has_it(config):
         ({"objective": "mse"}, "unknown objective 'mse'"),
         ({"objective": "ce"}, "unknown objective 'ce'"),
         ({"layout": "folder"}, "unknown layout 'folder': did you mean 'folders'"),
+        ({"masks": "instance"}, "unknown masks 'instance': did you mean 'instances'"),
         ({"test_layout": "tnbc"}, "test_layout 'tnbc' needs test_data_dir, a folder"),
         ({"overlap": 8}, "2 margin < overlap <= tile - 8; got margin=4, overlap=8"),
         ({"threshold": 1.0}, r"threshold needs to lie in \(0, 1\); got 1.0"),
         ({"norm_momentum": 0.0}, r"norm_momentum needs to lie in \(0, 1\]; got 0.0"),
         ({"best_metric": "loss"}, "unknown best_metric 'loss'"),
+        ({"best_metric": "overlays"}, "unknown best_metric 'overlays': known: aji, dice"),
         ({"test_num_images": 0}, "test_num_images needs to be at least 1; got 0"),
+        ({"layout": "coins", "num_images": -1}, "num_images needs to be at least 0, .*; got -1"),
+        (
+            {"test_layout": "coins", "test_num_images": -1},
+            "test_num_images needs to be at least 0, which is all; got -1",
+        ),
     ],
 )
 def test_impossible_values_are_named_in_one_line(config, change, message):
@@ -137,6 +145,18 @@ def test_an_image_of_one_tile_is_segmented_as_the_network_sees_it_and_others_in_
     assert np.array_equal(whole.instances > 0, whole.probability > config.threshold)
     tiled = segment((params, state), image[:40, :33])
     assert tiled.probability.shape == tiled.instances.shape == (40, 33)
+
+
+def test_instances_are_separated_once_for_all_scores(trained, monkeypatch):
+    config, _, variables = trained
+    calls, separate = [], segmentation.separate
+    monkeypatch.setattr(
+        segmentation, "separate", lambda mask, **more: calls.append(1) or separate(mask, **more)
+    )
+    found = bionet.metrics(config)
+    for name in ("iou", "aji", "pq", "overlays"):
+        found[name](jax.random.key(0), variables)
+    assert len(calls) == config.test_num_images
 
 
 def test_scores_are_those_of_one_segmentation(trained):
@@ -185,6 +205,19 @@ def test_what_is_written_numbers_the_instances(tmp_path):
     mask = np.asarray(Image.open(tmp_path / "x_mask.png"))
     assert np.array_equal(mask[..., 0] == 255, instances > 0)
     assert np.asarray(Image.open(tmp_path / "x_overlay.png")).shape == image.shape
+
+
+def test_more_instances_than_16_bits_number_are_all_written(tmp_path):
+    num = segmented_folder.MOST_INSTANCES + 1
+    instances = np.arange(1, num + 1, dtype=np.int32).reshape(256, 256)
+    image = np.zeros((256, 256, 3), np.uint8)
+    segmented_folder.save(tmp_path / "x", image, instances)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "x_instances.tif", "x_mask.png", "x_overlay.png"
+    }  # fmt: skip
+    np.testing.assert_array_equal(load_instances(tmp_path / "x_instances.tif"), instances)
+    segmented_folder.save(tmp_path / "y", image, np.minimum(instances, num - 1))
+    assert np.asarray(Image.open(tmp_path / "y_instances.png")).max() == num - 1
 
 
 run = functools.partial(commands.run, **commands.TWO_DEVICES)
@@ -265,8 +298,8 @@ def training(folder, *more):
     return "train", [DEBUG, "--workdir={tmp}/new", *where, *more]
 
 
-def sampling(folder):
-    return "sample", ["--workdir={tmp}/run", f"--images={{tmp}}/{folder}"]
+def sampling(folder, *more):
+    return "sample", ["--workdir={tmp}/run", f"--images={{tmp}}/{folder}", *more]
 
 
 def importing(weights, variant, *more):
@@ -293,6 +326,10 @@ MISTAKES = {
     "alpha to segment": (sampling("see_through/images"), "1.png needs opaque pixels"),
     "corrupt to segment": (sampling("corrupt/images"), "4.png is no picture that can be read"),
     "nothing to segment": (sampling("empty"), "needs at least one picture"),
+    "masks among the pictures": (
+        sampling("mine", "--damaged=skip", "--out={tmp}/run/../mine"),
+        "--out needs to be another folder than --images",
+    ),
     "weights of another t": (
         importing("two", "t1"), "the file's tensors have num_passes=2; the config has 1",
     ),
@@ -358,6 +395,16 @@ def test_published_weights_become_a_run_that_segments_a_folder_and_is_scored(out
     assert Image.open(files / "new" / "segmented" / "palette_mask.png").size == (37, 45)
     report = json.loads((files / "new" / "evaluation.json").read_text())
     assert 0 <= report["iou_low"] <= report["iou"] <= report["iou_high"] <= 1
+
+
+def test_masks_whose_levels_number_the_instances_are_read_if_asked(config, files):
+    for prefix in ("", "test_"):
+        config[f"{prefix}layout"], config[f"{prefix}data_dir"] = "folders", str(files / "greys")
+    with pytest.raises(ValueError, match=r'Read numbered instances with masks="instances"'):
+        bionet.annotated_images(config, "test")
+    config.masks = "instances"
+    for split in ("train", "test"):
+        assert bionet.annotated_images(config, split)[1].instances.max() == 39
 
 
 def test_pairs_that_are_left_out_are_named(config, files, capsys):

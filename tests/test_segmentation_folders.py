@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from scorejax.data import picture_files, polygons, segmentation_folders
@@ -166,6 +167,70 @@ def wide_png(path):
     return path
 
 
+@pytest.mark.parametrize("layout", ["folders", "monuseg", "tnbc"])
+def test_two_images_of_one_stem_do_not_share_an_annotation(layout, tmp_path):
+    image, truth = {
+        "folders": ("images", "masks"), "monuseg": ("deep/images", "deep"),
+        "tnbc": ("Slide_01", "GT_01"),
+    }[layout]  # fmt: skip
+    for suffix in (".png", ".tif"):
+        save(tmp_path / image / f"a{suffix}", picture())
+    if layout == "monuseg":
+        annotations(tmp_path / truth / "a.xml", region((1.5, 2.5), (7.5, 2.5), (7.5, 8.5)))
+    else:
+        save(tmp_path / truth / "a.png", blocks())
+    with pytest.raises(ValueError, match="needs one picture of a name; got two of 'a'"):
+        segmentation_folders.read(tmp_path, layout, damaged="skip")
+
+
+def test_a_tiff_of_8_bits_is_read_wherever_its_directory_lies(tmp_path):
+    # Of compressed TIFFs the decoder gets the directory's offset, in which a "16" says nothing.
+    offsets = []
+    for width in range(10, 60):
+        pixels = picture(width, (10, width))
+        path = save(tmp_path / f"{width}.tif", pixels, compression="tiff_deflate")
+        with Image.open(path) as file:
+            offsets.append(str(file.tile[0].args[2]))
+        np.testing.assert_array_equal(picture_files.load_image(path), pixels)
+    assert sum("16" in offset for offset in offsets) > 2
+
+
+@pytest.mark.parametrize("planes", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("byteorder", "<>")
+def test_a_tiff_of_16_bit_colours_is_one_line(planes, compression, byteorder, tmp_path):
+    path, pixels = tmp_path / "a.tif", picture().astype(np.uint16) * 257
+    stored = np.moveaxis(pixels, -1, 0) if planes == "separate" else pixels
+    options = {"photometric": "rgb", "planarconfig": planes, "compression": compression}
+    tifffile.imwrite(path, stored, byteorder=byteorder, **options)
+    with pytest.raises(ValueError, match="8 bits per channel; got 16"):
+        picture_files.load_image(path)
+    tifffile.imwrite(path, (stored // 257).astype(np.uint8), byteorder=byteorder, **options)
+    np.testing.assert_array_equal(picture_files.load_image(path), picture())
+
+
+def with_a_broken_page(path):
+    """A TIFF with a second directory, of no entries: a page without width and height."""
+    data = bytearray(save(path, picture()).read_bytes())
+    (start,) = struct.unpack_from("<I", data, 4)
+    (entries,) = struct.unpack_from("<H", data, start)
+    struct.pack_into("<I", data, start + 2 + 12 * entries, len(data))
+    path.write_bytes(data + bytes(6))
+    return path
+
+
+def test_a_damaged_tiff_is_one_line_or_left_out_whatever_pillow_raises(tmp_path):
+    for index in range(3):
+        save(tmp_path / "images" / f"{index}.tif", picture(index))
+        save(tmp_path / "masks" / f"{index}.png", blocks())
+    path = with_a_broken_page(tmp_path / "images" / "1.tif")
+    with pytest.raises(ValueError, match="is no picture that can be read: Missing dim") as raised:
+        picture_files.load_image(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+    reading = segmentation_folders.read(tmp_path, damaged="skip")
+    assert len(reading.annotated) == 2 and reading.skipped == (str(raised.value),)
+
+
 def test_images_that_would_lose_something_are_one_line(tmp_path):
     transparent = Image.fromarray(picture()).convert("RGBA")
     transparent.putpixel((0, 0), (1, 2, 3, 100))
@@ -231,6 +296,27 @@ def test_masks_that_are_none_are_one_line(tmp_path):
         with pytest.raises(ValueError, match=message) as raised:
             picture_files.load_mask(path)
         assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("part", [0.5, np.nan, np.inf, 3e9])
+def test_a_mask_of_floats_needs_whole_levels(part, tmp_path):
+    whole = blocks().astype(np.float32)
+    found = picture_files.load_mask(save(tmp_path / "whole.tif", whole))
+    np.testing.assert_array_equal(found > 0, whole > 0)
+    assert picture_files.load_instances(tmp_path / "whole.tif").max() == 1
+    path = save(tmp_path / "parts.tif", np.where(whole > 0, np.float32(part), np.float32(0)))
+    for load in (picture_files.load_mask, picture_files.load_instances):
+        with pytest.raises(ValueError, match="needs whole levels to be a mask; got") as raised:
+            load(path)
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("level", [1, 20, 30])
+def test_a_dark_jpeg_mask_is_not_taken_for_an_empty_one(level, tmp_path):
+    dark = np.kron(blocks() // 255 * level, np.ones((8, 8), np.uint8)).astype(np.uint8)
+    path = save(tmp_path / "dark.jpg", dark, quality=95)
+    with pytest.raises(ValueError, match=r"levels above 32, or one alone, .* Save it as PNG"):
+        picture_files.load_mask(path)
 
 
 def test_numbered_instances_are_read_from_8_and_16_bits(tmp_path):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of masks and instances against scikit-learn, brute force and counting by hand."""
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -109,6 +112,24 @@ def test_aji_and_pq_are_those_of_a_brute_force_over_sets_of_pixels():
         np.testing.assert_allclose(quality.pq, quality.sq * quality.rq, rtol=1e-12)
 
 
+def test_scores_of_many_instances_need_no_table_of_all_pairs():
+    # 5000 bars of 2 x 4 pixels against the same bars moved by a pixel, which cuts the last ones.
+    truth = np.kron(np.arange(1, 5001, dtype=np.int32).reshape(100, 50), np.ones((2, 4), np.int32))
+    found = np.zeros_like(truth)
+    found[:, 1:] = truth[:, :-1]
+    tracemalloc.start()
+    aji = segmentation.aggregated_jaccard(truth, found)
+    pq = segmentation.panoptic_quality(truth, found).pq
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # Bars share 6 of 8 pixels, of 10 together; those of the last column were cut, and have 8.
+    sums = 4900 * 6 + 100 * 6, 4900 * 10 + 100 * 8
+    assert aji == pytest.approx(sums[0] / sums[1], rel=1e-12)
+    assert pq == pytest.approx((4900 * 6 / 10 + 100 * 6 / 8) / 5000, rel=1e-12)
+    # A table of 5000 x 5000 counts has 200 MB; the arrays here are 40,000 numbers, 0.3 MB each.
+    assert peak < 8e6
+
+
 def test_scores_of_instances_counted_by_hand():
     # True: two bars of 4 pixels. Predicted: the first with one pixel less and, apart, 2 pixels.
     truth = np.array([[1, 1, 1, 1, 0, 2, 2, 2, 2, 0, 0]])
@@ -189,6 +210,9 @@ def test_scores_of_a_perfect_probability_are_one_and_of_noise_are_low():
     assert set(perfect.values()) == {1.0}
     noise = np.random.default_rng(0).random(truth.shape)
     assert segmentation.image_scores(truth, noise)["pq"] < 0.05
+    predicted = segmentation.separate(noise > 0.4, min_distance=5)
+    expected = segmentation.image_scores(truth, noise, threshold=0.4, min_distance=5)
+    assert segmentation.instance_scores(truth, predicted) == expected
 
 
 def test_the_bootstrap_interval_covers_the_mean_as_often_as_it_says():
@@ -209,6 +233,21 @@ def test_an_interval_of_one_image_is_not_known_and_of_equal_ones_is_a_point():
     assert segmentation.bootstrap_interval([0.25, 0.25]) == (0.25, 0.25, 0.25)
     table = segmentation.summary([{"iou": 0.1, "pq": 0.5}, {"iou": 0.3, "pq": 0.5}])
     assert table["iou"].mean == pytest.approx(0.2) and table["pq"] == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_that_differ_by_rounding_have_an_interval():
+    assert segmentation.bootstrap_interval([1, 1, 1 - 1e-16, 1]) == (1, 1, 1)
+    for num, scale in itertools.product((4, 10, 32, 200, 2000), (1.0, 0.73, 1e-3)):
+        for ulps in (0.5, 1, 2, 4, 16, 64):
+            values = np.full(num, scale)
+            values[: num // 2] -= ulps * np.finfo(np.float64).eps * scale
+            mean, low, high = segmentation.bootstrap_interval(values)
+            # What resampled means are off by is the rounding of their sums.
+            np.testing.assert_allclose([low, high], mean, rtol=1e-12)
+            assert low <= high
+    apart = segmentation.bootstrap_interval([1, 1, 1 - 1e-12, 1])
+    assert 1 - 1e-12 <= apart.low < apart.mean < apart.high <= 1
 
 
 def test_an_overlay_draws_agreement_misses_and_inventions_in_their_colours():

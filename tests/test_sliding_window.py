@@ -61,7 +61,7 @@ def test_tiles_begin_where_the_pooling_windows_of_the_whole_image_do():
 @pytest.mark.parametrize("length", [32, 36, 64, 100, 132])
 @pytest.mark.parametrize(("step", "margin"), [(20, 0), (20, 5), (8, 3), (28, 1)])
 def test_weights_of_tiles_add_up_to_one_and_vanish_at_inner_edges(length, step, margin):
-    weights = tile_weights(length, 32, step, margin)
+    weights = tile_weights(length, 32, step, margin, 4)
     total = np.zeros(length)
     for start, weight in weights.items():
         total[start : start + 32] += weight
@@ -69,6 +69,31 @@ def test_weights_of_tiles_add_up_to_one_and_vanish_at_inner_edges(length, step, 
         assert start == 0 or (weight[:margin] == 0).all()
         assert start == length - 32 or (weight[32 - margin :] == 0).all()
     np.testing.assert_allclose(total, 1, atol=3e-7)  # A few roundings to single precision.
+
+
+@pytest.mark.parametrize(
+    ("tile", "overlap", "margin", "multiple"),
+    [(512, 128, 32, 32), (256, 96, 16, 32), (128, 65, 30, 8), (64, 40, 0, 16)],
+)
+def test_the_step_that_tiles_add_has_its_bound_at_every_length(tile, overlap, margin, multiple):
+    # With answers in [0, delta] the blend moves by at most delta times all that weights rise by or,
+    # since they add up to 1, half of all that they move by.
+    step = (tile - overlap) // multiple * multiple
+    for length in range(tile, 4101, multiple):
+        weights = tile_weights(length, tile, step, margin, multiple)
+        starts = sorted(weights)
+        assert starts[0] == 0 and starts[-1] == length - tile
+        assert len(starts) == 1 + -(-(length - tile) // step)
+        assert max(np.diff(starts), default=0) <= step and not np.any(np.mod(starts, multiple))
+        moves, total, spread = np.zeros(length - 1), np.zeros(length), np.zeros(length)
+        for start, weight in weights.items():
+            spread[:] = 0
+            spread[start : start + tile] = weight
+            moves += np.abs(np.diff(spread)) / 2
+            total += spread
+        # Weights are single: a few roundings of numbers up to 1.
+        assert moves.max() <= 1 / (overlap - 2 * margin) + 2e-7, length
+        np.testing.assert_allclose(total, 1, atol=3e-7)
 
 
 def test_no_seam_shows_where_tiles_disagree():

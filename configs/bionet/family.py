@@ -27,6 +27,7 @@ def default() -> ConfigDict:
     config.num_images = config.test_num_images = 0  # 0: all
     config.image_side = 512  # of generated images
     config.corner_patches = True
+    config.masks = "regions"  # of a mask are the instances; instances: its levels number them
     config.damaged = "raise"  # skip: images that cannot be read are left out
     config.side = 512
     config.augment = True

@@ -17,6 +17,9 @@ DAMAGED = ("raise", "skip")
 """What can be done about a picture that cannot be read."""
 LOSSY_GREYS = 0.02
 """Share of pixels of a JPEG mask that may be neither nearly black nor nearly white."""
+DARKEST = 32
+"""A JPEG mask whose highest level is from 1 to this one may be black or not: it is refused."""
+_BITS_PER_SAMPLE = 258
 
 
 def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
@@ -37,7 +40,8 @@ def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
     """The 4-connected regions of a mask of two levels, 0 and any other, numbered from 1.
 
     A JPEG mask is cut at half its highest level, if nearly all pixels are near the ends.
-    Raises: ValueError, one line, as `load_image` and for masks of more levels.
+    Raises: ValueError, one line, as `load_image`, for masks of more levels, for parts of levels and
+    for a JPEG mask too dark to be told from a black one.
     """
     levels = _levels(path)
     if str(path).lower().endswith((".jpg", ".jpeg")):
@@ -55,7 +59,10 @@ def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
 
 
 def load_instances(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
-    """A picture whose levels number the instances, 8 or 16 bits; renumbered from 1 without gaps."""
+    """A picture whose levels number the instances, up to 31 bits; renumbered from 1 without gaps.
+
+    Raises: ValueError, one line, as `load_image`, for levels below 0 and for parts of levels.
+    """
     levels = _levels(path)
     values, numbers = np.unique(np.append(levels.ravel(), 0), return_inverse=True)
     if values[0] < 0:
@@ -70,8 +77,8 @@ def _opened(path: str | os.PathLike) -> Image.Image:
             pages, wide = getattr(file, "n_frames", 1), _wide_colours(file)
             file.load()
             picture = ImageOps.exif_transpose(file)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # Pillow raises whatever a damaged file makes it stumble over.
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is no picture that can be read: {reason}") from None
     if pages > 1:
         raise ValueError(f"{path} needs to be one picture; got {pages} pages. Save them apart.")
@@ -90,15 +97,23 @@ def _opened(path: str | os.PathLike) -> Image.Image:
 
 
 def _wide_colours(file: Image.Image) -> bool:
-    """Whether Pillow would drop the low bytes of 16-bit channels, as it does without a word."""
-    return file.mode in ("RGB", "RGBA", "LA") and any(
-        "16" in str(part) for tile in file.tile for part in tile[3:]
-    )
+    """Whether Pillow would drop bytes of 16-bit channels, as it does without a word."""
+    if file.mode not in ("RGB", "RGBA", "LA"):
+        return False
+    # Beside the raw mode decoders get numbers, such as the offset of a TIFF's directory.
+    raw_modes = [t.args if isinstance(t.args, str) else t.args[0] for t in file.tile]
+    # Of channels stored apart the raw modes, "R" and so on, do not say how many bits they have.
+    bits = getattr(file, "tag_v2", {}).get(_BITS_PER_SAMPLE, (8,))
+    return any("16" in mode for mode in raw_modes) or max(bits) > 8
 
 
 def _levels(path: str | os.PathLike) -> np.ndarray:
+    """The levels of a grey picture (h, w) as int64. Raises: ValueError for colours and parts."""
     picture = _opened(path)
-    levels = np.asarray(picture).astype(np.int64)
+    levels = np.asarray(picture)
+    if levels.dtype.kind == "f":
+        _require_whole(path, levels)
+    levels = levels.astype(np.int64)
     if levels.ndim == 3:
         if (levels != levels[..., :1]).any():
             raise ValueError(f"{path} needs grey levels to be a mask; got colours.")
@@ -106,13 +121,30 @@ def _levels(path: str | os.PathLike) -> np.ndarray:
     return levels
 
 
+def _require_whole(path: str | os.PathLike, levels: np.ndarray) -> None:
+    whole = (np.trunc(levels) == levels) & (np.abs(levels) < 2**31)
+    if not whole.all():
+        raise ValueError(
+            f"{path} needs whole levels to be a mask; got {levels[~whole][0]:g}. Which parts of a "
+            "level are inside is not known here: convert it first."
+        )
+
+
 def _cut(path: str | os.PathLike, levels: np.ndarray) -> np.ndarray:
-    share = levels / max(1, levels.max())
+    """Where a JPEG mask (h, w) is above half its highest level. Raises: ValueError if unclear."""
+    highest, lowest = levels.max(initial=0), levels.min(initial=255)
+    if highest <= DARKEST:
+        if highest > lowest:
+            raise ValueError(
+                f"{path} needs levels above {DARKEST}, or one alone, to be a JPEG mask; its "
+                f"highest is {highest}, which compression may have made. Save it as PNG."
+            )
+        return np.zeros(levels.shape, bool)  # black may be a constant of a few levels
+    share = levels / max(1, highest)
     between = np.mean((share > 0.25) & (share < 0.75))
     if between > LOSSY_GREYS:
         raise ValueError(
             f"{path} needs to be nearly black and white to be a mask; {between:.0%} of its pixels "
             "are grey."
         )
-    # A mask without anything is black up to the ringing of its compression.
-    return levels > max(32, levels.max()) / 2
+    return levels > highest / 2

@@ -15,6 +15,8 @@ from scorejax.data.picture_files import DAMAGED, SUFFIXES, load_image, load_inst
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
 
+MASKS = {"regions": load_mask, "instances": load_instances}
+"""What makes instances of a picture of them, by what it shows."""
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]
 
 
@@ -29,20 +31,21 @@ def read(
     root: str | pathlib.Path,
     layout: str = "folders",
     *,
-    masks: str = "binary",
+    masks: str = "regions",
     damaged: str = "raise",
 ) -> Reading:
     """Reads all pairs below `root` into memory.
 
     Layouts: "folders" has images/ and masks/, or x/ and y/, with files of equal stems; "tnbc" has
     Slide_01/ and GT_01/ with files of equal names; "monuseg" has an XML file of polygons for each
-    image, of equal stem, anywhere below. `masks` "binary" numbers the 4-connected regions of a
+    image, of equal stem, anywhere below. `masks` "regions" numbers the 4-connected regions of a
     mask; "instances" takes its levels for their numbers. `damaged` "skip" leaves out pairs that
     cannot be read and says so in `skipped`.
-    Raises: ValueError, one line, also if nothing is there or nothing can be read.
+    Raises: ValueError, one line, also if nothing is there or nothing can be read, or if two images
+    would share an annotation.
     """
     pairs_below = choose("layout", layout, LAYOUTS)
-    annotate = choose("kind of masks", masks, {"binary": load_mask, "instances": load_instances})
+    annotate = choose("kind of masks", masks, MASKS)
     require_known("way with damaged files", damaged, DAMAGED)
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
@@ -86,8 +89,8 @@ def _pair(image_path: pathlib.Path, annotation: pathlib.Path, annotate: Callable
 def _folders(root: pathlib.Path) -> Pairs:
     for first, second in (("images", "masks"), ("x", "y")):
         if (root / first).is_dir() and (root / second).is_dir():
-            masks = _by_stem(root / second, _pictures(root / second))
-            return [(path, _partner(path, masks, root / second)) for path in images(root / first)]
+            paths, masks = images(root / first), _pictures(root / second)
+            return _paired(root / first, paths, root / second, masks)
     raise ValueError(f"{root} needs folders images/ and masks/, or x/ and y/; got neither.")
 
 
@@ -98,17 +101,15 @@ def _tnbc(root: pathlib.Path) -> Pairs:
     pairs = []
     for slide in slides:
         truth = root / slide.name.replace("Slide", "GT", 1)
-        masks = _by_stem(truth, _pictures(truth))
-        pairs += [(path, _partner(path, masks, truth)) for path in images(slide)]
+        pairs += _paired(slide, images(slide), truth, _pictures(truth))
     return pairs
 
 
 def _monuseg(root: pathlib.Path) -> Pairs:
-    polygons = _by_stem(root, sorted(root.rglob("*.xml")))
     pictures = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
     if not pictures:
         raise ValueError(f"{root} needs images with XML files of polygons; got no image.")
-    return [(path, _partner(path, polygons, root)) for path in pictures]
+    return _paired(root, pictures, root, sorted(root.rglob("*.xml")))
 
 
 LAYOUTS = {"folders": _folders, "monuseg": _monuseg, "tnbc": _tnbc}
@@ -118,11 +119,23 @@ def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
-def _by_stem(folder: pathlib.Path, paths: list[pathlib.Path]) -> dict[str, pathlib.Path]:
+def _paired(
+    folder: pathlib.Path,
+    pictures: list[pathlib.Path],
+    truth: pathlib.Path,
+    annotations: list[pathlib.Path],
+) -> Pairs:
+    """Each picture of a folder with the annotation of its stem. Raises: ValueError without it."""
+    _by_stem(folder, pictures, "picture")  # Two of one stem would share its annotation.
+    found = _by_stem(truth, annotations, "annotation")
+    return [(path, _partner(path, found, truth)) for path in pictures]
+
+
+def _by_stem(folder: pathlib.Path, paths: list[pathlib.Path], kind: str) -> dict[str, pathlib.Path]:
     found = {path.stem: path for path in paths}
     if len(found) < len(paths):
         twice = next(path for path in paths if found[path.stem] != path)
-        raise ValueError(f"{folder} needs one annotation of a name; got two of {twice.stem!r}.")
+        raise ValueError(f"{folder} needs one {kind} of a name; got two of {twice.stem!r}.")
     return found
 
 

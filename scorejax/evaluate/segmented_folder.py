@@ -18,6 +18,7 @@ from scorejax.evaluate.atomic import written_whole
 from scorejax.evaluate.pictures import save_png
 
 MOST_INSTANCES = 2**16 - 1
+"""As many as a PNG of 16 bits can number."""
 
 
 class Readable(NamedTuple):
@@ -58,11 +59,14 @@ def save(
 ) -> None:
     """Writes <stem>_mask.png, <stem>_instances.png, of 16 bits, and <stem>_overlay.png.
 
-    Raises: ValueError for more instances than 16 bits can number.
+    More than `MOST_INSTANCES` instances are numbered by <stem>_instances.tif instead, of 32 bits.
     """
-    if instances.max(initial=0) > MOST_INSTANCES:
-        raise ValueError(f"{stem}: 16 bits number {MOST_INSTANCES}; got {instances.max()}.")
     save_png(f"{stem}_mask.png", segmentation_pictures.mask_picture(instances))
     save_png(f"{stem}_overlay.png", segmentation_pictures.overlay(image, instances))
-    with written_whole(pathlib.Path(f"{stem}_instances.png")) as file:
-        Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")
+    if instances.max(initial=0) <= MOST_INSTANCES:
+        with written_whole(f"{stem}_instances.png") as file:
+            Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")
+    else:
+        with written_whole(f"{stem}_instances.tif") as file:
+            numbers = Image.fromarray(instances.astype(np.int32))
+            numbers.save(file, format="TIFF", compression="tiff_deflate")

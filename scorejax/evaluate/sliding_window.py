@@ -47,7 +47,7 @@ def sliding_window(
         _mirrored(side, max(tile, -(-side // multiple) * multiple)) for side in (height, width)
     ]
     step = max(multiple, (tile - overlap) // multiple * multiple)
-    weights = [tile_weights(len(pixels), tile, step, margin) for pixels in across]
+    weights = [tile_weights(len(pixels), tile, step, margin, multiple) for pixels in across]
     blended = None
     tiles = itertools.product(weights[0].items(), weights[1].items())
     for group in _groups(tiles, batch_size):
@@ -59,26 +59,30 @@ def sliding_window(
     return blended
 
 
-def tile_weights(length: int, tile: int, step: int, margin: int) -> dict[int, np.ndarray]:
+def tile_weights(
+    length: int, tile: int, step: int, margin: int, multiple: int
+) -> dict[int, np.ndarray]:
     """The weight (tile,) of each tile along an axis, by its start; they add up to 1 at each pixel.
 
-    Zero within `margin` of an inner edge, then rising over all that is left of the overlap, and
-    flat up to the edges of the image.
+    Tiles are as few as lie at most `step` apart, at even distances up to rounding to `multiple`,
+    which `step` and `length - tile` need to be multiples of. A weight is zero within `margin` of an
+    inner edge, and flat up to the edges of the image. All fades are as wide as the narrowest
+    overlap allows, so that from a pixel to the next weights together rise by at most
+    1 / (tile - step - 2 margin), and fall by as much, also where three tiles overlap.
     """
-    last = length - tile
-    starts = [*range(0, last, step), last]
-    total = np.zeros(length)
-    raised = {}
-    for start in starts:
-        ramp = max(1, tile - step - 2 * margin)
-        inside = (np.arange(tile) + 0.5 - margin) / ramp
-        left = inside if start > 0 else np.ones(tile)
-        right = inside[::-1] if start < last else np.ones(tile)
-        raised[start] = np.minimum(left, right).clip(0, 1)
-        total[start : start + tile] += raised[start]
+    units, gaps = (length - tile) // multiple, -(-(length - tile) // step)
+    starts = [index * units // gaps * multiple for index in range(gaps)] + [length - tile]
+    widest = max(np.diff(starts), default=0)
+    ramp = max(1, tile - widest - 2 * margin)
+    # One tile fades into the next about the middle of their overlap. Each weight is what has faded
+    # in less what has faded out, so that the sum is 1 however many tiles lie there.
+    middles = [(start + after + tile) / 2 for start, after in itertools.pairwise(starts)]
+    middles = [-np.inf, *middles, np.inf]
+    places = np.arange(tile) + 0.5
+    faded = lambda start, middle: ((start + places - middle) / ramp + 0.5).clip(0, 1)
     return {
-        start: (weight / total[start : start + tile]).astype(np.float32)
-        for start, weight in raised.items()
+        start: (faded(start, before) - faded(start, after)).astype(np.float32)
+        for start, before, after in zip(starts, middles[:-1], middles[1:], strict=True)
     }
 
 

@@ -51,7 +51,7 @@ NETWORK_OPTIONS = (
 )  # fmt: skip
 DATA_OPTIONS = (
     "layout", "data_dir", "num_images", "test_layout", "test_data_dir", "test_num_images",
-    "image_side", "corner_patches", "damaged", "side", "augment",
+    "image_side", "corner_patches", "masks", "damaged", "side", "augment",
     *(field.name for field in dataclasses.fields(Augmentation)),
 )  # fmt: skip
 WINDOW_OPTIONS = ("tile", "overlap", "margin", "tile_batch")
@@ -71,7 +71,7 @@ def build(config: ConfigDict) -> System:
         loss=make_loss(config, model),
         tx=make_optimizer(config),
         source=training_source(config),
-        evaluate=make_evaluate(found, config.best_metric),
+        evaluate=make_evaluate(found, config.best_metric, unranked=("published", "overlays")),
     )
 
 
@@ -128,12 +128,15 @@ def make_loss(config: ConfigDict, model: BiONet) -> Callable:
 def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImage, ...]:
     """The images of a split with their instances; stderr names what `damaged="skip"` leaves out.
 
-    Raises: ValueError if there are none.
+    Raises: ValueError if there are none, or for a count below 0.
     """
     prefix = choose("split", split, SPLITS)
     layout, count = config[f"{prefix}layout"], config[f"{prefix}num_images"]
     known = {"generated", *segmentation_photographs.PHOTOGRAPHS, *segmentation_folders.LAYOUTS}
     require_known(f"{prefix}layout", layout, known)
+    masks = config.get("masks", "regions")  # Runs that lack the key were started with regions.
+    require_known("masks", masks, segmentation_folders.MASKS)
+    require(config, (f"{prefix}num_images",), lambda v: v >= 0, "to be at least 0, which is all")
     if layout == "generated":
         require(config, (f"{prefix}num_images",), lambda v: v >= 1, "to be at least 1")
         # Two streams: no picture of one split is in the other.
@@ -144,7 +147,7 @@ def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImag
         where = config[f"{prefix}data_dir"]
         if not where:
             raise ValueError(f"{prefix}layout {layout!r} needs {prefix}data_dir, a folder")
-        reading = segmentation_folders.read(where, layout, damaged=config.damaged)
+        reading = segmentation_folders.read(where, layout, masks=masks, damaged=config.damaged)
         for line in reading.skipped:
             print(f"left out: {line}", file=sys.stderr, flush=True)
         found = reading.annotated
@@ -220,10 +223,9 @@ def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
 
     @_remembered
     def intervals(variables: tuple[Params, PyTree]) -> dict[str, segmentation.Interval]:
-        options = {"threshold": config.threshold, "min_distance": config.min_distance}
         pairs = zip(images, segmented(variables), strict=True)
         return segmentation.summary(
-            [segmentation.image_scores(a.instances, s.probability, **options) for a, s in pairs]
+            [segmentation.instance_scores(a.instances, s.instances) for a, s in pairs]
         )
 
     def score(name: str, rng: PRNGKeyArray, variables: tuple[Params, PyTree]) -> Evaluation:

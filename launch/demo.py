@@ -27,7 +27,7 @@ def prepare() -> command.Job:
     config = digits.get_config("vp")
     config.num_train_steps, config.save_every = STEPS.value, max(STEPS.value // 2, 1)
     config.eval_every = config.save_every
-    config.num_steps_per_call = 10 if config.save_every % 10 == 0 else 1
+    config.num_steps_per_call = 10 if STEPS.value % 20 == 0 else 1
     config.ema_rate = 0.99
     config.rtol = config.atol = 1e-3
     config.eval_examples, config.eval_bits_examples = 256, 0  # bits/dim are for the end

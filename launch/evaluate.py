@@ -51,14 +51,17 @@ def prepare() -> command.Job:
     known = {**own, **sample_quality.METRICS}
     chosen = {name: choose("metric", name, known) for name in METRICS.value or own}
     looked_at = {name: chosen.pop(name) for name in [*chosen] if name in sample_quality.METRICS}
-    judge = prepare_samples(config, looked_at) if looked_at else lambda restored, out: {}
+    judge = prepare_samples(config, looked_at) if looked_at else lambda restored, out: ({}, [])
     restored = command.restore(WORKDIR.value, STEP.value)
 
     def job() -> None:
         out = command.output(OUT.value, WORKDIR.value, "evaluation")
         report = {"step": restored.step}
         report |= measure(chosen, (restored.params, restored.model_state), out)
-        command.write_json(f"{out}.json", report | judge(restored, out))
+        of_samples, kept = judge(restored, out)
+        command.write_json(f"{out}.json", report | of_samples)
+        for parts in kept:
+            parts.remove()
 
     return job
 
@@ -92,7 +95,10 @@ def measure(metrics: dict, variables, out: str) -> dict:
 
 
 def prepare_samples(config, metrics):
-    """judge(restored, out) -> the metrics of samples. Raises: ValueError, FileNotFoundError."""
+    """judge(restored, out) -> the metrics of samples, and parts to remove once these are written.
+
+    Raises: ValueError, FileNotFoundError.
+    """
     from scorejax import systems
     from scorejax.evaluate import frechet, sample_quality
     from scorejax.interop import inception
@@ -108,7 +114,7 @@ def prepare_samples(config, metrics):
     view = systems.capability(config, "image_view")(config)
     real = None if known else view.streamed("train")
 
-    def judge(restored, out: str) -> dict:
+    def judge(restored, out: str) -> tuple[dict, list]:
         samples, parts = look_at_samples(config, draw, network, weights, restored, out)
         reference, kept = known, [parts]
         if known is None:
@@ -120,9 +126,7 @@ def prepare_samples(config, metrics):
         report = {"num_samples": NUM_SAMPLES.value, "num_not_finite": failed}
         for metric in metrics.values():
             report |= metric(reference, samples)
-        for parts in kept:
-            parts.remove()
-        return report
+        return report, kept
 
     return judge
 

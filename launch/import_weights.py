@@ -39,14 +39,17 @@ def prepare() -> command.Job:
     found = interop.read_checkpoint(WEIGHTS.value)
     settings = {**config, "num_channels": num_channels(config)}
     weights = published.variables_for(network, ARCHITECTURE.value, found, settings)
-    path = workdir.open_new_workdir(WORKDIR.value, config)
+    path = workdir.require_new_workdir(WORKDIR.value)
 
     def job() -> None:
         create = jax.jit(lambda *given: state.TrainState.create(*given, optimizer))
         imported = jax.device_get(create(weights.params, weights.model_state))
         averaged = jax.device_get(weights.averaged)
         imported = imported.replace(step=np.int32(found.step), ema_params=averaged)
-        with checkpoint.Checkpoints(path) as checkpoints:
+        with (
+            workdir.new_workdir(path, config) as building,
+            checkpoint.Checkpoints(building) as checkpoints,
+        ):
             checkpoints.save(imported, {})
         kinds = [kind for kind in ("raw", "averaged") if getattr(found, kind) is not None]
         print(f"step {found.step}, {' and '.join(kinds)} weights: {path}")

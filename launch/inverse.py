@@ -6,8 +6,9 @@ python -m launch.inverse --workdir=runs/photos --task=inpaint --mask=hole.png
 python -m launch.inverse --workdir=runs/photos --task=super_resolution --factor=4
 
 The tasks are inpaint, colorize, super_resolution, deblur and fourier. In the picture each image has
-three rows: the image, what was seen of it, and what the model makes of that, by the paper's method:
-predictor and corrector, with the measurement imposed at every step.
+three rows: the image, what was seen of it, and what the model makes of that, by the method of its
+paper (predictor and corrector, or annealed Langevin dynamics), with the measurement imposed at
+every step.
 """
 
 from absl import flags
@@ -39,8 +40,8 @@ def prepare() -> command.Job:
     measurement = systems.capability(config, "measurement")
     options = {"factor": FACTOR.value, "seed": SEED.value, "mask": read_mask()}
     operator = measurement(TASK.value, view.shape, **options)
-    config.num_sampling_steps = NUM_STEPS.value or config.num_sampling_steps
-    complete = systems.capability(config, "completion")(config, operator)
+    completion = systems.capability(config, "completion")
+    complete = completion(config, operator, num_steps=NUM_STEPS.value)
     stored = view.stored(SPLIT.value, NUM.value).image
     restored = command.restore(WORKDIR.value, STEP.value)
 

@@ -187,6 +187,7 @@ def improved_ddpm_sigmas(
 
     Step j of the chain has the level u_j with u_M = 0 and u_{j-1}^2 + 1 = (u_j^2 + 1) r, where 1 /
     r is the ratio of the chain's squared scales, at least `smallest_ratio`.
+    Raises: ValueError unless 0 < sigma_min < sigma_max and the chain has 2 <= num_scales levels.
     Source: Karras et al. 2022, arXiv:2206.00364, Table 1 (iDDPM column).
     """
     _require_sigma_order("improved_ddpm_sigmas", sigma_min, sigma_max)
@@ -198,6 +199,11 @@ def improved_ddpm_sigmas(
     levels = np.sqrt(np.cumprod(1 / ratio[::-1])[::-1] - 1)
     levels = levels[(levels >= sigma_min) & (levels <= sigma_max)]
     _require_two(len(levels), "improved_ddpm_sigmas needs levels between sigma_min and sigma_max,")
+    if num_scales > len(levels):
+        raise ValueError(
+            f"improved_ddpm_sigmas needs num_scales <= {len(levels)}, the levels that a chain of "
+            f"{chain_length} has between sigma_min and sigma_max; got {num_scales}"
+        )
     return levels[np.round(np.linspace(0, len(levels) - 1, num_scales)).astype(int)]
 
 

@@ -99,7 +99,8 @@ class _LinearBeta:
     def time_of_integrated_beta(self, integral: Float[Array, "b"]) -> Float[Array, "b"]:
         """The inverse of `integrated_beta`, without cancellation near 0."""
         root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
-        return 2 * integral / (self.beta_min + root)
+        total = self.beta_min + root  # zero at the beginning if beta_min is
+        return 2 * integral / jnp.where(total > 0, total, 1)
 
     def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
         """The drift -beta(t) x / 2."""

@@ -17,7 +17,7 @@ from scorejax.train.checkpoint import Checkpoints, restore_for_inference
 from scorejax.train.integrity import CHECKSUMS, find_damage
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
-from scorejax.train.workdir import load_config, open_workdir
+from scorejax.train.workdir import load_config, new_workdir, open_workdir, require_new_workdir
 
 
 def make_state(step: int, width: int = 16) -> TrainState:
@@ -85,6 +85,28 @@ def test_the_latest_and_the_best_are_kept_across_restarts(tmp_path):
         assert checkpoints.latest_step() == 5
         with pytest.raises(ValueError, match=r"best_metric='bits_per_dim' is not among .* loss"):
             checkpoints.save(make_state(6), {"loss": 1.0})
+
+
+def test_a_run_that_ranks_by_another_metric_goes_on_saving(tmp_path):
+    found = {
+        1: {"loss": 1.0, "size": 9.0},
+        2: {"loss": 2.0, "size": 5.0},
+        3: {"loss": 3.0, "size": 7.0},
+    }
+    for step, metric in ((1, "loss"), (2, "size"), (3, "size")):
+        with Checkpoints(tmp_path, keep_latest=1, best_metric=metric) as checkpoints:
+            checkpoints.save(make_state(step), found[step])
+    assert steps_in(tmp_path) == [2, 3]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_an_evaluation_that_is_not_finite_is_never_the_best(tmp_path, mode):
+    values = {"min": [3.0, 1.0, np.nan, 2.0, np.inf], "max": [1.0, 3.0, np.nan, 2.0, -np.inf]}[mode]
+    options = {"keep_latest": 1, "best_metric": "loss", "best_mode": mode}
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        for step, value in enumerate(values):
+            checkpoints.save(make_state(step), {"loss": value})
+    assert steps_in(tmp_path) == [1, 4]
 
 
 def files_of(directory: pathlib.Path) -> list[str]:
@@ -175,7 +197,9 @@ def test_nothing_is_touched_if_every_checkpoint_is_damaged(run):
 def test_a_model_of_another_shape_is_one_line_naming_the_first_array(run):
     with (
         Checkpoints(run) as checkpoints,
-        pytest.raises(ValueError, match=r"does not fit the config: \S*kernel is float32\[3, 16\]"),
+        pytest.raises(
+            RuntimeError, match=r"does not fit the config: \S*kernel is float32\[3, 16\]"
+        ),
     ):
         checkpoints.restore_latest(make_state(0, width=8))
 
@@ -186,12 +210,14 @@ def test_a_model_of_another_shape_is_one_line_naming_the_first_array(run):
         ({"system": "other", "width": 8}, "system='toy'"),
         ({"width": 8}, "width=16"),
         ({"seed": 3}, "seed=0"),
+        ({"log_ridge": 2.0}, "log_ridge=1.0"),  # a model's key, though it begins as log_every
     ],
 )
 def test_a_workdir_of_another_run_is_refused_and_not_changed(run, change, words):
+    open_workdir(run, CONFIG | {"log_ridge": 1.0})
     before = (run / "config.json").read_bytes()
     with pytest.raises(ValueError, match=words) as error:
-        open_workdir(run, CONFIG | change)
+        open_workdir(run, CONFIG | {"log_ridge": 1.0} | change)
     assert "\n" not in str(error.value)
     assert (run / "config.json").read_bytes() == before
 
@@ -199,6 +225,24 @@ def test_a_workdir_of_another_run_is_refused_and_not_changed(run, change, words)
 def test_a_resumed_run_may_last_longer_and_report_otherwise(run):
     open_workdir(run, CONFIG | {"num_train_steps": 99, "save_every": 2, "eval_every": 0})
     assert load_config(run)["num_train_steps"] == 99
+
+
+def test_a_run_of_given_weights_is_there_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_workdir(tmp_path / "run", CONFIG):
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with new_workdir(tmp_path / "run", CONFIG) as building:
+        save_steps(building, [7])
+        assert not (tmp_path / "run").exists()
+    assert_equal(restore_for_inference(tmp_path / "run").params, make_state(7).ema_params)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(ValueError, match="already holds a run"):
+        require_new_workdir(tmp_path / "run")
+    (tmp_path / "notes").mkdir()
+    require_new_workdir(tmp_path / "notes")
+    (tmp_path / "notes" / "a").touch()
+    with pytest.raises(ValueError, match="notes is not empty"):
+        require_new_workdir(tmp_path / "notes")
 
 
 def test_a_missing_or_misshapen_workdir_is_one_line(tmp_path, run):

@@ -177,3 +177,11 @@ def test_another_horizon_is_the_same_process_run_shorter(x64, sde):
 def test_impossible_values_are_refused_by_name_and_value(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_time_of_no_noise_is_zero_though_beta_begins_at_zero():
+    sde = VPSDE(beta_min=0.0, beta_max=20.0)
+    t = jnp.array([0.0, 0.3, 1.0])
+    scale, std = sde.marginal(t)
+    # A few units of float32, through a square root and a logarithm.
+    np.testing.assert_allclose(sde.time_of_sigma(std / scale), t, rtol=1e-5)

@@ -171,8 +171,8 @@ def heun(
 
     The noise levels std / scale run from sigma_max to sigma_min by EDM's grid, by default the
     levels of t_max and of sampling_t_min, and the last step removes what noise is left. x_init (b,
-    *d) replaces the start, data plus noise of level sigma_max. Levels that churn would raise beyond
-    that of t_max are not stirred.
+    *d) replaces the start, data plus noise of level sigma_max. Levels above that of t_max over the
+    root of 2, which churn might raise beyond it, are not stirred.
 
     Source: arXiv:2206.00364, Algorithm 2.
     """

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images of a trained model that are like given ones: in what was measured, or halfway between."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -36,14 +37,18 @@ Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
 """(variables, rows) -> rows."""
 
 
-def completion(model: ScoreModel, operator: inverse.LinearOperator) -> Apply:
+def completion(model: ScoreModel, operator: inverse.LinearOperator, *, num_steps: int = 0) -> Apply:
     """complete(variables, {"image": as the model sees it, "rng": (b,)}) -> {"measured", "image"}.
 
     What was seen of each image (b, h, w, c), and one that agrees with it, both in [0, 1] and not
-    clipped; by the model's predictor and corrector. The first of the keys decides.
+    clipped; by the model's predictor and corrector, in as many steps as its options say unless
+    num_steps is more than 0. The first of the keys decides.
 
     Raises: ValueError for a chain that cannot be.
     """
+    if num_steps:
+        options = {**model.options, "num_sampling_steps": num_steps}
+        model = dataclasses.replace(model, options=options)
     chain = chain_options(model) | {"denoise": model.options["denoise"]}
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:

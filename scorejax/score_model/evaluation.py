@@ -3,7 +3,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import numpy as np
 
 from scorejax import likelihood as likelihoods
 from scorejax.choices import require, unknown
+from scorejax.data.images import Images
 from scorejax.data.source import padded_batches
 from scorejax.evaluate import progress
 from scorejax.evaluate.report import Evaluation
@@ -69,9 +70,10 @@ def metrics(
     require(options, counts, lambda v: v >= 0, "to be at least 0")
     num_bits = options["eval_bits_examples"]
     test = images.stored("test", max(options["eval_examples"], num_bits))
+    few = Images(*(field[: options["eval_examples"]] for field in test))
     batches = [
         batch | {"image": images.as_trained(noise, batch["image"])}
-        for batch in padded_batches(test, options["batch_size"])
+        for batch in padded_batches(few, options["batch_size"])
     ]
     found = {"loss": progress.held_out_loss(jax.jit(row_losses), batches)}
     if num_bits:
@@ -96,14 +98,18 @@ def metrics(
 
 
 def make_evaluate(
-    found: dict[str, progress.Metric], best_metric: str
+    found: dict[str, progress.Metric],
+    best_metric: str,
+    *,
+    unranked: Collection[str] = ("samples",),
 ) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
-    """All the metrics, of the averaged parameters.
+    """All the metrics, of the averaged parameters; `unranked` are those without a number.
 
-    Raises: ValueError for a best metric that is not among those with numbers.
+    Raises: ValueError for a best metric that is not among those with one.
     """
-    if best_metric not in ("", *found) or best_metric == "samples":
-        raise unknown("best_metric", best_metric, found.keys() - {"samples"})
+    ranked = found.keys() - set(unranked)
+    if best_metric not in ("", *ranked):
+        raise unknown("best_metric", best_metric, ranked)
 
     def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
         variables = state.ema_params, state.model_state

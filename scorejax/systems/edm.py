@@ -168,9 +168,9 @@ def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
     return evaluation.likelihood(score_model(config), exact=exact)
 
 
-def completion(config: ConfigDict, operator: LinearOperator) -> Callable:
+def completion(config: ConfigDict, operator: LinearOperator, *, num_steps: int = 0) -> Callable:
     """As `control.completion`."""
-    return control.completion(score_model(config), operator)
+    return control.completion(score_model(config), operator, num_steps=num_steps)
 
 
 def interpolation(config: ConfigDict, num: int) -> Callable:

@@ -144,8 +144,16 @@ def likelihood(config: ConfigDict, *, exact: bool = False) -> Callable:
     return evaluation.likelihood(score_model(config), exact=exact)
 
 
-def completion(config: ConfigDict, operator: LinearOperator) -> Callable:
-    """As `control.completion`, but by annealed Langevin dynamics."""
+def completion(config: ConfigDict, operator: LinearOperator, *, num_steps: int = 0) -> Callable:
+    """As `control.completion`, but by annealed Langevin dynamics, in the steps of the ladder.
+
+    Raises: ValueError for another number of steps.
+    """
+    if num_steps:
+        raise ValueError(
+            f"num_steps={num_steps} is for chains of score SDEs; the ladder of this run has "
+            f"{config.steps_per_level} steps at each of {config.num_scales} levels"
+        )
     model, options = score_model(config), chain_options(config)
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:

@@ -10,6 +10,7 @@ damaged step is noticed by its checksums, set aside, and the run goes on from th
 import contextlib
 import errno
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -89,7 +90,7 @@ class Checkpoints:
         """The newest state as NumPy arrays, None if there is no checkpoint.
 
         `like` has the shapes and types that are expected, as arrays or `jax.ShapeDtypeStruct`.
-        Raises: ValueError with one line if the checkpoint holds other parameters.
+        Raises: RuntimeError with one line if the checkpoint holds other parameters.
         """
         step = self.latest_step()
         if step is None:
@@ -120,8 +121,12 @@ class Checkpoints:
             self.close()
 
     def _options(self, keep_latest: int, best_mode: str) -> ocp.CheckpointManagerOptions:
+        worst = math.inf if best_mode == "min" else -math.inf
+
         def rank(metrics: dict[str, float]) -> float:
-            return metrics[self._best_metric]
+            # A run that changed its metric has steps without it, and a NaN is no best.
+            value = metrics.get(self._best_metric, worst)
+            return value if math.isfinite(value) else worst
 
         # `max_to_keep` with `best_fn` would delete the newest step where an older one is better.
         keep: list = [policies.LatestN(keep_latest)]
@@ -150,7 +155,7 @@ class Checkpoints:
                 f"best_metric={self._best_metric!r} is not among the scalars of the evaluation: "
                 f"{', '.join(sorted(scalars))}."
             )
-        return {self._best_metric: float(scalars[self._best_metric])}
+        return {name: float(value) for name, value in scalars.items()}
 
     def _require_space(self, state: TrainState) -> None:
         # A write that fails half way is reported too, but amid tracebacks from its threads.
@@ -223,12 +228,12 @@ def _composite(argument: type, items: dict[str, PyTree]) -> ocp.args.Composite:
 
 
 def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: pathlib.Path) -> None:
-    """Raises ValueError naming the first array that differs in shape or type."""
+    """Raises RuntimeError naming the first array that differs in shape or type."""
     found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(metadata.tree)}
     wanted = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(expected)}
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
-            raise ValueError(
+            raise RuntimeError(
                 f"checkpoint {directory} does not fit the config: {name} is "
                 f"{_form(found.get(name))} there and {_form(wanted.get(name))} here."
             )

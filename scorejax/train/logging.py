@@ -117,7 +117,7 @@ class Progress:
 
     def __init__(self, start_step: int, num_steps: int, num_steps_per_call: int = 1) -> None:
         self._step, self._num_steps = start_step, num_steps
-        self._end_of_first_call = start_step + num_steps_per_call
+        self._end_of_first_call = start_step - start_step % num_steps_per_call + num_steps_per_call
         self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=num_steps, initial=start_step, unit="step", disable=not self._is_terminal

@@ -7,7 +7,7 @@ seed and the step, and nothing else is carried over.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -49,14 +49,17 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
 
     Of the config, it reads the fields of `Settings`. On SIGTERM it saves and returns early.
     Raises: ValueError if the config is impossible or contradicts the run in workdir, RuntimeError
-    if the loss is not finite, OSError if workdir cannot be written: one line each, and none harms
-    the checkpoints that there are.
+    if the loss is not finite or a checkpoint has other arrays, OSError if workdir cannot be
+    written: one line each, and none harms the checkpoints that there are.
     """
     settings = Settings.from_config(config)
     workdir = open_workdir(workdir, config)
     keys = _Keys(*jax.random.split(jax.random.key(settings.seed), len(_Keys._fields)))
     ranking = {"best_metric": settings.best_metric, "best_mode": settings.best_mode}
-    with Checkpoints(workdir, keep_latest=settings.keep_latest, **ranking) as checkpoints:
+    with (
+        notice_of_termination() as terminated,  # outermost: the last save is not to be killed
+        Checkpoints(workdir, keep_latest=settings.keep_latest, **ranking) as checkpoints,
+    ):
         state = _newest_or_new_state(system, checkpoints, keys.init)
         with RunLog(
             workdir,
@@ -65,7 +68,7 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
             log_every=settings.log_every,
             num_steps_per_call=settings.num_steps_per_call,
         ) as log:
-            return _run(system, settings, keys, state, checkpoints, log)
+            return _run(system, settings, keys, state, checkpoints, log, terminated)
 
 
 class _Keys(NamedTuple):
@@ -92,43 +95,40 @@ def _run(
     state: TrainState,
     checkpoints: Checkpoints,
     log: RunLog,
+    terminated: Callable[[int], bool],
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
-    if start_step % steps_per_call:
-        raise ValueError(
-            f"the run stands at step {start_step}, which num_steps_per_call={steps_per_call} does "
-            "not divide; resume it with the value that it had."
-        )
+    # The first call is shorter where the run stands between two ends of calls.
+    first_end = start_step - start_step % steps_per_call + steps_per_call
     call = _compiled_call(system, settings)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)
     carry = system.source.init(start_step, keys.data)
-    with notice_of_termination() as terminated:
-        for step in range(
-            start_step + steps_per_call, settings.num_train_steps + 1, steps_per_call
-        ):
-            batches = []
-            for number in range(step - steps_per_call, step):
-                rng = jax.random.fold_in(keys.data, number)
-                carry, batch = system.source.next(carry, replicated, rng)
-                batches.append(batch)
-            replicated, metrics = call(replicated, parallel.shard(batches), keys.step)
-            _report(in_flight.push(step, metrics), log, checkpoints)
+    done = start_step
+    for step in range(first_end, settings.num_train_steps + 1, steps_per_call):
+        batches = []
+        for number in range(done, step):
+            rng = jax.random.fold_in(keys.data, number)
+            carry, batch = system.source.next(carry, replicated, rng)
+            batches.append(batch)
+        replicated, metrics = call(replicated, parallel.shard(batches), keys.step)
+        _report(in_flight.push(step, metrics), log, checkpoints)
+        done = step
 
-            last, stop = step == settings.num_train_steps, terminated(step)
-            evaluates = settings.eval_every and (last or step % settings.eval_every == 0)
-            saves = last or stop or step % settings.save_every == 0
-            if evaluates or saves:
-                _report(in_flight.drain(), log, checkpoints)
-                state, scalars = parallel.unreplicate(replicated), {}
-                if evaluates:
-                    scalars = _evaluate(system, keys, state, log)
-                log.flush()
-                if saves:
-                    checkpoints.save(state, scalars)
-            if stop:
-                log.say(f"terminated at step {step}, which is saved; run it again to go on.")
-                break
+        last, stop = step == settings.num_train_steps, terminated(step)
+        evaluates = settings.eval_every and (last or step % settings.eval_every == 0)
+        saves = last or stop or step % settings.save_every == 0
+        if evaluates or saves:
+            _report(in_flight.drain(), log, checkpoints)
+            state, scalars = parallel.unreplicate(replicated), {}
+            if evaluates:
+                scalars = _evaluate(system, keys, state, log)
+            log.flush()
+            if saves:
+                checkpoints.save(state, scalars)
+        if stop:
+            log.say(f"terminated at step {step}, which is saved; run it again to go on.")
+            break
     return state
 
 
@@ -162,6 +162,10 @@ def _report(
                 good = checkpoints.latest_step()
                 raise RuntimeError(
                     f"the loss or its gradient is not finite at step {step}; "
-                    + (f"the checkpoint of step {good} is kept." if good else "nothing is saved.")
+                    + (
+                        "nothing is saved."
+                        if good is None
+                        else f"the checkpoint of step {good} is kept."
+                    )
                 )
             log.train(step, {k: v[row] for k, v in metrics.items() if k != "finite"})

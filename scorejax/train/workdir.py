@@ -8,18 +8,24 @@ tensorboard/      the same as event files
 pictures/         PNG files of evaluations, and the loss curve
 """
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 
 CONFIG = "config.json"
 # What a resumed run may change: how long it runs, how its steps are cut up, what it reports.
-_FREE_KEYS = ("num_train_steps", "num_steps_per_call", "accumulation", "data_dir")
-_FREE_PREFIXES = ("log_", "eval_", "save_", "keep_", "best_")
+_FREE_KEYS = (
+    "num_train_steps", "num_steps_per_call", "accumulation", "data_dir", "test_data_dir",
+    "log_every", "save_every", "keep_latest", "best_metric", "best_mode",
+)  # fmt: skip
+_FREE_PREFIX = "eval_"
 
 
 def open_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
@@ -42,15 +48,36 @@ def open_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathl
     return path
 
 
-def open_new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
-    """Creates the directory of a run that is to begin with weights of another's.
-
-    Raises: ValueError if a run is there, OSError if it cannot be written; one line each.
-    """
+def require_new_workdir(workdir: str | os.PathLike) -> pathlib.Path:
+    """The path of a run to be. Raises: ValueError, one line, if something is there."""
     path = pathlib.Path(workdir).absolute()
     if (path / CONFIG).exists():
         raise ValueError(f"workdir {path} already holds a run; choose another workdir.")
-    return open_workdir(path, config)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"workdir {path} is not empty; choose another workdir.")
+    return path
+
+
+@contextlib.contextmanager
+def new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Iterator[pathlib.Path]:
+    """A directory with a config, to be filled, that takes its name once the block has ended.
+
+    So a run that begins with weights of another's is there whole or not at all.
+    Raises: ValueError as `require_new_workdir`, OSError if it cannot be written; one line each.
+    """
+    path = require_new_workdir(workdir)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        building = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OSError(f"cannot write to workdir {path}: {error.strerror}") from error
+    try:
+        yield open_workdir(building, config)
+        building.chmod(0o755)  # mkdtemp makes directories that only their owner can read
+        building.rename(path)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
 
 
 def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -86,7 +113,7 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], workdir: pathlib.Pat
     """Raises ValueError naming the first key in which two configs contradict each other."""
     # The system first: with another one, every other difference follows from it.
     for key in sorted(old.keys() & new.keys(), key=lambda key: (key != "system", key)):
-        free = key in _FREE_KEYS or key.startswith(_FREE_PREFIXES)
+        free = key in _FREE_KEYS or key.startswith(_FREE_PREFIX)
         if not free and old[key] != new[key]:
             raise ValueError(
                 f"workdir {workdir} holds a run with {key}={old[key]!r}, the config has "

@@ -32,6 +32,9 @@ EXPERIMENTS = {
     "implicit_wae": autoencoder,
 }
 
+UNRANKED = ("samples", "codes")
+"""Metrics without a number of their name."""
+
 
 def experiment(config: ConfigDict) -> ModuleType:
     """The module of what a config trains. Raises: ValueError if it is unknown or lacks a key."""
@@ -50,7 +53,7 @@ def build(config: ConfigDict) -> System:
         loss=module.make_loss(config),
         tx=module.make_optimizer(config),
         source=module.make_source(config),
-        evaluate=evaluation.make_evaluate(found, config.best_metric),
+        evaluate=evaluation.make_evaluate(found, config.best_metric, unranked=UNRANKED),
     )
 
 
@@ -65,7 +68,12 @@ def image_view(config: ConfigDict) -> ImageView:
 
 
 def sampler(config: ConfigDict, name: str, **options: Any) -> Callable:
-    """draw(variables, rngs) -> images. Raises: ValueError if the model has no samples of images."""
+    """draw(variables, rngs) -> images.
+
+    Raises: ValueError if the model has no samples of images, or none of a class for a `condition`.
+    """
+    if options.get("condition") and experiment(config) is not ncsn:
+        raise ValueError(f"samples of the model {config.model!r} cannot be guided by a classifier")
     return _of(config, "sampler")(config, name, **options)
 
 

@@ -60,6 +60,7 @@ def interpolate(
 
     The first and the last are start and end again, to the solver's tolerance. `solver` is what
     `encode` and `decode` take: rtol, atol, t_min, max_steps.
+    Raises: ValueError for num < 2.
     """
     if num < 2:
         raise ValueError(f"interpolate needs num of at least 2, both ends; got {num}.")

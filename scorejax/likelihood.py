@@ -178,6 +178,7 @@ def bits_per_dim(
     (-1, 1) or (0, 1). It adds 7 or 8 bits for 256 levels. In the mean over the noise the answer is
     an upper bound of the bits of the discrete image. Source: Theis et al. 2016, arXiv:1511.01844,
     Sec. 3.1.
+    Raises: ValueError unless dim >= 1, levels >= 2 and data_range increases.
     """
     low, high = data_range
     if not (levels >= 2 and low < high and dim >= 1):

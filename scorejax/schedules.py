@@ -62,6 +62,7 @@ def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -
     The paper says about 0.5; its ladders have 0.567. In up to 17 dimensions, by default, shells are
     so thick that the ratio would exceed `largest`, or that none is too large: then it is `largest`.
     No two levels overlap by much more than 0.99, which is the limit here.
+    Raises: ValueError unless 0 < overlap < 0.99 and the largest ratio is above 1.
     Source: arXiv:2006.09011, technique 2.
     """
     _require_dim("geometric_ratio", dim)
@@ -123,6 +124,7 @@ def steady_variance_ratio(relative_step: float, ratio: float, num_steps: int) ->
 def langevin_step_size(ratio: float, num_steps: int) -> float:
     """The step_size / sigma_L^2 that brings the variance after a level nearest to the level's own.
 
+    Raises: ValueError unless the ratio is above 1.
     Source: arXiv:2006.09011, technique 4.
     """
     if not 1 < ratio < np.inf:
@@ -141,6 +143,7 @@ def langevin_step_size(ratio: float, num_steps: int) -> float:
 def langevin_steps(num_scales: int, max_nfe: int) -> int:
     """The steps per level that max_nfe score evaluations allow.
 
+    Raises: ValueError unless 1 <= num_scales <= max_nfe.
     Source: arXiv:2006.09011, technique 4.
     """
     if not 1 <= num_scales <= max_nfe:
@@ -212,6 +215,7 @@ def linear_betas(beta_min: float, beta_max: float, num_scales: int) -> Table:
 
     beta_min and beta_max are the rates of the VP SDE, so that the chain tends to it as n grows; the
     published chain has 0.1, 20 and 1000. Source: Ho et al. 2020, arXiv:2006.11239, Sec. 4.
+    Raises: ValueError unless 0 <= beta_min < beta_max < num_scales.
     """
     _require_two(num_scales, "linear_betas needs num_scales")
     if not 0 <= beta_min < beta_max < num_scales:
@@ -228,7 +232,10 @@ def alpha_products(betas: Table) -> Table:
 
 
 def time_grid(t_max: float, t_min: float, num_steps: int) -> Table:
-    """The num_steps times, evenly spaced from t_max DOWN to t_min, at which a sampler moves."""
+    """The num_steps times, evenly spaced from t_max DOWN to t_min, at which a sampler moves.
+
+    Raises: ValueError unless 0 <= t_min < t_max.
+    """
     if not 0 <= t_min < t_max:
         raise ValueError(f"time_grid needs 0 <= t_min < t_max; got t_min={t_min}, t_max={t_max}.")
     _require_two(num_steps, "time_grid needs num_steps")

@@ -232,6 +232,7 @@ def beta(*, b: float) -> Divergence:
     Tends to Itakura-Saito as b tends to 0 and to generalised KL as b tends to 1, where it is not
     defined and |b - 1| costs digits; half squared Euclidean at b = 2. Zeros: points may have them
     for b > 0, queries for b > 1.
+    Raises: ValueError unless b is finite and neither 0 nor 1.
     """
     if not np.isfinite(b) or b in (0, 1):
         raise ValueError(

@@ -59,39 +59,47 @@ def small_gap(t: ArrayLike) -> ArrayLike:
 
 
 def square(x: ArrayLike) -> ArrayLike:
+    """x^2."""
     return x * x
 
 
 def double(x: ArrayLike) -> ArrayLike:
+    """2 x, its slope."""
     return 2 * x
 
 
 def half(x: ArrayLike) -> ArrayLike:
+    """x / 2, the inverse of that."""
     return x / 2
 
 
 @quiet
 def squared_difference(x: ArrayLike, y: ArrayLike) -> ArrayLike:
+    """(x - y)^2."""
     return (x - y) ** 2
 
 
 @quiet
 def exp(x: ArrayLike) -> ArrayLike:
+    """exp(x)."""
     return namespace(x).exp(x)
 
 
 @quiet
 def log(x: ArrayLike) -> ArrayLike:
+    """log x."""
     return namespace(x).log(x)
 
 
 @quiet
 def minus_log(x: ArrayLike) -> ArrayLike:
+    """-log x."""
     return -namespace(x).log(x)
 
 
 @quiet
 def minus_reciprocal(x: ArrayLike) -> ArrayLike:
+    """-1 / x, the slope of -log x and its own inverse."""
     return -1 / x
 
 
@@ -109,12 +117,14 @@ def negative_binary_entropy(x: ArrayLike) -> ArrayLike:
 
 @quiet
 def logit(x: ArrayLike) -> ArrayLike:
+    """log(x / (1 - x))."""
     xp = namespace(x)
     return xp.log(x) - xp.log1p(-x)
 
 
 @quiet
 def sigmoid(x: ArrayLike) -> ArrayLike:
+    """1 / (1 + exp(-x)), without overflow."""
     xp = namespace(x)
     small = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, 1 / (1 + small), small / (1 + small))
@@ -152,16 +162,19 @@ def binary_kl(x: ArrayLike, y: ArrayLike) -> ArrayLike:
 
 @quiet
 def power(b: float, x: ArrayLike) -> ArrayLike:
+    """x^b / (b (b - 1))."""
     return x**b / (b * (b - 1))
 
 
 @quiet
 def power_gradient(b: float, x: ArrayLike) -> ArrayLike:
+    """x^(b - 1) / (b - 1)."""
     return x ** (b - 1) / (b - 1)
 
 
 @quiet
 def power_inverse_gradient(b: float, slope: ArrayLike) -> ArrayLike:
+    """The x at which `power` has this slope."""
     return ((b - 1) * slope) ** (1 / (b - 1))
 
 
@@ -200,6 +213,7 @@ def whiten(root: np.ndarray, x: ArrayLike) -> ArrayLike:
 
 
 def shift(smoothing: float, x: ArrayLike) -> ArrayLike:
+    """x + smoothing."""
     return x + smoothing
 
 

@@ -61,7 +61,10 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         n_neighbors: int | None = None,
         mode: Literal["connectivity", "distance"] = "connectivity",
     ) -> csr_array:
-        """Sparse (q, n) matrix of ones, or of distances, at the nearest of each row of X."""
+        """Sparse (q, n) matrix of ones, or of distances, at the nearest of each row of X.
+
+        Raises: ValueError for another mode, and as `kneighbors`.
+        """
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"mode needs to be connectivity or distance; got {mode!r}.")
         distances, ids = self.kneighbors(X, n_neighbors)

@@ -172,7 +172,10 @@ def digits(split: str) -> Images:
 
 
 def fashion_mnist(split: str, data_dir: str = "") -> Images:
-    """Fashion-MNIST (28 x 28) from its four published files, gzipped or not."""
+    """Fashion-MNIST (28 x 28) from its four published files, gzipped or not.
+
+    Raises: FileNotFoundError, with the command that gets the files, if they are not there.
+    """
     places = [_root(data_dir), _root(data_dir) / "fashion-mnist", DEBIAN_FASHION_MNIST]
     prefix = "t10k" if split == "test" else split
     for place in places:

@@ -60,7 +60,10 @@ def importance_normalizer(log_weights: Float[Array, "n"]) -> Normalizer:
 
 
 def sigmoid_betas(num: int, *, reach: float = 4.0) -> Float[np.ndarray, "k"]:
-    """`num` numbers from 0 to 1 that are dense at both ends: a logistic curve over +-reach."""
+    """`num` numbers from 0 to 1 that are dense at both ends: a logistic curve over +-reach.
+
+    Raises: ValueError unless num >= 2 and reach > 0.
+    """
     if num < 2 or not reach > 0:
         raise ValueError(f"betas need num >= 2 and reach > 0; got num={num}, reach={reach}.")
     curve = 1 / (1 + np.exp(-np.linspace(-reach, reach, num)))

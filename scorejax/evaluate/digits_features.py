@@ -38,7 +38,10 @@ def looked_at(model: Any, x: Float[np.ndarray, "n d"]) -> DigitsFeatures:
 
 
 def quantized(pictures: Float[ArrayLike, "n 8 8 1"]) -> Int[np.ndarray, "n 8 8 1"]:
-    """Levels 0 to 16 of images in [0, 1]: k / 16 and all of [k, k + 1) / 17 become k."""
+    """Levels 0 to 16 of images in [0, 1]: k / 16 and all of [k, k + 1) / 17 become k.
+
+    Raises: ValueError unless pictures are finite and (n, 8, 8, 1).
+    """
     pictures = np.asarray(pictures, np.float64)
     if pictures.ndim != 4 or pictures.shape[1:] != (8, 8, 1):
         raise ValueError(f"digits have shape (n, 8, 8, 1); got {pictures.shape}")

@@ -37,6 +37,7 @@ def gaussian_frechet_distance(first: Moments, second: Moments) -> float:
 
     Covariances may be singular. Source: Dowson and Landau 1982; Heusel et al. 2017,
     arXiv:1706.08500, Eq. 6.
+    Raises: ValueError for moments of features of two sizes.
     """
     (m1, c1), (m2, c2) = first, second
     if m1.shape != m2.shape:
@@ -124,6 +125,7 @@ def precision_recall(
 
     Both tend to rise with the size of the other set. Source: Kynkäänniemi et al. 2019,
     arXiv:1904.06991, Eqs. 1-2.
+    Raises: ValueError unless k >= 1.
     """
     real, samples = _features(real, at_least=k + 1), _features(samples, at_least=k + 1)
     if k < 1:
@@ -144,7 +146,10 @@ class ClassBalance(NamedTuple):
 def class_balance(
     real: Int[ArrayLike, "n"], samples: Int[ArrayLike, "m"], *, num_classes: int, seed: int = 0
 ) -> ClassBalance:
-    """Half the sum of the absolute differences of class frequencies; chance from 10 000 draws."""
+    """Half the sum of the absolute differences of class frequencies; chance from 10 000 draws.
+
+    Raises: ValueError for no classes, or one that is not below num_classes.
+    """
     real, samples = np.asarray(real), np.asarray(samples)
     if not len(real) or not len(samples):
         raise ValueError(f"class_balance needs classes; got {len(real)} and {len(samples)}")

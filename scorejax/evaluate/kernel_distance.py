@@ -21,7 +21,10 @@ class KernelDistance(NamedTuple):
 
 
 def squared_mmd(first: Float[ArrayLike, "n d"], second: Float[ArrayLike, "m d"]) -> float:
-    """Unbiased estimate of the squared discrepancy under (x . y / d + 1)^3; may be negative."""
+    """Unbiased estimate of the squared discrepancy under (x . y / d + 1)^3; may be negative.
+
+    Raises: ValueError unless both have two rows or more, of one length.
+    """
     x, y = (np.asarray(features, np.float64) for features in (first, second))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise ValueError(

@@ -64,6 +64,7 @@ def duplicate_rate(nearest: Nearest, *, radius: float) -> Rate:
 
     The radius is what counts as the same image: for example a low quantile of the distances of
     held-out images, or what a change of no importance to the eye amounts to.
+    Raises: ValueError for a negative radius, or no samples.
     """
     if not radius >= 0:
         raise ValueError(f"duplicate_rate needs radius >= 0; got {radius}")
@@ -77,6 +78,7 @@ def ratio_test(nearest: Nearest, *, threshold: float = 1 / 3) -> Rate:
     its copies from this test, unless they are exact. Euclidean distances: a divergence is more like
     their square. Source: Yoon et al. 2023, Diffusion probabilistic models generalize when they fail
     to memorize.
+    Raises: ValueError unless 0 < threshold < 1 and each sample has its two nearest.
     """
     if nearest.distance.shape[1] < 2:
         raise ValueError("ratio_test needs the two nearest training images of each; got one")

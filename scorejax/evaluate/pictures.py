@@ -31,6 +31,7 @@ def image_grid(
     """Lays images out in rows on white; by default nearly square, an image at least 48 pixels wide.
 
     `scale` enlarges by whole pixels, so that small images stay sharp.
+    Raises: ValueError unless num_columns >= 1.
     """
     tiles = _enlarge(_to_uint8(images), scale)
     num_columns = math.ceil(len(tiles) ** 0.5) if num_columns is None else num_columns
@@ -46,6 +47,7 @@ def denoising_sequence(
 
     Noise is far wider than [0, 1], so each frame is shrunk until its middle 98 % fits; a frame that
     already lies within [0, 1] is left as it is.
+    Raises: ValueError for another shape, or num_frames < 2.
     """
     trajectory = np.asarray(trajectory, np.float32)
     if trajectory.ndim != 5:
@@ -67,7 +69,10 @@ def neighbours_picture(
     num_columns: int = 10,
     scale: int | None = None,
 ) -> Picture:
-    """Each sample in a blue frame, with its k nearest training images below it, nearest first."""
+    """Each sample in a blue frame, with its k nearest training images below it, nearest first.
+
+    Raises: ValueError for other shapes.
+    """
     samples, neighbours = np.asarray(samples), np.asarray(neighbours)
     if neighbours.ndim != 5 or neighbours[:, 0].shape != samples.shape or not len(samples):
         raise ValueError(
@@ -90,6 +95,7 @@ def histogram_picture(
     """Overlaid histograms on common bins, each of unit area; a dashed line marks each mean.
 
     Values that are not finite cannot be placed; the legend counts them.
+    Raises: ValueError if no value is finite.
     """
     finite = {name: _finite(v) for name, v in values.items()}
     everything = np.concatenate([kept for kept, _ in finite.values()])
@@ -123,6 +129,7 @@ def curve_picture(
 
     The vertical range leaves out the first values of a steep start when they are far outside the
     rest (above the 99th percentile by more than the range itself).
+    Raises: ValueError unless each curve has a value for each step.
     """
     steps = np.asarray(steps)
     figure, axes = _axes(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -147,7 +154,10 @@ def curve_picture(
 
 
 def save_png(path: str | os.PathLike, picture: Picture) -> None:
-    """Writes a PNG; a reader, or a crash, never sees half of one."""
+    """Writes a PNG; a reader, or a crash, never sees half of one.
+
+    Raises: ValueError unless it is uint8 (h, w, 3).
+    """
     from PIL import Image
 
     picture = np.asarray(picture)

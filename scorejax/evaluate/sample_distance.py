@@ -47,6 +47,7 @@ def sample_distance(
     """The metric "frechet", of `num` samples draw(variables, keys (b,)), `batch` at a time.
 
     The noise is the same whatever the key, and a sample that is not finite counts as black.
+    Raises: ValueError unless num >= 2.
     """
     if num < 2:
         raise ValueError(f"eval_frechet_samples needs to be at least 2, or 0; got {num}")

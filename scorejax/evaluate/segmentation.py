@@ -97,6 +97,7 @@ def separate(mask: Mask, *, min_distance: int = 3) -> Instances:
 
     Each instance grows from a peak of the distance, smoothed by a pixel; peaks are at least
     `min_distance` pixels apart, which should be just under the radius of the smallest object.
+    Raises: ValueError unless min_distance >= 1.
     """
     from scipy import ndimage
     from skimage.feature import peak_local_max
@@ -155,6 +156,7 @@ def bootstrap_interval(
 
     Of values that differ by no more than the rounding of their sum it is a point.
     It takes the values for independent: pieces of one image, or images of one patient, are not.
+    Raises: ValueError unless values are (n,) with n >= 1.
     """
     values = np.asarray(values, np.float64)
     if values.ndim != 1 or not len(values):
@@ -171,7 +173,10 @@ def bootstrap_interval(
 
 
 def summary(scores: Sequence[Mapping[str, float]], *, seed: int = 0) -> dict[str, Interval]:
-    """The interval of each score over images."""
+    """The interval of each score over images.
+
+    Raises: ValueError without the scores of any image.
+    """
     if not scores:
         raise ValueError("summary needs the scores of at least one image; got none.")
     return {name: bootstrap_interval([s[name] for s in scores], seed=seed) for name in scores[0]}

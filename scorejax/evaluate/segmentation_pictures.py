@@ -15,7 +15,10 @@ def overlay(
     predicted: Int[np.ndarray, "h w"],
     truth: Int[np.ndarray, "h w"] | None = None,
 ) -> Picture:
-    """Outlines of the predicted instances and, where given, of the true ones."""
+    """Outlines of the predicted instances and, where given, of the true ones.
+
+    Raises: ValueError unless image is uint8 (h, w, 3) and instances have its size.
+    """
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
         raise ValueError(f"overlay needs uint8 (h, w, 3); got {image.dtype} {image.shape}.")
     drawn = image.copy()

@@ -71,6 +71,7 @@ def likelihood_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.rando
 
     That is the derivative of log(std^2 / scale^2), so these times are uniform in the logarithm of
     the noise-to-signal ratio. Needs t_min > 0.
+    Raises: ValueError unless the SDE has t_min > 0.
     Source: arXiv:2101.09258 (importance sampling for the likelihood weighting).
     """
     if sde.t_min <= 0:
@@ -86,6 +87,7 @@ def low_discrepancy(rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b"]:
     """Uniform numbers in [0, 1), evenly spaced from one random start: a `draw` of less variance.
 
     Each is uniform on its own, so that averages stay unbiased. Needs one key for the batch.
+    Raises: ValueError for a key per example.
     Source: Kingma et al. 2021, arXiv:2107.00630 (their low-discrepancy sampler of times).
     """
     if len(shape) != 1:

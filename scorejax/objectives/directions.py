@@ -62,7 +62,7 @@ DIRECTIONS: dict[str, Direction] = {
 def draw_directions(
     direction: Direction, rng: Rng, x: Float[Array, "b *d"], num: int
 ) -> Float[Array, "n b *d"]:
-    """`num` independent directions for each row of x."""
+    """`num` independent directions for each row of x. Raises: ValueError unless num >= 1."""
     if num < 1:
         raise ValueError(f"num_directions needs at least 1; got {num}.")
     return jax.vmap(lambda key: direction(key, x.shape, x.dtype))(split(rng, num))

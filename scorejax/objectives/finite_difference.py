@@ -49,6 +49,7 @@ def difference_weights(order: int, extra_nodes: int = 0) -> tuple[np.ndarray, np
 
     It is the derivative of that order, with plus for an even order and minus for an odd one, in
     units of the step, exactly for polynomials of degree order + 1 + 2 extra_nodes.
+    Raises: ValueError unless order >= 1 and extra_nodes >= 0.
     Source: arXiv:2007.03317, Section 3.1 (a Vandermonde system).
     """
     if order < 1 or extra_nodes < 0:

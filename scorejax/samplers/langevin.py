@@ -80,7 +80,10 @@ def annealed_langevin_frames(
     rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_frames: int, sigmas: Table,
     step_size: float, steps_per_level: int, denoise: bool = True, x_init: X | None = None,
 ) -> Float[Array, "frames b *d"]:  # fmt: skip
-    """States of the chain of `annealed_langevin`, evenly spread over its levels, and its end."""
+    """States of the chain of `annealed_langevin`, evenly spread over its levels, and its end.
+
+    Raises: ValueError unless num_frames lies in 2 .. levels + 1.
+    """
     if not 2 <= num_frames <= len(sigmas) + 1:
         raise ValueError(f"num_frames must lie in 2 .. {len(sigmas) + 1}; got {num_frames}.")
     start_rng, chain_rng = jax.random.split(rng)

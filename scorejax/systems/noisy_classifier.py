@@ -118,7 +118,10 @@ def make_loss(config: ConfigDict) -> Callable:
 
 
 def make_evaluate(config: ConfigDict) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
-    """Accuracy on held-out images at noise levels from low to high, and its mean over them."""
+    """Accuracy on held-out images at noise levels from low to high, and its mean over them.
+
+    Raises: ValueError for a best metric other than accuracy.
+    """
     require(config, ("eval_examples", "num_noise_bins"), lambda v: v >= 1, "to be at least 1")
     if config.best_metric not in ("", "accuracy"):
         raise unknown("best_metric", config.best_metric, {"accuracy"})

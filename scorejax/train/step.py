@@ -42,6 +42,7 @@ def make_train_step(
     The metrics are those of the loss and, over them, `loss`, `grad_norm` (before any clipping) and
     `finite`, 1.0 unless the loss, the gradient or the update has a value that is not finite.
     Running statistics in the model state are per shard, then averaged.
+    Raises: ValueError unless ema_rate lies in [0, 1) and accumulation >= 1.
     """
     if not callable(ema_rate) and not 0 <= ema_rate < 1:
         raise ValueError(f"ema_rate needs to lie in [0, 1); got {ema_rate}.")

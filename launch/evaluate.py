@@ -133,6 +133,8 @@ def prepare_samples(config, metrics):
 
 def look_at_samples(config, draw, network, weights, restored, out: str):
     """What Inception sees in samples, which are not kept, and the parts that this is made of."""
+    import jax
+
     from scorejax.evaluate import sample_quality
     from scorejax.evaluate.parts import Parts
 
@@ -140,6 +142,7 @@ def look_at_samples(config, draw, network, weights, restored, out: str):
     variables = weights, (restored.params, restored.model_state)
     asked = {"config": config.to_dict(), "sampler": SAMPLER.value, "nfe": NFE.value}
     asked |= {"seed": SEED.value, "num": NUM_SAMPLES.value, "batch_size": BATCH_SIZE.value}
+    asked["devices"] = jax.local_device_count()  # each draws from the first key of its share
     parts = Parts(f"{out}_samples", asked, variables)
     rows = {"rng": command.keys(SEED.value, NUM_SAMPLES.value)}
     return command.in_chunks(look, variables, rows, BATCH_SIZE.value, "samples", parts), parts

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = [
     "Array", "Aux", "Batch", "EnergyFn", "Float", "Int", "LossFn", "NetworkFn", "PRNGKeyArray",
-    "Params", "PyTree", "SampleFn", "Sampled", "ScoreFn", "Shape",
+    "Params", "PyTree", "Sampled", "ScoreFn", "Shape",
 ]  # fmt: skip
 
 PyTree: TypeAlias = Any
@@ -51,6 +51,3 @@ class Sampled(NamedTuple):
 
     x: Array
     nfe: Any
-
-
-SampleFn: TypeAlias = Callable[[PRNGKeyArray, ScoreFn, Shape], Sampled]

@@ -315,5 +315,5 @@ def test_grids_of_noise_levels():
         rho_sigmas(1.0, 1.0, 5)
     with pytest.raises(ValueError, match="levels between sigma_min and sigma_max"):
         improved_ddpm_sigmas(1e-6, 2e-6, 5)
-    with pytest.raises(ValueError, match="num_scales <= 985, the levels .*; got 1200"):
+    with pytest.raises(ValueError, match=r"num_scales <= 985, the levels .*; got 1200"):
         improved_ddpm_sigmas(0.01, 50.0, 1200)

@@ -35,7 +35,11 @@ def find_damage(directory: pathlib.Path) -> str | None:
     for name in sorted(listed.keys() ^ set(found)):
         return f"{name} is {'missing' if name in listed else 'not in the list'}"
     for name in found:
-        if _digest(directory / name) != listed[name]:
+        try:
+            digest = _digest(directory / name)
+        except FileNotFoundError:  # a run that goes on removes old steps meanwhile
+            return f"{name} is gone"
+        if digest != listed[name]:
             return f"{name} has changed"
     return None
 

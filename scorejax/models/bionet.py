@@ -268,12 +268,16 @@ class BiONet(nn.Module):
 
 
 def torch_bionet(*, multiplier: float = 1.0, num_levels: int = 4, **options: Any) -> BiONet:
-    """The official PyTorch version. `options` are fields of BiONet."""
+    """The official PyTorch version; sides of images are multiples of 2^(num_levels + 1).
+
+    `options` are fields of BiONet. Raises: ValueError for values that cannot be, and, once it is
+    applied, for images of other sides.
+    """
     return BiONet(official_widths(multiplier, num_levels), dialect=TORCH, **options)
 
 
 def keras_bionet(*, multiplier: float = 1.0, num_levels: int = 4, **options: Any) -> BiONet:
-    """The official Keras version. `options` are fields of BiONet."""
+    """The official Keras version; otherwise as `torch_bionet`."""
     return BiONet(official_widths(multiplier, num_levels), dialect=KERAS, **options)
 
 

@@ -127,8 +127,14 @@ def _filter(x: Array, response: Array) -> Array:
 
 
 def replace_measured(
-    operator: LinearOperator, sde: SDE, y: Array, x: Array, x_mean: Array, t: Array, z: Array
-) -> tuple[Array, Array]:
+    operator: LinearOperator,
+    sde: SDE,
+    y: Float[Array, "b *m"],
+    x: Float[Array, "b *d"],
+    x_mean: Float[Array, "b *d"],
+    t: Float[Array, "b"],
+    z: Float[Array, "b *d"],
+) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
     """x and x_mean with the part that is measured as y replaced by what y is at time t.
 
     x gets a copy with the noise z, x_mean one without noise; the rest of each stays as it is.
@@ -142,7 +148,9 @@ def replace_measured(
     )
 
 
-def conditioned(update: Callable[..., Move], operator: LinearOperator, y: Array) -> Any:
+def conditioned(
+    update: Callable[..., Move], operator: LinearOperator, y: Float[Array, "b *m"]
+) -> Any:
     """A predictor or corrector that imposes the measurement y after each of its calls."""
 
     def conditioned_update(rng: PRNGKeyArray, sde, score_fn, x, t, *args, **kwargs) -> Move:

@@ -62,7 +62,7 @@ def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -
     The paper says about 0.5; its ladders have 0.567. In up to 17 dimensions, by default, shells are
     so thick that the ratio would exceed `largest`, or that none is too large: then it is `largest`.
     No two levels overlap by much more than 0.99, which is the limit here.
-    Raises: ValueError unless 0 < overlap < 0.99 and the largest ratio is above 1.
+    Raises: ValueError unless dim >= 1, 0 < overlap < 0.99 and 1 < largest < inf.
     Source: arXiv:2006.09011, technique 2.
     """
     _require_dim("geometric_ratio", dim)
@@ -124,7 +124,7 @@ def steady_variance_ratio(relative_step: float, ratio: float, num_steps: int) ->
 def langevin_step_size(ratio: float, num_steps: int) -> float:
     """The step_size / sigma_L^2 that brings the variance after a level nearest to the level's own.
 
-    Raises: ValueError unless the ratio is above 1.
+    Raises: ValueError unless 1 < ratio < inf and num_steps >= 1.
     Source: arXiv:2006.09011, technique 4.
     """
     if not 1 < ratio < np.inf:
@@ -215,7 +215,7 @@ def linear_betas(beta_min: float, beta_max: float, num_scales: int) -> Table:
 
     beta_min and beta_max are the rates of the VP SDE, so that the chain tends to it as n grows; the
     published chain has 0.1, 20 and 1000. Source: Ho et al. 2020, arXiv:2006.11239, Sec. 4.
-    Raises: ValueError unless 0 <= beta_min < beta_max < num_scales.
+    Raises: ValueError unless num_scales >= 2 and 0 <= beta_min < beta_max < num_scales.
     """
     _require_two(num_scales, "linear_betas needs num_scales")
     if not 0 <= beta_min < beta_max < num_scales:
@@ -234,7 +234,7 @@ def alpha_products(betas: Table) -> Table:
 def time_grid(t_max: float, t_min: float, num_steps: int) -> Table:
     """The num_steps times, evenly spaced from t_max DOWN to t_min, at which a sampler moves.
 
-    Raises: ValueError unless 0 <= t_min < t_max.
+    Raises: ValueError unless 0 <= t_min < t_max and num_steps >= 2.
     """
     if not 0 <= t_min < t_max:
         raise ValueError(f"time_grid needs 0 <= t_min < t_max; got t_min={t_min}, t_max={t_max}.")

@@ -55,10 +55,12 @@ class BregmanIndex:
 
     @property
     def num_points(self) -> int:
+        """Points in the index."""
         return len(self.ids)
 
     @property
     def num_columns(self) -> int:
+        """Coordinates of a point."""
         return len(self.gauge.origin)
 
     def coordinates(self, queries: Real[np.ndarray, "q d"]) -> Float[np.ndarray, "q d"]:
@@ -72,4 +74,5 @@ class BregmanIndex:
         return np.asarray(self.space.divergence.coordinates(checked.astype(np.float64)))
 
     def with_shares(self, shares: Shares) -> "BregmanIndex":
+        """The same index, with these shares."""
         return dataclasses.replace(self, shares=shares)

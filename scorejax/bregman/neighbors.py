@@ -44,7 +44,11 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         n_neighbors: int | None = None,
         return_distance: bool = True,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]] | Int[np.ndarray, "q k"]:
-        """Distances and row numbers of the nearest; without X, of the training rows to others."""
+        """Distances and row numbers of the nearest; without X, of the training rows to others.
+
+        Raises: ValueError before `fit`, unless 1 <= k <= n (k < n without X), and for rows with
+        another number of columns or outside the divergence's domain.
+        """
         check_is_fitted(self)
         k = self.n_neighbors if n_neighbors is None else n_neighbors
         if X is None:

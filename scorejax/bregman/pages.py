@@ -23,13 +23,16 @@ class PagedRows:
 
     @property
     def rows_per_page(self) -> int:
+        """Rows of a record: on one page, or one row that starts a page of its own."""
         return self.records.shape[1]
 
     @property
     def num_pages(self) -> int:
+        """Pages of all records."""
         return len(self.records) * self.pages_per_record
 
     def take(self, positions: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m d"]:
+        """The rows at these positions, in their order."""
         return self.records[positions // self.rows_per_page, positions % self.rows_per_page]
 
     def block(self, start: int, stop: int) -> Float[np.ndarray, "m d"]:
@@ -72,12 +75,13 @@ def paged(
 class PageReader:
     """Reads rows for one query, and keeps count."""
 
-    def __init__(self, rows: PagedRows):
+    def __init__(self, rows: PagedRows) -> None:
         self._rows = rows
         self._is_read = np.zeros(len(rows.records), bool)
         self.num_candidates = 0
 
     def take(self, positions: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m d"]:
+        """The rows at these positions; each counts as a candidate, and its pages as read."""
         self._is_read[positions // self._rows.rows_per_page] = True
         self.num_candidates += len(positions)
         return self._rows.take(positions)

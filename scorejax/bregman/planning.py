@@ -48,7 +48,10 @@ def example_queries(
 
 @np.errstate(all="ignore")
 def best_gauge(
-    space: Sided, x: Float[np.ndarray, "n d"], parts: Sequence[partition.Part], rng
+    space: Sided,
+    x: Float[np.ndarray, "n d"],
+    parts: Sequence[partition.Part],
+    rng: np.random.Generator,
 ) -> str:
     """The gauge with the smallest median k-th upper bound, k = 1 % of the sample."""
     queries = example_queries(space, x, MEASURED_QUERIES, rng)
@@ -65,7 +68,13 @@ def best_gauge(
 
 @np.errstate(all="ignore")
 def model_num_parts(
-    space: Sided, x: Float[np.ndarray, "n d"], *, num_points: int, k: int, rng, gauge: str = "none"
+    space: Sided,
+    x: Float[np.ndarray, "n d"],
+    *,
+    num_points: int,
+    k: int,
+    rng: np.random.Generator,
+    gauge: str = "none",
 ) -> int | None:
     """The paper's optimal number of parts for num_points points like x; None where it has none.
 

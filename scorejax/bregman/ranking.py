@@ -49,11 +49,13 @@ class Best:
 
     @classmethod
     def none(cls, num_queries: int, k: int) -> "Best":
+        """The best where no point has been looked at."""
         shape = (num_queries, k)
         none = np.iinfo(np.int64).max
         return cls(np.full(shape, none), np.full(shape, np.inf), np.zeros(num_queries, np.int64))
 
     def put(self, queries: Int[np.ndarray, "b"], other: "Best") -> None:
+        """Puts another's best in the place of these queries', and adds its candidates."""
         self.ids[queries], self.distances[queries] = other.ids, other.distances
         self.candidates[queries] += other.candidates
 
@@ -62,6 +64,7 @@ class Best:
         self.ids[query], self.distances[query] = np.iinfo(np.int64).max, np.inf
 
     def neighbours(self) -> Neighbours:
+        """The best as an answer, of an index in memory: without pages."""
         return Neighbours(self.ids, self.distances, self.candidates, np.zeros_like(self.candidates))
 
 

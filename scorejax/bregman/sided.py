@@ -32,6 +32,7 @@ class Sided:
 
     @property
     def data_first(self) -> bool:
+        """Whether points are the first argument."""
         return self.side == "data_first"
 
     def pointwise(self, x: Broadcast, q: Broadcast) -> Broadcast:
@@ -51,6 +52,7 @@ class Sided:
         return x if self.data_first else self.divergence.gradient(x)
 
     def from_affine(self, u: Coordinates) -> Coordinates:
+        """The inverse of `affine`."""
         return u if self.data_first else self.divergence.inverse_gradient(u)
 
     def slope(self, q: Coordinates) -> Coordinates:
@@ -58,6 +60,7 @@ class Sided:
         return self.divergence.gradient(q) if self.data_first else q
 
     def from_slope(self, s: Coordinates) -> Coordinates:
+        """The inverse of `slope`."""
         return self.divergence.inverse_gradient(s) if self.data_first else s
 
     def potential(self, x: Coordinates) -> Coordinates:

@@ -38,7 +38,7 @@ def nuclei(num: int, size: int, seed: int) -> Nuclei:
     """Draws stained sections; picture i depends on (seed, i, size) alone, not on `num`.
 
     Instances are numbered 1, 2, … without gaps, and each is one 4-connected region.
-    Raises: ValueError unless num >= 1 and size >= 16.
+    Raises: ValueError unless num >= 1, size >= 16 and seed >= 0.
     """
     if num < 1 or size < 16:
         raise ValueError(f"nuclei needs num >= 1 and size >= 16; got num={num}, size={size}.")

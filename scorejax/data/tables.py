@@ -13,6 +13,7 @@ import importlib
 import math
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from scorejax.choices import choose
 from scorejax.data.images import Images
@@ -107,7 +108,9 @@ def load(name: str, *, seed: int = 0, held_out: float = 0.1) -> Table:
     return Table(train, valid, test, tuple(map(str, names[kept])), whiten)
 
 
-def distinct_columns(rows: np.ndarray, *, max_correlation: float = MAX_CORRELATION) -> np.ndarray:
+def distinct_columns(
+    rows: Float[np.ndarray, "n d"], *, max_correlation: float = MAX_CORRELATION
+) -> Int[np.ndarray, "kept"]:
     """Which columns vary and are not correlated, up to sign, with one before them: indices."""
     varying = np.flatnonzero(rows.std(axis=0) > 0)
     correlation = np.abs(np.corrcoef(rows[:, varying], rowvar=False).reshape(2 * varying.shape))
@@ -118,7 +121,7 @@ def distinct_columns(rows: np.ndarray, *, max_correlation: float = MAX_CORRELATI
     return varying[kept]
 
 
-def cell_widths(rows: np.ndarray) -> np.ndarray:
+def cell_widths(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
     """Median gap between neighbouring values of each column that repeats any; 0 of others."""
     widths = []
     for column in rows.T:
@@ -128,6 +131,8 @@ def cell_widths(rows: np.ndarray) -> np.ndarray:
     return np.asarray(widths)
 
 
-def dequantized(rng: np.random.Generator, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
+def dequantized(
+    rng: np.random.Generator, rows: Float[np.ndarray, "n d"], widths: Float[np.ndarray, "d"]
+) -> Float[np.ndarray, "n d"]:
     """Each value as a uniform draw from a cell around it, of its column's width."""
     return rows + (rng.random(rows.shape) - 0.5) * widths[None]

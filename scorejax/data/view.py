@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float, Float32, UInt8
 
 from scorejax.data import images, transforms
 from scorejax.data.source import BatchSource, memory_source, record_source
@@ -77,16 +77,20 @@ class ImageView:
             return memory_source(self.stored("train"), batch_size, transform)
         return record_source(self._records("train"), batch_size, transform)
 
-    def as_trained(self, rng: np.random.Generator, stored: np.ndarray) -> np.ndarray:
+    def as_trained(
+        self, rng: np.random.Generator, stored: UInt8[np.ndarray, "b h w c"]
+    ) -> Float32[np.ndarray, "b h w c"]:
         """Stored images as they are in training, but never flipped."""
         return self._transform(False, self.uniform_dequantization)(rng, stored)
 
-    def dequantized(self, rng: np.random.Generator, stored: np.ndarray) -> np.ndarray:
+    def dequantized(
+        self, rng: np.random.Generator, stored: UInt8[np.ndarray, "b h w c"]
+    ) -> Float32[np.ndarray, "b h w c"]:
         """Stored images as uniform points of their cells, for densities."""
         return self._transform(False, True)(rng, stored)
 
-    def to_unit(self, x: Array) -> Array:
-        """From the range of the model to [0, 1], not clipped."""
+    def to_unit(self, x: Float[Array | np.ndarray, "*d"]) -> Float[Array | np.ndarray, "*d"]:
+        """From the range of the model to [0, 1], not clipped; an array of any shape."""
         return transforms.uncentre(x) if self.centered else x
 
     def _records(self, split: str) -> images.Records:

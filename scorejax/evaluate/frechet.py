@@ -125,7 +125,7 @@ def precision_recall(
 
     Both tend to rise with the size of the other set. Source: Kynkäänniemi et al. 2019,
     arXiv:1904.06991, Eqs. 1-2.
-    Raises: ValueError unless k >= 1.
+    Raises: ValueError unless k >= 1 and both sets are finite, of one d and of more than k rows.
     """
     real, samples = _features(real, at_least=k + 1), _features(samples, at_least=k + 1)
     if k < 1:
@@ -148,7 +148,7 @@ def class_balance(
 ) -> ClassBalance:
     """Half the sum of the absolute differences of class frequencies; chance from 10 000 draws.
 
-    Raises: ValueError for no classes, or one that is not below num_classes.
+    Raises: ValueError for a set without classes, or a class that is not in 0 .. num_classes - 1.
     """
     real, samples = np.asarray(real), np.asarray(samples)
     if not len(real) or not len(samples):

@@ -78,7 +78,7 @@ def ratio_test(nearest: Nearest, *, threshold: float = 1 / 3) -> Rate:
     its copies from this test, unless they are exact. Euclidean distances: a divergence is more like
     their square. Source: Yoon et al. 2023, Diffusion probabilistic models generalize when they fail
     to memorize.
-    Raises: ValueError unless 0 < threshold < 1 and each sample has its two nearest.
+    Raises: ValueError unless 0 < threshold < 1, k >= 2 and there is a sample.
     """
     if nearest.distance.shape[1] < 2:
         raise ValueError("ratio_test needs the two nearest training images of each; got one")

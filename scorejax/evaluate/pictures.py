@@ -31,7 +31,7 @@ def image_grid(
     """Lays images out in rows on white; by default nearly square, an image at least 48 pixels wide.
 
     `scale` enlarges by whole pixels, so that small images stay sharp.
-    Raises: ValueError unless num_columns >= 1.
+    Raises: ValueError unless images are (n, h, w, 1 or 3), n >= 1, and num_columns, scale >= 1.
     """
     tiles = _enlarge(_to_uint8(images), scale)
     num_columns = math.ceil(len(tiles) ** 0.5) if num_columns is None else num_columns
@@ -47,7 +47,7 @@ def denoising_sequence(
 
     Noise is far wider than [0, 1], so each frame is shrunk until its middle 98 % fits; a frame that
     already lies within [0, 1] is left as it is.
-    Raises: ValueError for another shape, or num_frames < 2.
+    Raises: ValueError for another shape, no steps or num_frames < 2, and as `image_grid`.
     """
     trajectory = np.asarray(trajectory, np.float32)
     if trajectory.ndim != 5:
@@ -71,7 +71,7 @@ def neighbours_picture(
 ) -> Picture:
     """Each sample in a blue frame, with its k nearest training images below it, nearest first.
 
-    Raises: ValueError for other shapes.
+    Raises: ValueError for other shapes, no samples or scale < 1.
     """
     samples, neighbours = np.asarray(samples), np.asarray(neighbours)
     if neighbours.ndim != 5 or neighbours[:, 0].shape != samples.shape or not len(samples):

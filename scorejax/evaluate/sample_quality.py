@@ -20,6 +20,7 @@ class Reference(NamedTuple):
 
     moments: frechet.Moments
     pool: np.ndarray | None = None
+    """Features (n, 2048), one row an image."""
 
 
 def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:

@@ -35,7 +35,8 @@ class Dialect(NamedTuple):
     """Padding of the convolution, of pixels with zeros between them, that doubles the size: the
     transposed convolutions of the two are a pixel apart."""
     momentum: float
-    """Weight of a new batch in the running statistics."""
+    """Weight of the new batch in the running statistics: Keras' argument of this name is the weight
+    of the old ones, one minus this."""
     epsilon: float
     kernel_init: Initializer
     bias_init: Callable[[int], Initializer]
@@ -282,7 +283,10 @@ def keras_bionet(*, multiplier: float = 1.0, num_levels: int = 4, **options: Any
 
 
 def official_widths(multiplier: float, num_levels: int) -> tuple[int, ...]:
-    """Channels of the levels, finest first, and of the middle: 32 * 2^i * multiplier, truncated."""
+    """Channels of the levels, finest first, and of the middle: 32 * 2^i * multiplier, truncated.
+
+    They are not checked: a multiplier below 1 / 32 gives widths of 0, which `BiONet` refuses.
+    """
     return tuple(int(32 * 2**i * multiplier) for i in range(num_levels + 1))
 
 

@@ -114,12 +114,12 @@ def mean_downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array,
     return jnp.mean(blocks, axis=(2, 4))
 
 
-def upsample(x: Array, taps: Taps | None) -> Array:
+def upsample(x: Float[Array, "b h w c"], taps: Taps | None) -> Float[Array, "b 2*h 2*w c"]:
     """Doubles the size: filtered with the taps, or nearest pixel where there are none."""
     return nearest_upsample(x) if taps is None else fir_upsample(x, taps)
 
 
-def downsample(x: Array, taps: Taps | None) -> Array:
+def downsample(x: Float[Array, "b h w c"], taps: Taps | None) -> Float[Array, "b h//2 w//2 c"]:
     """Halves the size: filtered with the taps, or the mean of 2 x 2 pixels without."""
     return mean_downsample(x) if taps is None else fir_downsample(x, taps)
 

@@ -23,30 +23,37 @@ from scorejax.sdes import VPSDE
 from scorejax.typing import Shape
 
 LevelSampler = Callable[[PRNGKeyArray, Shape], Array]
-"""(key, shape) -> noise levels of that shape."""
+"""(key, shape) -> noise levels of that shape: std / scale, in units of the data."""
 LevelWeighting = Callable[[Float[Array, "b"]], Float[Array, "b"]]
 Reduction = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
 
 
 def log_normal_levels(
     rng: PRNGKeyArray, shape: Shape, *, mean: float = -1.2, std: float = 1.2
-) -> Array:
-    """Levels whose logarithm is normal: most where learning makes a difference."""
+) -> Float[Array, "*shape"]:
+    """Levels, in units of the data, of normal logarithm: most where learning makes a difference."""
     return log_normal_level(jax.random.normal(rng, shape), mean=mean, std=std)
 
 
-def log_normal_level(z: Array, *, mean: float = -1.2, std: float = 1.2) -> Array:
-    """The level of a standard normal number."""
+def log_normal_level(
+    z: Float[Array, "*n"], *, mean: float = -1.2, std: float = 1.2
+) -> Float[Array, "*n"]:
+    """The level, in units of the data, of a standard normal number."""
     return jnp.exp(std * z + mean)
 
 
-def vp_levels(rng: PRNGKeyArray, shape: Shape, *, sde: VPSDE | None = None) -> Array:
-    """Levels at times uniform on [t_min, t_max] of the VP SDE."""
+def vp_levels(
+    rng: PRNGKeyArray, shape: Shape, *, sde: VPSDE | None = None
+) -> Float[Array, "*shape"]:
+    """Levels std / scale, in units of the data, at times uniform on the VP SDE's [t_min, t_max]."""
     return vp_level(jax.random.uniform(rng, shape), sde=sde)
 
 
-def vp_level(u: Array, *, sde: VPSDE | None = None) -> Array:
-    """The level of a number in [0, 1], at t_max - u (t_max - t_min): u = 0 is the noisiest."""
+def vp_level(u: Float[Array, "*n"], *, sde: VPSDE | None = None) -> Float[Array, "*n"]:
+    """The level std / scale, in units of the data, of a number in [0, 1].
+
+    It is that of the time t_max - u (t_max - t_min): u = 0 is the noisiest.
+    """
     sde = sde or VPSDE()
     t = sde.t_max - u * (sde.t_max - sde.t_min)
     return noise_level(sde, t.reshape(-1)).reshape(u.shape)
@@ -54,13 +61,15 @@ def vp_level(u: Array, *, sde: VPSDE | None = None) -> Array:
 
 def ve_levels(
     rng: PRNGKeyArray, shape: Shape, *, sigma_min: float = 0.02, sigma_max: float = 100.0
-) -> Array:
-    """Levels whose logarithm is uniform."""
+) -> Float[Array, "*shape"]:
+    """Levels, in units of the data, whose logarithm is uniform."""
     return ve_level(jax.random.uniform(rng, shape), sigma_min=sigma_min, sigma_max=sigma_max)
 
 
-def ve_level(u: Array, *, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Array:
-    """The level of a number in [0, 1]: u = 1 is the noisiest."""
+def ve_level(
+    u: Float[Array, "*n"], *, sigma_min: float = 0.02, sigma_max: float = 100.0
+) -> Float[Array, "*n"]:
+    """The level, in units of the data, of a number in [0, 1]: u = 1 is the noisiest."""
     return sigma_min * (sigma_max / sigma_min) ** u
 
 

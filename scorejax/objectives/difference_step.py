@@ -41,7 +41,8 @@ def suggest_eps(
     coordinate. `order` is that of the highest difference: 2 for FD-SSM, 1 for FD-DSM. `dtype` is
     the least precise that the energy rounds to on its way: bfloat16 if its products have operands
     of that type, though they are accumulated, and differences taken, in float32.
-    Raises: ValueError unless dim >= 1, order >= 1 and scale is positive and finite.
+    Raises: ValueError unless dim >= 1, order >= 1, scale is positive and finite, and dtype is of
+    floating point.
     """
     if dim < 1 or not 0 < scale < math.inf or order < 1:
         raise ValueError(

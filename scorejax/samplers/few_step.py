@@ -174,6 +174,8 @@ def heun(
     *d) replaces the start, data plus noise of level sigma_max. Levels above that of t_max over the
     root of 2, which churn might raise beyond it, are not stirred.
 
+    Raises: ValueError unless 0 < sigma_min < sigma_max, sigma_max is no higher than the level of
+    t_max, and num_steps >= 2.
     Source: arXiv:2206.00364, Algorithm 2.
     """
     x = _edm(
@@ -195,7 +197,10 @@ def euler(
     churn: Churn = NO_CHURN,
     x_init: Float[Array, "b *d"] | None = None,
 ) -> Sampled:
-    """Draws samples as `heun` does, by Euler's method in num_steps evaluations."""
+    """Draws samples as `heun` does, by Euler's method in num_steps evaluations.
+
+    Raises: ValueError as `heun`.
+    """
     x = _edm(
         euler_step, rng, score_fn, shape, sde, num_steps, (sigma_min, sigma_max), rho, churn, x_init
     )

@@ -82,7 +82,7 @@ def annealed_langevin_frames(
 ) -> Float[Array, "frames b *d"]:  # fmt: skip
     """States of the chain of `annealed_langevin`, evenly spread over its levels, and its end.
 
-    Raises: ValueError unless num_frames lies in 2 .. levels + 1.
+    Raises: ValueError unless num_frames lies in 2 .. levels + 1, and as `annealed_langevin`.
     """
     if not 2 <= num_frames <= len(sigmas) + 1:
         raise ValueError(f"num_frames must lie in 2 .. {len(sigmas) + 1}; got {num_frames}.")
@@ -126,9 +126,9 @@ def annealed_langevin_trace(
 
 
 def sample_given(
-    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, operator: LinearOperator, y: Array,
-    sigmas: Table, step_size: float, steps_per_level: int, denoise: bool = True,
-    x_init: X | None = None,
+    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, operator: LinearOperator,
+    y: Float[Array, "b *m"], sigmas: Table, step_size: float, steps_per_level: int,
+    denoise: bool = True, x_init: X | None = None,
 ) -> Sampled:  # fmt: skip
     """Samples that agree with measurements y = operator.forward(x); of a mask, inpaintings.
 
@@ -175,7 +175,7 @@ def interpolate(
     return Sampled(x.reshape(shape[0], num, *shape[1:]), nfe)
 
 
-def impose(operator: LinearOperator, y: Array, x: X, sigma: Scalar, z: X) -> X:
+def impose(operator: LinearOperator, y: Float[Array, "b *m"], x: X, sigma: Scalar, z: X) -> X:
     """x with what is measured replaced by y and the noise sigma z."""
     return x - operator.project(x) + operator.pinv(y) + sigma * operator.project(z)
 

@@ -79,7 +79,7 @@ def predictor_corrector_trajectory(
     """The same chain as `predictor_corrector`, keeping num_frames states evenly spread over it.
 
     The last frame is what `predictor_corrector` returns for the same arguments.
-    Raises: ValueError unless num_frames lies in 1 .. num_steps.
+    Raises: ValueError unless num_frames lies in 1 .. num_steps, and as `predictor_corrector`.
     """
     if not 1 <= num_frames <= num_steps:
         raise ValueError(f"num_frames must lie in 1 .. num_steps={num_steps}; got {num_frames}.")

@@ -38,7 +38,7 @@ def tempered_langevin(
 
     At the end x - sigma^2 grad E is taken, the mean of the data that noise of level sigma may have
     led to x. Makes one gradient call a step, and one more if sigma is not zero.
-    Raises: ValueError unless num_frames lies in 1 .. num_steps.
+    Raises: ValueError unless num_frames lies in 1 .. steps, the number of temperatures.
     """
     num_steps = len(temperatures)
     if not 1 <= num_frames <= num_steps:

@@ -23,7 +23,8 @@ def adam(
     `warmup` is the number of updates until the full rate; the first has rate 0 and only fills the
     moments, as in the official code. `clip_norm` None leaves gradients as they are. In a joint loss
     of several players clip each on its own, or one player's gradient shrinks the others'.
-    Raises: ValueError for a rate or clip_norm that is not positive, or a negative warm-up.
+    Raises: ValueError unless learning_rate is positive and finite, warmup >= 0, and clip_norm is
+    positive or None.
     """
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise ValueError(f"learning_rate needs to be a positive number; got {learning_rate}.")

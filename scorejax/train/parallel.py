@@ -111,7 +111,7 @@ def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree
     copies of the last example and drops their results. Results are NumPy arrays, those of fn on the
     whole batch up to rounding, provided that fn treats every example on its own; one that draws
     noise needs a key per example in `batch`. Compiles once for each number of examples per device.
-    Raises: ValueError for arrays of different numbers of examples, or none.
+    Raises: ValueError when called for arrays of different numbers of examples, or none.
     """
     mapped = jax.pmap(fn, axis_name=AXIS, in_axes=(None, 0), devices=jax.local_devices())
 

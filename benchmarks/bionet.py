@@ -187,9 +187,9 @@ def measure(name: str, what: str, num_passes: int, rounds: int) -> None:
         taken = timing.seconds(lambda label=label, turn=turn: answers.update({label: turn()}))
         notes[label] = f"first call {taken:.0f} s"
     if what == "training":
-        # A mean over pixels, of which few are off in float32.
+        # In float32, after three passes, PyTorch's own layouts differ by a thousandth and a half.
         losses = [float(answer) for answer in answers.values()]
-        np.testing.assert_allclose(losses, losses[0], rtol=1e-3)
+        np.testing.assert_allclose(losses, losses[0], rtol=5e-3)
     times = timing.compare(turns, rounds=rounds, calls=3)
     title = f"{what}, {name} network, t = {num_passes}: {pair.image.shape}, seconds"
     timing.report(title, times, notes, [OURS])

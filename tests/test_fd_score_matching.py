@@ -378,3 +378,8 @@ def test_what_a_model_has_not_is_refused_by_name():
         fd_score_matching.sampler(get_config("kernel_wine"), "")
     with pytest.raises(ValueError, match="has no likelihood"):
         fd_score_matching.likelihood(get_config("vae_digits"))
+
+
+def test_samples_that_no_classifier_can_guide_say_so():
+    with pytest.raises(ValueError, match="the model 'nice' cannot be guided by a classifier"):
+        fd_score_matching.sampler(get_config("nice_digits"), "", condition=lambda score: score)

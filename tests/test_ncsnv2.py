@@ -185,6 +185,22 @@ def test_inpainting_keeps_what_was_seen(linear):
     assert (found["image"][:, 4:] != x[:, 4:]).all()
 
 
+def test_completions_take_the_steps_of_the_ladder_alone(linear):
+    config, _ = linear
+    inpaint = ncsnv2.measurement("inpaint", ncsnv2.image_view(config).shape)
+    with pytest.raises(ValueError, match="num_steps=7 is for chains of score SDEs; the ladder"):
+        ncsnv2.completion(config, inpaint, num_steps=7)
+
+
+def test_the_held_out_loss_is_of_as_many_images_as_asked(linear):
+    config, variables = linear
+    config.eval_examples, losses = 4, []
+    for config.eval_bits_examples in (0, 40):
+        evaluation = ncsnv2.metrics(config)["loss"](jax.random.key(0), variables)
+        losses.append(evaluation.scalars["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_metrics_are_numbers_and_pictures(linear):
     config, variables = linear
     config.eval_bits_examples = 0

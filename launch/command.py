@@ -93,9 +93,15 @@ def in_chunks(
 
 
 def output(out: str, workdir: str, name: str) -> str:
-    """The path, without ending, of what a command writes; its directory is made."""
+    """The path, without ending, of what a command writes; its directory is made.
+
+    Raises: NotADirectoryError if that cannot be, since a file is there.
+    """
     path = pathlib.Path(out) if out else pathlib.Path(workdir) / name
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"--out={path}: {path.parent} is not a directory") from None
     return str(path)
 
 
@@ -134,7 +140,7 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
     del argv
     try:
         job = prepare()
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         _exit(2, str(error))
     except OSError as error:
         _exit(1, str(error))

@@ -126,7 +126,7 @@ MISTAKES = [
     (["info", "--index={tmp}"], "holds no index"),
     (
         ["search", "--index={tmp}/index", "--queries={tmp}/points.npy", "--out={tmp}/text.npy/x"],
-        "text.npy",
+        "text.npy is not a directory",
     ),
     (
         [

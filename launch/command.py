@@ -12,7 +12,6 @@ Nothing heavy is imported here, so that a mistake in the flags is answered at on
 import difflib
 import functools
 import json
-import math
 import os
 import pathlib
 import re
@@ -106,12 +105,11 @@ def output(out: str, workdir: str, name: str) -> str:
 
 
 def write_json(path: str, report: dict[str, Any]) -> None:
-    """Writes a report, whole or not at all, and shows it; JSON has no NaN, so that it is null."""
+    """Writes a report, whole or not at all, and shows it; what is not finite is null."""
     from scorejax.evaluate.atomic import written_whole
+    from scorejax.evaluate.report import json_values
 
-    finite = lambda value: not isinstance(value, float) or math.isfinite(value)
-    known = {name: value if finite(value) else None for name, value in report.items()}
-    text = json.dumps(known, indent=2, allow_nan=False)
+    text = json.dumps(json_values(report), indent=2, allow_nan=False)
     with written_whole(path) as file:
         file.write(f"{text}\n".encode())
     print(f"{text}\n{path}")

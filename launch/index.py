@@ -50,9 +50,7 @@ def prepare_build() -> command.Job:
     command.require_positive(leaf_size=LEAF_SIZE.value)
     if SEED.value < 0:
         raise ValueError(f"--seed needs to be at least 0; got {SEED.value}")
-    from scorejax.bregman import brepartition, divergences, pages, sided, store
-
-    pages.check_page_bytes(PAGE_BYTES.value)
+    from scorejax.bregman import brepartition, divergences, sided, store
 
     divergence = divergences.get(DIVERGENCE.value, **read_options())
     store.require_free(INDEX.value)
@@ -60,7 +58,7 @@ def prepare_build() -> command.Job:
     options = {"leaf_size": LEAF_SIZE.value, "page_bytes": PAGE_BYTES.value, "seed": SEED.value}
     options |= {"side": SIDE.value, "num_parts": NUM_PARTS.value or None}
     space = sided.Sided(divergence, SIDE.value)
-    checked = {name: options[name] for name in ("num_parts", "leaf_size")}
+    checked = {name: options[name] for name in ("num_parts", "leaf_size", "page_bytes")}
     brepartition.checked_rows(points, space, **checked)
 
     def job() -> None:

@@ -115,7 +115,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, capfd):
 def test_the_rate_leaves_out_the_call_that_compiles(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(logging.time, "monotonic", lambda: clock[0])
-    with open_log(tmp_path, num_steps_per_call=10) as log:
+    with open_log(tmp_path, end_of_first_call=10) as log:
         for clock[0], steps in ((60.0, range(1, 11)), (65.0, range(11, 21))):
             for step in steps:
                 log.train(step, {"loss": 0.25})

@@ -58,14 +58,12 @@ def build_index(
     Raises: ValueError for points outside the divergence's domain or an option that cannot be.
     """
     space = Sided(get(divergence), side)
-    check_page_bytes(page_bytes)
-    rows = checked_rows(points, space, num_parts=num_parts, leaf_size=leaf_size)
+    layout = {"leaf_size": leaf_size, "page_bytes": page_bytes}
+    rows = checked_rows(points, space, num_parts=num_parts, **layout)
     if path is not None:
         store.require_free(path)
     rng = np.random.default_rng(seed)
-    make = functools.partial(
-        _build, space, leaf_size=leaf_size, page_bytes=page_bytes, gauge=gauge, rng=rng
-    )
+    make = functools.partial(_build, space, gauge=gauge, rng=rng, **layout)
     if num_parts is None:
         few = _sample(rows, rng)
         build_few = lambda m: make(few, num_parts=m)
@@ -228,7 +226,12 @@ def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> Breg
 
 
 def checked_rows(
-    points: ArrayLike, space: Sided, *, num_parts: int | None = None, leaf_size: int = 64
+    points: ArrayLike,
+    space: Sided,
+    *,
+    num_parts: int | None = None,
+    leaf_size: int = 64,
+    page_bytes: int = PAGE_BYTES,
 ) -> Float[np.ndarray, "n d"]:
     """Points in the coordinates of the divergence; as they are if those are the same.
 
@@ -236,6 +239,7 @@ def checked_rows(
     """
     if leaf_size < 1:
         raise ValueError(f"build_index needs leaf_size >= 1; got {leaf_size}.")
+    check_page_bytes(page_bytes)
     points = points if isinstance(points, np.ndarray) else np.asarray(points)
     if points.ndim != 2 or not len(points):
         raise ValueError(f"an index needs points (n, d), at least one; got {points.shape}.")

@@ -6,6 +6,7 @@ the first page. Each of these is an error here unless nothing is lost by it.
 """
 
 import os
+import pathlib
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -20,6 +21,12 @@ LOSSY_GREYS = 0.02
 DARKEST = 32
 """A JPEG mask whose highest level is from 1 to this one may be black or not: it is refused."""
 _BITS_PER_SAMPLE = 258
+
+
+def picture_paths(folder: pathlib.Path, *, deep: bool = False) -> list[pathlib.Path]:
+    """The picture files of a folder, in the order of their paths; `deep`, of those below it too."""
+    found = folder.rglob("*") if deep else folder.glob("*")
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:

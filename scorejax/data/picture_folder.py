@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scorejax.choices import unknown
-from scorejax.data.picture_files import SUFFIXES, load_image
+from scorejax.choices import require_known
+from scorejax.data.picture_files import SUFFIXES, load_image, picture_paths
 
 
 class PictureFolder(Sequence):
@@ -20,17 +20,18 @@ class PictureFolder(Sequence):
 
     def __init__(self, root: pathlib.Path, split: str):
         self._folder = root / split
-        self._paths = sorted(_pictures(self._folder))
+        self._paths = picture_paths(self._folder, deep=True)
         if not self._paths:
             raise FileNotFoundError(
                 f"{self._folder} has no pictures ({', '.join(SUFFIXES)}); put yours there, in a "
                 "folder per class or in none, or name another place with --config.data_dir"
             )
-        classes = {_class(path, root) for path in _pictures(root / "train")} - {""}
-        self._labels = {name: label for label, name in enumerate(sorted(classes))}
+        own = split == "train"
+        training = self._paths if own else picture_paths(root / "train", deep=True)
+        classes = sorted({_class(path, root) for path in training} - {""})
+        self._labels = {name: label for label, name in enumerate(classes)}
         for name in {_class(path, root) for path in self._paths} - {""}:
-            if name not in classes:
-                raise unknown(f"class in {self._folder}", name, classes)
+            require_known(f"class in {self._folder}", name, classes)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -39,10 +40,6 @@ class PictureFolder(Sequence):
         path = self._paths[index]
         label = self._labels.get(_class(path, self._folder.parent), 0)
         return {"image": load_image(path), "label": np.int32(label)}
-
-
-def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
-    return [path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
 
 
 def _class(path: pathlib.Path, root: pathlib.Path) -> str:

@@ -11,7 +11,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scorejax.choices import choose, require_known
-from scorejax.data.picture_files import DAMAGED, SUFFIXES, load_image, load_instances, load_mask
+from scorejax.data.picture_files import (
+    DAMAGED,
+    SUFFIXES,
+    load_image,
+    load_instances,
+    load_mask,
+    picture_paths,
+)
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
 
@@ -66,7 +73,7 @@ def read(
 def images(folder: str | pathlib.Path) -> list[pathlib.Path]:
     """The pictures of a folder, by name. Raises: ValueError if there is none."""
     folder = pathlib.Path(folder).expanduser()
-    found = _pictures(folder) if folder.is_dir() else []
+    found = picture_paths(folder) if folder.is_dir() else []
     if not found:
         raise ValueError(f"{folder} needs at least one picture ({', '.join(SUFFIXES)}); got none.")
     return found
@@ -89,7 +96,7 @@ def _pair(image_path: pathlib.Path, annotation: pathlib.Path, annotate: Callable
 def _folders(root: pathlib.Path) -> Pairs:
     for first, second in (("images", "masks"), ("x", "y")):
         if (root / first).is_dir() and (root / second).is_dir():
-            paths, masks = images(root / first), _pictures(root / second)
+            paths, masks = images(root / first), picture_paths(root / second)
             return _paired(root / first, paths, root / second, masks)
     raise ValueError(f"{root} needs folders images/ and masks/, or x/ and y/; got neither.")
 
@@ -101,22 +108,18 @@ def _tnbc(root: pathlib.Path) -> Pairs:
     pairs = []
     for slide in slides:
         truth = root / slide.name.replace("Slide", "GT", 1)
-        pairs += _paired(slide, images(slide), truth, _pictures(truth))
+        pairs += _paired(slide, images(slide), truth, picture_paths(truth))
     return pairs
 
 
 def _monuseg(root: pathlib.Path) -> Pairs:
-    pictures = [path for path in sorted(root.rglob("*")) if path.suffix.lower() in SUFFIXES]
+    pictures = picture_paths(root, deep=True)
     if not pictures:
         raise ValueError(f"{root} needs images with XML files of polygons; got no image.")
     return _paired(root, pictures, root, sorted(root.rglob("*.xml")))
 
 
 LAYOUTS = {"folders": _folders, "monuseg": _monuseg, "tnbc": _tnbc}
-
-
-def _pictures(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
 
 
 def _paired(

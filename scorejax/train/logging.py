@@ -19,7 +19,7 @@ import PIL.Image
 import tensorboardX
 import tqdm
 
-from scorejax.evaluate.report import Evaluation
+from scorejax.evaluate.report import Evaluation, json_values
 from scorejax.train.workdir import write_atomically
 
 METRICS = "metrics.jsonl"
@@ -30,8 +30,8 @@ class RunLog:
     """Writes the metrics of a run that begins after `start_step` and ends at `num_train_steps`.
 
     Training metrics are averaged over `log_every` steps, and written where that divides the step.
-    Steps come in calls of `num_steps_per_call`, all of a call at once. Of several processes the
-    first writes to `workdir` and each other to a directory below it.
+    Up to `end_of_first_call`, by default the first, steps wait for the compiler. Of several
+    processes the first writes to `workdir` and each other to a directory below it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RunLog:
         start_step: int,
         num_train_steps: int,
         log_every: int,
-        num_steps_per_call: int = 1,
+        end_of_first_call: int = 0,
     ) -> None:
         if jax.process_index() > 0:
             workdir = workdir / f"process_{jax.process_index()}"
@@ -49,7 +49,7 @@ class RunLog:
         self._workdir = workdir
         self._log_every = log_every
         self._rows: list[dict[str, float]] = []
-        self._progress = Progress(start_step, num_train_steps, num_steps_per_call)
+        self._progress = Progress(start_step, num_train_steps, end_of_first_call)
         _drop_lines_beyond(workdir / METRICS, start_step)
         # Line buffered, and opened to append: a line reaches the system in one write.
         self._lines = (workdir / METRICS).open("a", buffering=1)
@@ -105,9 +105,7 @@ class RunLog:
         self.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
-        # JSON has no word for NaN or infinity.
-        values = {name: value if math.isfinite(value) else None for name, value in scalars.items()}
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
+        self._lines.write(json.dumps({"step": step, **json_values(scalars)}) + "\n")
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
@@ -115,9 +113,9 @@ class RunLog:
 class Progress:
     """Rate and time left: a bar on a terminal, elsewhere a line now and then."""
 
-    def __init__(self, start_step: int, num_steps: int, num_steps_per_call: int = 1) -> None:
+    def __init__(self, start_step: int, num_steps: int, end_of_first_call: int = 0) -> None:
         self._step, self._num_steps = start_step, num_steps
-        self._end_of_first_call = start_step - start_step % num_steps_per_call + num_steps_per_call
+        self._end_of_first_call = end_of_first_call
         self._is_terminal = sys.stderr.isatty()
         self._bar = tqdm.tqdm(
             total=num_steps, initial=start_step, unit="step", disable=not self._is_terminal

@@ -66,7 +66,7 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
             start_step=int(state.step),
             num_train_steps=settings.num_train_steps,
             log_every=settings.log_every,
-            num_steps_per_call=settings.num_steps_per_call,
+            end_of_first_call=settings.end_of_call(int(state.step)),
         ) as log:
             return _run(system, settings, keys, state, checkpoints, log, terminated)
 
@@ -98,14 +98,13 @@ def _run(
     terminated: Callable[[int], bool],
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
-    # The first call is shorter where the run stands between two ends of calls.
-    first_end = start_step - start_step % steps_per_call + steps_per_call
     call = _compiled_call(system, settings)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)
     carry = system.source.init(start_step, keys.data)
     done = start_step
-    for step in range(first_end, settings.num_train_steps + 1, steps_per_call):
+    first_end, end = settings.end_of_call(start_step), settings.num_train_steps
+    for step in range(first_end, end + 1, steps_per_call):
         batches = []
         for number in range(done, step):
             rng = jax.random.fold_in(keys.data, number)
@@ -115,7 +114,7 @@ def _run(
         _report(in_flight.push(step, metrics), log, checkpoints)
         done = step
 
-        last, stop = step == settings.num_train_steps, terminated(step)
+        last, stop = step == end, terminated(step)
         evaluates = settings.eval_every and (last or step % settings.eval_every == 0)
         saves = last or stop or step % settings.save_every == 0
         if evaluates or saves:

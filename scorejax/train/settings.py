@@ -59,6 +59,10 @@ class Settings:
             self._require_whole_calls(name)
         require_divisible(self.batch_size, accumulation=self.accumulation)
 
+    def end_of_call(self, step: int) -> int:
+        """The step at which a call ends that begins at `step`, which may lie between two ends."""
+        return step - step % self.num_steps_per_call + self.num_steps_per_call
+
     def _require_whole_calls(self, name: str) -> None:
         steps, call = getattr(self, name), self.num_steps_per_call
         if steps % call:

@@ -34,11 +34,11 @@ from ml_collections import ConfigDict
 from benchmarks.digits_quality import plus_minus
 from configs.bionet import nuclei
 from scorejax.data.segmentation import AnnotatedImage
-from scorejax.evaluate.atomic import written_whole
 from scorejax.evaluate.pictures import image_grid, save_png
 from scorejax.evaluate.segmentation import image_scores, separate
 from scorejax.evaluate.segmentation_pictures import overlay
 from scorejax.evaluate.sliding_window import sliding_window
+from scorejax.files import written_whole
 from scorejax.models.bionet import BiONet, max_pool, official_widths
 from scorejax.systems import bionet
 from scorejax.train.state import TrainState

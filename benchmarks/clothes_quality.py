@@ -31,8 +31,8 @@ from benchmarks.digits_quality import (
 from launch import command
 from scorejax import systems
 from scorejax.data.view import ImageView
-from scorejax.evaluate.atomic import written_whole
 from scorejax.evaluate.digits_features import looked_at
+from scorejax.files import written_whole
 
 SIDE, NUM, NUM_BITS, NUM_TRAIN, NUM_TEST = 14, 400, 64, 10_000, 2000
 NFE = 231

@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.digits_quality import draw, judge, measure_bits, plus_minus
 from launch import command
-from scorejax.evaluate.atomic import written_whole
+from scorejax.files import written_whole
 from scorejax.systems import score_sde
 
 COLUMNS = ("bits/dim", "Fréchet distance", "precision", "recall", "class balance")

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.residuals import residual_bytes
-from scorejax.objectives import make_loss_fn
+from scorejax.objectives.training_loss import make_loss_fn
 from scorejax.systems import make_init, ncsnv2
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step

@@ -13,8 +13,8 @@ from benchmarks.torch_twin import TorchNCSNpp, copy_weights, require_same
 from scorejax.data import images
 from scorejax.data.transforms import centre, dequantize
 from scorejax.models.ncsnpp import NCSNpp
-from scorejax.objectives import make_loss_fn
 from scorejax.objectives.denoising import denoising_score_matching
+from scorejax.objectives.training_loss import make_loss_fn
 from scorejax.parameterize import noise_prediction
 from scorejax.sdes import VPSDE
 from scorejax.train.optimizer import adam

@@ -32,8 +32,8 @@ from benchmarks.digits_quality import interval
 from scorejax import systems
 from scorejax.data import tables
 from scorejax.evaluate import progress
-from scorejax.evaluate.report import Evaluation
 from scorejax.models.nice import NICE
+from scorejax.report import Evaluation
 from scorejax.systems import System
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.state import TrainState

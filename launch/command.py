@@ -106,8 +106,8 @@ def output(out: str, workdir: str, name: str) -> str:
 
 def write_json(path: str, report: dict[str, Any]) -> None:
     """Writes a report, whole or not at all, and shows it; what is not finite is null."""
-    from scorejax.evaluate.atomic import written_whole
-    from scorejax.evaluate.report import json_values
+    from scorejax.files import written_whole
+    from scorejax.report import json_values
 
     text = json.dumps(json_values(report), indent=2, allow_nan=False)
     with written_whole(path) as file:

@@ -178,7 +178,7 @@ def write(arrays: dict, out: str) -> str:
     """Writes what was found, whole or not at all, and says where."""
     import numpy as np
 
-    from scorejax.evaluate.atomic import save_npz, written_whole
+    from scorejax.files import save_npz, written_whole
 
     if not out.endswith(".parquet"):
         path = f"{out.removesuffix('.npz')}.npz"

@@ -34,7 +34,7 @@ def prepare() -> command.Job:
     import numpy as np
 
     from scorejax import systems
-    from scorejax.evaluate.atomic import save_npz
+    from scorejax.files import save_npz
 
     view = systems.capability(config, "image_view")(config)
     measurement = systems.capability(config, "measurement")

@@ -34,8 +34,8 @@ def prepare() -> command.Job:
 
     from scorejax import systems
     from scorejax.evaluate import progress
-    from scorejax.evaluate.atomic import save_npz
     from scorejax.evaluate.parts import Parts
+    from scorejax.files import save_npz
 
     exact = IMPORTANCE_WEIGHTED.value
     measure = systems.capability(config, "likelihood")(config, exact=exact)

@@ -50,7 +50,7 @@ def prepare() -> command.Job:
     if IMAGES.value:
         return prepare_segmentation(config)
     from scorejax import systems
-    from scorejax.evaluate.atomic import save_npz
+    from scorejax.files import save_npz
 
     options, given = {"num_steps": NUM_STEPS.value, "nfe": NFE.value}, ()
     if CLASSIFIER.value or LABEL.value is not None:

@@ -12,13 +12,15 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = [
     "Array", "Aux", "Batch", "EnergyFn", "Float", "Int", "LossFn", "NetworkFn", "PRNGKeyArray",
-    "Params", "PyTree", "Sampled", "ScoreFn", "Shape",
+    "Params", "PyTree", "Sampled", "ScoreFn", "Shape", "Variables",
 ]  # fmt: skip
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = PyTree
 Shape: TypeAlias = tuple[int, ...]
 Batch: TypeAlias = dict[str, Array]
+Variables: TypeAlias = tuple[Params, PyTree]
+"""(averaged parameters, model state), as evaluation uses them."""
 
 ScoreFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]
 EnergyFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b"]]

@@ -2,6 +2,7 @@
 """The layers of the house, read from the source: who may import whom."""
 
 import ast
+import graphlib
 import pathlib
 import subprocess
 import sys
@@ -15,8 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
-    {"typing", "numerics", "random", "choices", "ode", "distances"},
-    {"sdes", "schedules", "parameterize", "preconditioning"},
+    {"typing", "numerics", "random", "choices", "ode", "distances", "files", "report"},
+    {"sdes", "schedules", "parameterize", "preconditioning", "linear_operators"},
     {
         "objectives",
         "samplers",
@@ -29,7 +30,7 @@ LAYERS = [
         "rl",
         "models",
     },
-    {"train", "data", "evaluate", "interop"},
+    {"train", "data", "evaluate", "interop", "runs"},
     {"score_model"},
     {"systems"},
 ]  # fmt: skip
@@ -64,6 +65,18 @@ def test_imports_run_one_way(path):
     own = relative.parts[0].removesuffix(".py")
     above = {name for name in packages(imported_modules(path)) if layer(name) > layer(own)}
     assert not above, f"{relative} imports {above}, which lie above it"
+
+
+def test_packages_form_no_circle():
+    # Within a layer too: whoever reads a package needs to read no package that reads it in turn.
+    graph = {}
+    for path in SOURCES:
+        relative = path.relative_to(ROOT / "scorejax")
+        if relative != pathlib.Path("__init__.py"):
+            own = relative.parts[0].removesuffix(".py")
+            graph.setdefault(own, set()).update(packages(imported_modules(path)) - {own})
+    order = [*graphlib.TopologicalSorter(graph).static_order()]  # CycleError names the circle
+    assert order[-1] == "systems"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from configs.score_sde import family
-from scorejax.objectives import make_loss_fn
+from scorejax.objectives.training_loss import make_loss_fn
 from scorejax.systems import score_sde
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState

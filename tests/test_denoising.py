@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorejax.objectives import denoising, make_loss_fn
+from scorejax.objectives import denoising
+from scorejax.objectives.training_loss import make_loss_fn
 from scorejax.parameterize import ddpm_marginals
 from scorejax.random import row_keys, split
 from scorejax.schedules import geometric_sigmas

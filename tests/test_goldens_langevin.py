@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorejax.inverse import mask_operator
+from scorejax.linear_operators import mask_operator
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_sizes
 

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from scorejax import schedules
-from scorejax.inverse import colour_matrix, grey_operator, mask_operator, replace_measured
+from scorejax.inverse import replace_measured
+from scorejax.linear_operators import colour_matrix, grey_operator, mask_operator
 from scorejax.numerics import expand
 from scorejax.samplers import correctors, predictors
 from scorejax.samplers.predictor_corrector import predictor_corrector

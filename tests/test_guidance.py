@@ -9,7 +9,7 @@ from oracles import Gaussian, GaussianMixture
 from scipy import stats
 
 from scorejax.guidance import class_guided, guided, pseudoinverse_guided
-from scorejax.inverse import average_pool_operator, mask_operator
+from scorejax.linear_operators import average_pool_operator, mask_operator
 from scorejax.samplers.few_step import heun
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 

@@ -10,17 +10,13 @@ import pytest
 from oracles import Gaussian
 from scipy import stats
 
-from scorejax.inverse import (
+from scorejax.inverse import colorize, conditioned, inpaint, replace_measured, sample_given
+from scorejax.linear_operators import (
     average_pool_operator,
     blur_operator,
-    colorize,
-    conditioned,
     fourier_operator,
     grey_operator,
-    inpaint,
     mask_operator,
-    replace_measured,
-    sample_given,
 )
 from scorejax.numerics import expand
 from scorejax.samplers import correctors, predictors

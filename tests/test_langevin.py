@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scorejax.inverse import mask_operator
+from scorejax.linear_operators import mask_operator
 from scorejax.numerics import expand
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_size, langevin_step_sizes

@@ -10,7 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from launch import command
-from scorejax.evaluate.report import Evaluation
+from scorejax.report import Evaluation
 from scorejax.train import logging
 from scorejax.train.logging import RunLog, read_metrics
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from scorejax import schedules, systems
-from scorejax.objectives import make_loss_fn
+from scorejax.objectives.training_loss import make_loss_fn
 from scorejax.systems import make_init, ncsnv2
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState

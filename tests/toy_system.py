@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorejax.evaluate.report import Evaluation
 from scorejax.random import draw_rows, example_keys, split
+from scorejax.report import Evaluation
 from scorejax.train.loop import train
 from scorejax.train.optimizer import adam
 from scorejax.typing import Aux

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from scipy import stats
 
-from scorejax.evaluate.atomic import save_npz
+from scorejax.files import save_npz
 
 
 class Moments(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, PRNGKeyArray
 
 from scorejax import distances
-from scorejax.evaluate.report import Evaluation
+from scorejax.report import Evaluation
 from scorejax.schedules import (
     langevin_step_size,
     langevin_steps,

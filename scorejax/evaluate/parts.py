@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.evaluate.atomic import save_npz
+from scorejax.files import save_npz
 from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]

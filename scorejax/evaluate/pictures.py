@@ -14,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 
-from scorejax.evaluate.atomic import written_whole
+from scorejax.files import written_whole
 
 Picture = UInt8[np.ndarray, "height width 3"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.evaluate.report import Evaluation
+from scorejax.report import Evaluation
 from scorejax.typing import Array, Batch, PRNGKeyArray
 
 Metric = Callable[[PRNGKeyArray, Any], Evaluation]

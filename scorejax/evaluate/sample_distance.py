@@ -17,9 +17,9 @@ from scorejax.data.view import ImageView
 from scorejax.evaluate import frechet
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.evaluate.progress import Metric
-from scorejax.evaluate.report import Evaluation
 from scorejax.evaluate.sample_quality import inception_features, stored_levels
 from scorejax.interop.inception import load_inception
+from scorejax.report import Evaluation
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Images (n, h, w, c) in [0, 1] -> (n, d)."""

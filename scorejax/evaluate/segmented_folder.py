@@ -14,8 +14,8 @@ from scorejax.choices import require_known
 from scorejax.data.picture_files import DAMAGED, load_image
 from scorejax.data.segmentation_folders import images
 from scorejax.evaluate import segmentation_pictures
-from scorejax.evaluate.atomic import written_whole
 from scorejax.evaluate.pictures import save_png
+from scorejax.files import written_whole
 
 MOST_INSTANCES = 2**16 - 1
 """As many as a PNG of 16 bits can number."""

@@ -1,61 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses as functions that return one number per example, and the builder of a training loss."""
+"""Losses as functions that return one number per example. Names are imported when first used."""
 
-from collections.abc import Callable
+import importlib
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+_HOME = {
+    "ExampleLoss": "training_loss", "make_loss_fn": "training_loss",
+    "DIRECTIONS": "directions", "gaussian": "directions", "rademacher": "directions",
+    "sphere": "directions",
+    "difference_error": "difference_step", "suggest_eps": "difference_step",
+    "suggest_score_eps": "difference_step",
+    "directional_derivative": "finite_difference", "fd_denoising": "finite_difference",
+    "fd_gradient_penalty": "finite_difference", "fd_sliced": "finite_difference",
+    "fd_sliced_vr": "finite_difference", "repeat_rows": "finite_difference",
+    "ENERGY_OBJECTIVES": "score_matching", "SCORE_OBJECTIVES": "score_matching",
+    "annealed": "score_matching", "expected_multiple": "score_matching",
+    "exact_score_matching": "sliced", "sliced_score_matching": "sliced",
+    "sliced_score_matching_vr": "sliced",
+}  # fmt: skip
 
-from scorejax.objectives.difference_step import difference_error, suggest_eps, suggest_score_eps
-from scorejax.objectives.directions import DIRECTIONS, gaussian, rademacher, sphere
-from scorejax.objectives.finite_difference import (
-    directional_derivative,
-    fd_denoising,
-    fd_gradient_penalty,
-    fd_sliced,
-    fd_sliced_vr,
-    repeat_rows,
-)
-from scorejax.objectives.score_matching import (
-    ENERGY_OBJECTIVES,
-    SCORE_OBJECTIVES,
-    annealed,
-    expected_multiple,
-)
-from scorejax.objectives.sliced import (
-    exact_score_matching,
-    sliced_score_matching,
-    sliced_score_matching_vr,
-)
-from scorejax.random import Rng, example_keys, split
-from scorejax.typing import Aux, Batch, LossFn, NetworkFn, Params
-
-__all__ = [
-    "DIRECTIONS", "ENERGY_OBJECTIVES", "SCORE_OBJECTIVES", "ExampleLoss", "annealed",
-    "difference_error", "directional_derivative", "exact_score_matching", "expected_multiple",
-    "fd_denoising", "fd_gradient_penalty", "fd_sliced", "fd_sliced_vr", "gaussian", "make_loss_fn",
-    "rademacher", "repeat_rows", "sliced_score_matching", "sliced_score_matching_vr", "sphere",
-    "suggest_eps", "suggest_score_eps",
-]  # fmt: skip
-
-ExampleLoss = Callable[[NetworkFn, Rng, Float[Array, "b *d"]], Float[Array, "b"]]
-"""(network, rng, x) -> (b,): how badly a network with its parameters bound does on each example."""
+__all__ = [*_HOME]
 
 
-def make_loss_fn(example_loss: ExampleLoss, apply_fn: Callable) -> LossFn:
-    """The batch mean of a loss per example, for a Flax module that is given as `module.apply`.
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
-    apply_fn(variables, x, label, dropout_rng=keys (b,)) must return the output alone. Every example
-    draws from its own key, see `random.example_keys`, so that the loss does not depend on how a
-    batch is divided.
-    The collections in the model state are read and not changed.
-    """
 
-    def loss_fn(params: Params, state, rng: PRNGKeyArray, batch: Batch) -> tuple[Array, Aux]:
-        loss_rng, dropout_rng = split(example_keys(rng, batch))
-        variables = {"params": params, **state.model_state}
-        network = lambda x, label: apply_fn(variables, x, label, dropout_rng=dropout_rng)
-        loss = jnp.mean(example_loss(network, loss_rng, batch["image"]))
-        return loss, Aux({"loss": loss}, state.model_state)
-
-    return loss_fn
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from scorejax.inverse import LinearOperator
+from scorejax.linear_operators import LinearOperator
 from scorejax.numerics import norm_except_batch
 from scorejax.schedules import Table, langevin_step_sizes
 from scorejax.typing import Sampled, ScoreFn, Shape

@@ -15,10 +15,7 @@ import flax.linen as nn
 from scorejax.choices import require
 from scorejax.data.view import ImageView
 from scorejax.sdes import SDE
-from scorejax.typing import NetworkFn, Params, PyTree, ScoreFn
-
-Variables = tuple[Params, PyTree]
-"""What evaluation needs of a training state: (averaged parameters, model state)."""
+from scorejax.typing import NetworkFn, ScoreFn, Variables
 
 OPTIONS = (
     "predictor", "corrector", "snr", "num_corrector_steps", "num_sampling_steps", "denoise",

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax import inverse, latent
+from scorejax import linear_operators as operators
 from scorejax.choices import choose
-from scorejax.score_model import ScoreModel, Variables
+from scorejax.linear_operators import LinearOperator
+from scorejax.score_model import ScoreModel
 from scorejax.score_model.sampling import chain_options
-from scorejax.typing import Array, Shape
+from scorejax.typing import Array, Shape, Variables
 
 BLUR_STD, WEAKEST = 1.0, 0.05
 """The Gaussian that blurs, in pixels, and the share below which a frequency is lost in it."""
@@ -20,7 +22,7 @@ BLUR_STD, WEAKEST = 1.0, 0.05
 
 def measurement(
     task: str, shape: Shape, *, mask: np.ndarray | None = None, factor: int = 2, seed: int = 0
-) -> inverse.LinearOperator:
+) -> LinearOperator:
     """What is seen of images (h, w, c): "inpaint", "colorize", "super_resolution", "deblur" or
     "fourier".
 
@@ -37,7 +39,7 @@ Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
 """(variables, rows) -> rows."""
 
 
-def completion(model: ScoreModel, operator: inverse.LinearOperator, *, num_steps: int = 0) -> Apply:
+def completion(model: ScoreModel, operator: LinearOperator, *, num_steps: int = 0) -> Apply:
     """complete(variables, {"image": as the model sees it, "rng": (b,)}) -> {"measured", "image"}.
 
     What was seen of each image (b, h, w, c), and one that agrees with it, both in [0, 1] and not
@@ -75,39 +77,39 @@ def interpolation(model: ScoreModel, num: int) -> Apply:
     return path
 
 
-def _inpaint(shape: Shape, *, mask: np.ndarray | None, **_: int) -> inverse.LinearOperator:
+def _inpaint(shape: Shape, *, mask: np.ndarray | None, **_: int) -> LinearOperator:
     if mask is None:
         mask = np.arange(shape[0])[:, None] < shape[0] // 2 + np.zeros(shape[1])
     if mask.shape != shape[:2]:
         raise ValueError(f"mask needs the images' {shape[:2]} pixels; got {mask.shape}")
-    return inverse.mask_operator(np.asarray(mask, np.float32)[..., None])
+    return operators.mask_operator(np.asarray(mask, np.float32)[..., None])
 
 
-def _colorize(shape: Shape, **_: Any) -> inverse.LinearOperator:
+def _colorize(shape: Shape, **_: Any) -> LinearOperator:
     if shape[-1] != 3:
         raise ValueError(f"task 'colorize' needs a model of colour images; its shape is {shape}")
-    return inverse.grey_operator()
+    return operators.grey_operator()
 
 
-def _super_resolution(shape: Shape, *, factor: int, **_: Any) -> inverse.LinearOperator:
+def _super_resolution(shape: Shape, *, factor: int, **_: Any) -> LinearOperator:
     if factor < 2 or shape[0] % factor or shape[1] % factor:
         raise ValueError(f"factor needs to be 2 or more and to divide {shape[:2]}; got {factor}")
-    return inverse.average_pool_operator(factor)
+    return operators.average_pool_operator(factor)
 
 
-def _deblur(shape: Shape, **_: Any) -> inverse.LinearOperator:
+def _deblur(shape: Shape, **_: Any) -> LinearOperator:
     rows, columns = (np.exp(-((np.fft.fftfreq(n) * n / BLUR_STD) ** 2) / 2) for n in shape[:2])
     kernel = np.outer(rows / rows.sum(), columns / columns.sum())
-    return inverse.blur_operator(kernel, cutoff=WEAKEST)
+    return operators.blur_operator(kernel, cutoff=WEAKEST)
 
 
-def _fourier(shape: Shape, *, seed: int, **_: Any) -> inverse.LinearOperator:
+def _fourier(shape: Shape, *, seed: int, **_: Any) -> LinearOperator:
     rows, columns = (np.abs(np.fft.fftfreq(n) * n) <= n / 8 for n in shape[:2])
     chosen = np.random.default_rng(seed).random(shape[:2]) < 1 / 3
-    return inverse.fourier_operator(np.outer(rows, columns) | chosen)
+    return operators.fourier_operator(np.outer(rows, columns) | chosen)
 
 
-TASKS: dict[str, Callable[..., inverse.LinearOperator]] = {
+TASKS: dict[str, Callable[..., LinearOperator]] = {
     "inpaint": _inpaint,
     "colorize": _colorize,
     "super_resolution": _super_resolution,

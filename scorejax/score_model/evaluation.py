@@ -14,13 +14,13 @@ from scorejax.choices import require, unknown
 from scorejax.data.images import Images
 from scorejax.data.source import padded_batches
 from scorejax.evaluate import progress
-from scorejax.evaluate.report import Evaluation
+from scorejax.report import Evaluation
 from scorejax.samplers import predictor_corrector as pc
-from scorejax.score_model import ScoreModel, Variables
+from scorejax.score_model import ScoreModel
 from scorejax.score_model.sampling import chain_options, sampler
 from scorejax.train import parallel
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Batch, PRNGKeyArray
+from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
 
 NUM_FRAMES = 10
 

@@ -15,9 +15,9 @@ from scorejax import parameterize
 from scorejax.data.view import ImageView
 from scorejax.models.refinenet import NCSNv2
 from scorejax.samplers import langevin
-from scorejax.score_model import ScoreModel, Variables, bind, evaluation, sampling
+from scorejax.score_model import ScoreModel, bind, evaluation, sampling
 from scorejax.sdes import SDE, VESDE
-from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Shape
+from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Shape, Variables
 
 Chain = Callable[[int], dict[str, Any]]
 

@@ -16,8 +16,8 @@ from scorejax.samplers import predictor_corrector as pc
 from scorejax.samplers.correctors import get_corrector, no_corrector
 from scorejax.samplers.predictors import get_predictor, no_predictor
 from scorejax.samplers.probability_flow import probability_flow_ode
-from scorejax.score_model import ScoreModel, Variables
-from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn
+from scorejax.score_model import ScoreModel
+from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Variables
 
 Condition = Callable[..., ScoreFn]
 """(score_fn, sde, number of samples, *given) -> the score to draw from."""

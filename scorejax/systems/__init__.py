@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import unknown
 from scorejax.data.source import BatchSource
-from scorejax.evaluate.report import Evaluation
+from scorejax.report import Evaluation
 from scorejax.train.state import TrainState
 from scorejax.typing import LossFn, Params, PyTree, Shape
 

@@ -26,11 +26,11 @@ from scorejax.data import segmentation as data
 from scorejax.data import segmentation_folders, segmentation_photographs
 from scorejax.data.augmentation import Augmentation
 from scorejax.evaluate import progress, segmentation, segmentation_pictures
-from scorejax.evaluate.report import Evaluation
 from scorejax.evaluate.sliding_window import sliding_window
 from scorejax.models.bionet import BiONet, keras_bionet, torch_bionet
 from scorejax.models.build import DTYPES
 from scorejax.objectives.segmentation import EXCLUSIVE, LOSSES
+from scorejax.report import Evaluation
 from scorejax.score_model.evaluation import make_evaluate
 from scorejax.systems import System, make_init
 from scorejax.train import parallel

@@ -23,10 +23,11 @@ from ml_collections import ConfigDict
 from scorejax.choices import choose, require, require_keys
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
-from scorejax.inverse import LinearOperator
+from scorejax.linear_operators import LinearOperator
 from scorejax.models.build import SONG_UNET_OPTIONS, build_song_unet
 from scorejax.models.songunet import SongUNet
-from scorejax.objectives import ExampleLoss, denoiser, make_loss_fn
+from scorejax.objectives import denoiser
+from scorejax.objectives.training_loss import ExampleLoss, make_loss_fn
 from scorejax.preconditioning import (
     Preconditioner,
     denoiser_to_score_fn,
@@ -40,7 +41,6 @@ from scorejax.score_model import (
     EVALUATION_OPTIONS,
     OPTIONS,
     ScoreModel,
-    Variables,
     bind,
     control,
     evaluation,
@@ -50,7 +50,7 @@ from scorejax.score_model.control import measurement
 from scorejax.sdes import VESDE
 from scorejax.systems import System, make_init
 from scorejax.train.optimizer import adam
-from scorejax.typing import Array, PRNGKeyArray
+from scorejax.typing import Array, PRNGKeyArray, Variables
 
 __all__ = [
     "KEYS",

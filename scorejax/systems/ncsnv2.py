@@ -26,18 +26,18 @@ from scorejax import parameterize
 from scorejax.choices import require, require_keys
 from scorejax.data.view import ImageView
 from scorejax.evaluate import ladder, progress
-from scorejax.evaluate.report import Evaluation
-from scorejax.inverse import LinearOperator
+from scorejax.linear_operators import LinearOperator
 from scorejax.models.build import REFINENET_OPTIONS, build_refinenet
 from scorejax.models.refinenet import NCSNv2
-from scorejax.objectives import denoising, make_loss_fn
+from scorejax.objectives import denoising
+from scorejax.objectives.training_loss import make_loss_fn
+from scorejax.report import Evaluation
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_size
 from scorejax.score_model import (
     EVALUATION_OPTIONS,
     OPTIONS,
     ScoreModel,
-    Variables,
     bind,
     control,
     evaluation,
@@ -47,7 +47,7 @@ from scorejax.score_model.control import measurement
 from scorejax.sdes import VESDE
 from scorejax.systems import System, make_init
 from scorejax.train.optimizer import adam
-from scorejax.typing import Array, NetworkFn, PRNGKeyArray
+from scorejax.typing import Array, NetworkFn, PRNGKeyArray, Variables
 
 __all__ = [
     "KEYS",

@@ -19,12 +19,12 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import require, require_keys, unknown
 from scorejax.data.view import ImageView
-from scorejax.evaluate.report import Evaluation
 from scorejax.models.wide_resnet import WideResNet
 from scorejax.numerics import expand
 from scorejax.objectives.denoising import perturb, uniform_times
 from scorejax.preconditioning import noise_level
 from scorejax.random import draw_rows, example_keys, split
+from scorejax.report import Evaluation
 from scorejax.sdes import SDE, get_sde
 from scorejax.systems import System, make_init
 from scorejax.train.optimizer import adam

@@ -19,8 +19,8 @@ import PIL.Image
 import tensorboardX
 import tqdm
 
-from scorejax.evaluate.report import Evaluation, json_values
-from scorejax.train.workdir import write_atomically
+from scorejax.files import save_text
+from scorejax.report import Evaluation, json_values
 
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 30.0
@@ -191,4 +191,4 @@ def _drop_lines_beyond(path: pathlib.Path, step: int) -> None:
     """Rewrites a metrics file without the lines after `step`, and without a broken last line."""
     if path.exists():
         kept = [record for record in read_metrics(path) if record["step"] <= step]
-        write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        save_text(path, "".join(json.dumps(record) + "\n" for record in kept))

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from scorejax.evaluate.report import Evaluation
+from scorejax.report import Evaluation
 from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.logging import RunLog

@@ -19,6 +19,8 @@ from typing import Any
 
 import jax
 
+from scorejax.files import save_text
+
 CONFIG = "config.json"
 # What a resumed run may change: how long it runs, how its steps are cut up, what it reports.
 _FREE_KEYS = (
@@ -42,7 +44,7 @@ def open_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathl
     try:
         path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            write_atomically(path / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            save_text(path / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise OSError(f"cannot write to workdir {path}: {error.strerror}") from error
     return path
@@ -96,17 +98,6 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ValueError(f"{path} needs to hold the run's config; got {str(config)[:40]!r}.")
     return config
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that whoever reads it, now or after a crash, finds it old or new, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _require_same(old: dict[str, Any], new: dict[str, Any], workdir: pathlib.Path) -> None:

@@ -24,16 +24,15 @@ from scorejax.choices import require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
-from scorejax.evaluate.report import Evaluation
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.numerics import gaussian_log_prob, sum_except_batch
 from scorejax.objectives.directions import Score
 from scorejax.objectives.finite_difference import repeat_rows
 from scorejax.random import Rng, draw_rows, example_keys, split
-from scorejax.score_model import Variables
+from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree
+from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree, Variables
 
 NETWORK_OPTIONS = ("latent", "hidden", "num_hidden", "noise_dim")
 KEYS = (

@@ -25,9 +25,8 @@ from scorejax.evaluate import progress
 from scorejax.models.energy_resnet import EnergyResNet
 from scorejax.random import Rng, draw_rows, split
 from scorejax.samplers.tempered_langevin import temperatures, tempered_langevin
-from scorejax.score_model import Variables
 from scorejax.systems.fd_score_matching import training
-from scorejax.typing import Array, LossFn, Params, PRNGKeyArray, Shape
+from scorejax.typing import Array, LossFn, Params, PRNGKeyArray, Shape, Variables
 
 make_optimizer = training.make_optimizer
 

@@ -22,14 +22,13 @@ from scorejax.choices import require
 from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
-from scorejax.evaluate.report import Evaluation
 from scorejax.likelihood import bits_per_dim
 from scorejax.models.nice import NICE
 from scorejax.numerics import sum_except_batch
 from scorejax.random import Rng
-from scorejax.score_model import Variables
+from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
-from scorejax.typing import Array, Batch, LossFn, Params, PRNGKeyArray
+from scorejax.typing import Array, Batch, LossFn, Params, PRNGKeyArray, Variables
 
 make_optimizer = training.make_optimizer
 

@@ -30,15 +30,14 @@ from scorejax.density.annealed_importance import (
     sigmoid_betas,
 )
 from scorejax.evaluate import progress
-from scorejax.evaluate.report import Evaluation
 from scorejax.models.deep_kernel import DeepKernel
 from scorejax.numerics import gaussian_log_prob
 from scorejax.objectives.score_matching import expected_multiple
 from scorejax.random import Rng, draw_rows, example_keys, split
-from scorejax.score_model import Variables
+from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree
+from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree, Variables
 
 make_optimizer = training.make_optimizer
 

@@ -19,7 +19,6 @@ from scorejax.choices import choose, require, require_known
 from scorejax.data.source import padded_batches
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
-from scorejax.evaluate.report import Evaluation
 from scorejax.objectives import finite_difference
 from scorejax.objectives.directions import DIRECTIONS, Energy, Score, check_eps
 from scorejax.objectives.score_matching import (
@@ -30,10 +29,10 @@ from scorejax.objectives.score_matching import (
 )
 from scorejax.objectives.sliced import exact_score_matching
 from scorejax.random import Rng, draw_rows, example_keys, split
-from scorejax.score_model import Variables
+from scorejax.report import Evaluation
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, Shape
+from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, Shape, Variables
 
 RowLosses = Callable[[Params, Rng, Array], Array]
 """(params, rng, images (b, *d) as the data set has them) -> (b,)."""

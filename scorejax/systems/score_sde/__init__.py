@@ -15,9 +15,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from scorejax.evaluate import progress
-from scorejax.inverse import LinearOperator
-from scorejax.objectives import make_loss_fn
-from scorejax.score_model import Variables, bind, control, evaluation, sampling
+from scorejax.linear_operators import LinearOperator
+from scorejax.objectives.training_loss import make_loss_fn
+from scorejax.score_model import bind, control, evaluation, sampling
 from scorejax.score_model.control import measurement
 from scorejax.score_model.sampling import SAMPLERS
 from scorejax.systems import System, make_init
@@ -33,7 +33,7 @@ from scorejax.systems.score_sde.model import (
     score_model,
     score_of,
 )
-from scorejax.typing import Array, PRNGKeyArray
+from scorejax.typing import Array, PRNGKeyArray, Variables
 
 __all__ = [
     "KEYS",

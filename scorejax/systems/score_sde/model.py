@@ -19,12 +19,13 @@ from scorejax.data.view import ImageView
 from scorejax.models.build import NCSNPP_OPTIONS, build_network
 from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import mean_except_batch
-from scorejax.objectives import ExampleLoss, denoising
+from scorejax.objectives import denoising
+from scorejax.objectives.training_loss import ExampleLoss
 from scorejax.schedules import geometric_sigmas
-from scorejax.score_model import EVALUATION_OPTIONS, OPTIONS, ScoreModel, Variables, bind
+from scorejax.score_model import EVALUATION_OPTIONS, OPTIONS, ScoreModel, bind
 from scorejax.sdes import SDE, get_sde
 from scorejax.train.optimizer import adam
-from scorejax.typing import NetworkFn, ScoreFn
+from scorejax.typing import NetworkFn, ScoreFn, Variables
 
 SDES = ("vp", "subvp", "ve")
 OBJECTIVES = {"denoising": SDES, "likelihood": SDES, "ddpm": ("vp",), "smld": ("ve",)}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are there whole or not at all, whenever the program is killed."""
+"""Writes files atomically: whoever reads one, now or after a crash, finds it old or new, whole."""
 
 import contextlib
 import os
@@ -14,13 +14,19 @@ from numpy.typing import ArrayLike
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its name once all is written; its directory is made."""
+    """Opens a temporary file that replaces `path` when the block ends without an error.
+
+    Creates the directory. The file is on disk before it takes its name, so that not even a power
+    failure leaves an empty one. Raises: OSError if the directory cannot be written.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
     except BaseException:
@@ -28,7 +34,13 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
         raise
 
 
+def save_text(path: str | os.PathLike, text: str) -> None:
+    """Writes text in UTF-8. Raises: OSError if the directory cannot be written."""
+    with written_whole(path) as file:
+        file.write(text.encode())
+
+
 def save_npz(path: str | os.PathLike, **arrays: ArrayLike) -> None:
-    """Writes arrays by name to an npz file, which is there whole or not at all."""
+    """Writes arrays by name to an npz file. Raises: OSError if the directory cannot be written."""
     with written_whole(path) as file:
         np.savez(file, **arrays)

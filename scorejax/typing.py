@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = [
-    "Array", "Aux", "Batch", "EnergyFn", "Float", "Int", "LossFn", "NetworkFn", "PRNGKeyArray",
-    "Params", "PyTree", "Sampled", "ScoreFn", "Shape", "Variables",
+    "Array", "Aux", "Batch", "EnergyFn", "Float", "Int", "LossFn", "NetworkFn", "OfflineSource",
+    "OnlineSource", "PRNGKeyArray", "Params", "PyTree", "Sampled", "ScoreFn", "Shape", "Variables",
 ]  # fmt: skip
 
 PyTree: TypeAlias = Any
@@ -40,12 +40,41 @@ class LossFn(Protocol):
     """A training loss: (params, state, rng, batch) -> (scalar, Aux).
 
     The training step adds batch["rng"], a key for each example; `rng` is the shard's own. See
-    `train/step.py`.
+    `train/step.py`. The loss of a system with frozen arrays takes them as a fifth argument.
     """
 
     def __call__(
-        self, params: Params, state: Any, rng: PRNGKeyArray, batch: Batch
+        self, params: Params, state: Any, rng: PRNGKeyArray, batch: Batch, *frozen: PyTree
     ) -> tuple[Array, Aux]: ...
+
+
+class OfflineSource(NamedTuple):
+    """Batches that the host draws, such as those of a data set.
+
+    Batch number s is a function of the key that `init` gets and of s alone, so that a resumed run
+    sees the batches that a run never stopped would have seen. A batch holds this process's share
+    of the examples.
+    """
+
+    init: Callable[[int, PRNGKeyArray], PyTree]
+    """(start_step, rng) -> carry. May read files."""
+    next: Callable[[PyTree, Any, PRNGKeyArray], tuple[PyTree, Batch]]
+    """(carry, state, rng) -> (carry, batch), called once a step; `state` lives for the call."""
+
+
+class OnlineSource(NamedTuple):
+    """Batches that the training state makes, such as an agent's transitions.
+
+    Both functions are pure and run on the devices. Arrays of the carry have a leading axis of
+    independent rows, such as environments, over which devices share them; scalars of the carry,
+    such as the position in a ring buffer, are equal on all devices. The carry holds no random keys.
+    Checkpoints keep it.
+    """
+
+    init: Callable[[PRNGKeyArray, Any], PyTree]
+    """(rng, state) -> the carry with the rows of all devices."""
+    step: Callable[[PyTree, Any, PRNGKeyArray], tuple[PyTree, Batch]]
+    """(carry, state, rng) -> (carry, batch) of one device's rows; `rng` differs by device."""
 
 
 class Sampled(NamedTuple):

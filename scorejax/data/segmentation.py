@@ -14,9 +14,9 @@ from jaxtyping import Bool, Int32, PRNGKeyArray, UInt8
 
 from scorejax.data.augmentation import Augmentation, augment
 from scorejax.data.nuclei import nuclei
-from scorejax.data.source import BatchSource, shuffled_rows
+from scorejax.data.source import shuffled_rows
 from scorejax.data.transforms import to_unit
-from scorejax.typing import Batch
+from scorejax.typing import Batch, OfflineSource
 
 
 class AnnotatedImage(NamedTuple):
@@ -47,7 +47,7 @@ def segmentation_source(
     *,
     side: int,
     augmentation: Augmentation | None = None,
-) -> BatchSource:
+) -> OfflineSource:
     """Batches {"image": (b, side, side, 3) in [0, 1], "mask": (b, side, side, 1) of 0 and 1}.
 
     Images are taken epoch after epoch, each in an order of its own; of each a random square piece,
@@ -72,7 +72,7 @@ def segmentation_source(
             )
         return carry._replace(step=carry.step + 1), as_batch(*zip(*pieces, strict=True))
 
-    return BatchSource(init, next_batch)
+    return OfflineSource(init, next_batch)
 
 
 class _Carry(NamedTuple):

@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where training batches come from.
+"""Training batches from data in memory or on disk, as `OfflineSource`s.
 
-A `BatchSource` is `init(start_step, rng) -> carry` and `next(carry, state, rng) -> (carry, batch)`.
-Batch number s is a function of the key given to `init` and of s alone, so that a run resumed at
-step s sees what the run never stopped would have seen. In a run of several processes each takes
-its own share of every batch.
+Each epoch has an order of its own. Of several processes each takes its share of every batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +13,7 @@ from jaxtyping import PRNGKeyArray
 
 from scorejax.data.images import Images
 from scorejax.data.transforms import Transform
-from scorejax.typing import Batch, PyTree
-
-
-class BatchSource(NamedTuple):
-    """Draws batches: from data on disk or, given the training state, from an environment."""
-
-    init: Callable[[int, PRNGKeyArray], PyTree]
-    next: Callable[[PyTree, Any, PRNGKeyArray], tuple[PyTree, Batch]]
+from scorejax.typing import Batch, OfflineSource
 
 
 class _Carry(NamedTuple):
@@ -32,19 +22,45 @@ class _Carry(NamedTuple):
     batches: Iterator[dict[str, np.ndarray]]
 
 
-def memory_source(images: Images, batch_size: int, transform: Transform) -> BatchSource:
-    """Batches gathered from memory, epoch after epoch, each in an order of its own.
+Batches = Callable[[tuple[int, ...], int], Iterator[dict[str, np.ndarray]]]
+"""(seed, start_step) -> this process's share of each batch from that step on."""
+
+
+def memory_source(images: Images, batch_size: int, transform: Transform) -> OfflineSource:
+    """Batches {"image", "label"} gathered from memory, images transformed.
 
     `batch_size` counts the examples of all processes; the last batch of an epoch is filled up with
     the first examples of the next.
     """
+    return _transformed(_gathered(images._asdict(), batch_size), transform)
+
+
+def array_source(arrays: dict[str, np.ndarray], batch_size: int) -> OfflineSource:
+    """Batches of rows, the same of every array (n, ...), gathered from memory as they are.
+
+    `batch_size` counts the rows of all processes.
+    Raises: ValueError unless the arrays have one number of rows.
+    """
+    if len({len(array) for array in arrays.values()}) != 1:
+        sizes = ", ".join(f"{name} has {len(array)}" for name, array in arrays.items())
+        raise ValueError(f"arrays need one number of rows: {sizes}")
+    batches = _gathered(arrays, batch_size)
+
+    def next_batch(carry: _Carry, state: Any, rng: PRNGKeyArray) -> tuple[_Carry, Batch]:
+        del state, rng  # The key of `init` and the step decide everything.
+        return carry._replace(step=carry.step + 1), next(carry.batches)
+
+    return OfflineSource(_init_of(batches), next_batch)
+
+
+def _gathered(arrays: dict[str, np.ndarray], batch_size: int) -> Batches:
+    num_rows = len(next(iter(arrays.values())))
 
     def batches(seed: tuple[int, ...], start_step: int) -> Iterator[dict[str, np.ndarray]]:
-        rows = shuffled_rows(len(images.label), batch_size, seed, start_step)
-        for local in rows:
-            yield {"image": images.image[local], "label": images.label[local]}
+        for local in shuffled_rows(num_rows, batch_size, seed, start_step):
+            yield {name: array[local] for name, array in arrays.items()}
 
-    return _transformed(batches, transform)
+    return batches
 
 
 def record_source(
@@ -53,7 +69,7 @@ def record_source(
     transform: Transform,
     *,
     num_threads: int = 8,
-) -> BatchSource:
+) -> OfflineSource:
     """Batches read example by example in background threads, for sets too large for memory."""
 
     def batches(seed: tuple[int, ...], start_step: int) -> Iterator[dict[str, np.ndarray]]:
@@ -72,20 +88,28 @@ def record_source(
 
 def padded_batches(images: Images, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in order; the last batch is padded and "mask" (b,) is False there."""
-    for start in range(0, len(images.label), batch_size):
+    return padded_rows(images._asdict(), batch_size)
+
+
+def padded_rows(arrays: dict[str, np.ndarray], batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """All rows of arrays (n, ...) once, in order; "mask" (b,) is False where a batch is padded."""
+    num_rows = len(next(iter(arrays.values())))
+    for start in range(0, num_rows, batch_size):
         rows = np.arange(start, start + batch_size)
-        mask = rows < len(images.label)
+        mask = rows < num_rows
         rows = np.where(mask, rows, start)
-        yield {"image": images.image[rows], "label": images.label[rows], "mask": mask}
+        yield {name: array[rows] for name, array in arrays.items()} | {"mask": mask}
 
 
-def _transformed(
-    batches: Callable[[tuple[int, ...], int], Iterator[dict[str, np.ndarray]]],
-    transform: Transform,
-) -> BatchSource:
+def _init_of(batches: Batches) -> Callable[[int, PRNGKeyArray], _Carry]:
     def init(start_step: int, rng: PRNGKeyArray) -> _Carry:
         seed = tuple(int(word) for word in np.asarray(jax.random.key_data(rng)).ravel())
         return _Carry(start_step, seed, batches(seed, start_step))
+
+    return init
+
+
+def _transformed(batches: Batches, transform: Transform) -> OfflineSource:
 
     def next_batch(carry: _Carry, state: Any, rng: PRNGKeyArray) -> tuple[_Carry, Batch]:
         del state, rng  # The key of `init` and the step decide everything.
@@ -96,7 +120,7 @@ def _transformed(
         batch = {"image": image, "label": raw["label"].astype(np.int32)}
         return carry._replace(step=carry.step + 1), batch
 
-    return BatchSource(init, next_batch)
+    return OfflineSource(_init_of(batches), next_batch)
 
 
 def shuffled_rows(

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int
 
 from scorejax.choices import choose
 from scorejax.data.images import Images
-from scorejax.data.source import BatchSource, memory_source
+from scorejax.data.source import memory_source
+from scorejax.typing import OfflineSource
 
 LOADERS = {
     "wine": "load_wine",
@@ -71,7 +72,7 @@ class Table:
     def dim(self) -> int:
         return len(self.columns)
 
-    def training_source(self, batch_size: int, *, noise: float = 0.0) -> BatchSource:
+    def training_source(self, batch_size: int, *, noise: float = 0.0) -> OfflineSource:
         """Batches "image" (b, d) of training rows, to which N(0, noise^2) is added anew each time.
 
         Raises: ValueError if noise is negative or not finite.

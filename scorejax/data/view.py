@@ -3,14 +3,41 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from scorejax.data import images, transforms
-from scorejax.data.source import BatchSource, memory_source, record_source
-from scorejax.typing import Shape
+from scorejax.data.source import memory_source, padded_batches, record_source
+from scorejax.typing import OfflineSource, Shape
+
+
+class DataView(Protocol):
+    """A data set as a model sees it: images (h, w, c), or vectors (d,)."""
+
+    field: str
+    """Name of the examples in a batch."""
+    paths: tuple[str, ...]
+    """Keys of a config that say where the data are."""
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of one example."""
+
+    def training_source(self, batch_size: int) -> OfflineSource:
+        """Batches {field: (b, *shape)} of the training split."""
+
+    def held_out_batches(
+        self, rng: np.random.Generator, num: int, batch_size: int
+    ) -> list[dict[str, np.ndarray]]:
+        """The first `num` test examples as in training, padded and masked by "mask" (b,)."""
+
+    def density_examples(self, rng: np.random.Generator, num: int) -> np.ndarray:
+        """The first `num` test examples as densities are measured."""
+
+    def to_data(self, x: Array | np.ndarray) -> Array | np.ndarray:
+        """From the model's units to those of the data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +66,9 @@ class ImageView:
         images.image_set(self.dataset)
         if self.image_size < 1:
             raise ValueError(f"image_size needs to be at least 1; got {self.image_size}")
+
+    field: ClassVar[str] = "image"
+    paths: ClassVar[tuple[str, ...]] = ("data_dir",)
 
     @property
     def shape(self) -> Shape:
@@ -70,7 +100,7 @@ class ImageView:
             return self.stored(split).image
         return images.Streamed(self._records(split))
 
-    def training_source(self, batch_size: int) -> BatchSource:
+    def training_source(self, batch_size: int) -> OfflineSource:
         """Batches of the training split. Raises: as `images.load`."""
         transform = self._transform(self.random_flip, self.uniform_dequantization)
         if images.image_set(self.dataset).in_memory:
@@ -89,6 +119,25 @@ class ImageView:
         """Stored images as uniform points of their cells, for densities."""
         return self._transform(False, True)(rng, stored)
 
+    def held_out_batches(
+        self, rng: np.random.Generator, num: int, batch_size: int
+    ) -> list[dict[str, np.ndarray]]:
+        """The first `num` test images as in training, padded to batches of one size and masked."""
+        return [
+            batch | {"image": self.as_trained(rng, batch["image"])}
+            for batch in padded_batches(self.stored("test", num), batch_size)
+        ]
+
+    def density_examples(
+        self, rng: np.random.Generator, num: int
+    ) -> Float32[np.ndarray, "b h w c"]:
+        """The first `num` test images, dequantised."""
+        return self.dequantized(rng, self.stored("test", num).image)
+
+    def to_data(self, x: Float[Array | np.ndarray, "*d"]) -> Float[Array | np.ndarray, "*d"]:
+        """Images in [0, 1], not clipped: see `to_unit`."""
+        return self.to_unit(x)
+
     def to_unit(self, x: Float[Array | np.ndarray, "*d"]) -> Float[Array | np.ndarray, "*d"]:
         """From the range of the model to [0, 1], not clipped; an array of any shape."""
         return transforms.uncentre(x) if self.centered else x
@@ -104,3 +153,7 @@ class ImageView:
             uniform_dequantization=dequantize,
             centered=self.centered,
         )
+
+
+VIEW_OPTIONS = tuple(field.name for field in dataclasses.fields(ImageView))
+"""Keys of a config that an `ImageView` reads."""

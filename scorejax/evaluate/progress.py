@@ -5,22 +5,50 @@ A metric is a function (rng, variables) -> Evaluation; the makers here take what
 bind it to held-out images.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from scorejax.choices import unknown
 from scorejax.report import Evaluation
+from scorejax.train.state import TrainState, averaged
 from scorejax.typing import Array, Batch, PRNGKeyArray
 
 Metric = Callable[[PRNGKeyArray, Any], Evaluation]
+Metrics = dict[str, Callable[[], Metric]]
+"""Metrics by name; calling one loads the data that it needs and returns the metric."""
+
+
+def make_evaluate(
+    metrics: Metrics, best_metric: str, *, unranked: Collection[str] = ("samples",)
+) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
+    """Builds evaluate(rng, state): all metrics of the averaged parameters; loads their data.
+
+    `unranked` are the metrics without a scalar of their name.
+    Raises: ValueError unless best_metric is "" or a metric with a scalar.
+    """
+    ranked = metrics.keys() - set(unranked)
+    if best_metric not in ("", *ranked):
+        raise unknown("best_metric", best_metric, ranked)
+    built = [build() for build in metrics.values()]
+
+    def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
+        parts = [metric(rng, averaged(state)) for metric in built]
+        scalars = {name: value for part in parts for name, value in part.scalars.items()}
+        return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
+
+    return evaluate
 
 
 def held_out_loss(
-    row_losses: Callable[[Any, PRNGKeyArray, Array], Array], batches: Sequence[Batch]
+    row_losses: Callable[[Any, PRNGKeyArray, Array], Array],
+    batches: Sequence[Batch],
+    *,
+    field: str = "image",
 ) -> Metric:
-    """Mean of row_losses(variables, rng, images) -> (b,) over the rows that batches do not mask.
+    """Mean of row_losses(variables, rng, batch[field]) -> (b,) over rows that batches do not mask.
 
     The noise is the same whatever the key: what moves the loss is the model.
     """
@@ -29,7 +57,7 @@ def held_out_loss(
         total, count = 0.0, 0
         for number, batch in enumerate(batches):
             rng = jax.random.key(number)
-            losses = np.asarray(row_losses(variables, rng, batch["image"]))
+            losses = np.asarray(row_losses(variables, rng, batch[field]))
             total += float(losses[batch["mask"]].sum(dtype=np.float64))
             count += int(batch["mask"].sum())
         return Evaluation({"loss": total / count}, {})
@@ -37,16 +65,18 @@ def held_out_loss(
     return metric
 
 
-def held_out_bits(measure: Callable[[Any, Batch], dict[str, Array]], images: Array) -> Metric:
-    """Bits per dimension of images, by measure(variables, {"image", "rng"}) -> bits_per_dim (b,).
+def held_out_density(
+    measure: Callable[[Any, Batch], dict[str, Array]], x: Array, *, name: str, field: str = "image"
+) -> Metric:
+    """Mean of measure(variables, {field: x, "rng"})[name] (b,): bits_per_dim, or log_prob in nats.
 
     The noise is the same whatever the key, as in `held_out_loss`.
     """
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        rng = jax.random.split(jax.random.key(0), len(images))
-        rows = measure(variables, {"image": images, "rng": rng})
-        return Evaluation(summary("bits_per_dim", rows["bits_per_dim"][None]), {})
+        rng = jax.random.split(jax.random.key(0), len(x))
+        rows = measure(variables, {field: x, "rng": rng})
+        return Evaluation(summary(name, rows[name][None]), {})
 
     return metric
 

@@ -13,20 +13,20 @@ ExampleLoss = Callable[[NetworkFn, Rng, Float[Array, "b *d"]], Float[Array, "b"]
 """(network, rng, x) -> (b,): how badly a network with its parameters bound does on each example."""
 
 
-def make_loss_fn(example_loss: ExampleLoss, apply_fn: Callable) -> LossFn:
+def make_loss_fn(example_loss: ExampleLoss, apply_fn: Callable, *, field: str = "image") -> LossFn:
     """The batch mean of a loss per example, for a Flax module that is given as `module.apply`.
 
     apply_fn(variables, x, label, dropout_rng=keys (b,)) must return the output alone. Every example
     draws from its own key, see `random.example_keys`, so that the loss does not depend on how a
     batch is divided.
-    The collections in the model state are read and not changed.
+    The collections in the model state are read and not changed. The examples are batch[field].
     """
 
     def loss_fn(params: Params, state, rng: PRNGKeyArray, batch: Batch) -> tuple[Array, Aux]:
         loss_rng, dropout_rng = split(example_keys(rng, batch))
         variables = {"params": params, **state.model_state}
         network = lambda x, label: apply_fn(variables, x, label, dropout_rng=dropout_rng)
-        loss = jnp.mean(example_loss(network, loss_rng, batch["image"]))
+        loss = jnp.mean(example_loss(network, loss_rng, batch[field]))
         return loss, Aux({"loss": loss}, state.model_state)
 
     return loss_fn

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A trained score and what it is good for: samples, densities, completions.
+"""A score along an SDE, and everything that one does with it once it is trained.
 
-Papers differ in how the score is trained and in what their networks put out; once there is a score
-along an SDE, all of them draw and measure by the same functions. A system makes a `ScoreModel` of
-its config, and passes it to them.
+Papers differ in how the score is trained and in what their networks predict. Samples, densities,
+completions and metrics are the same for all: a system's `make_model(config)` binds a config to a
+`ScoreModel`, and its `build(config)` is `training_system(make_model(config), config)`.
 """
 
 import dataclasses
@@ -11,43 +11,75 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import optax
 
-from scorejax.choices import require
-from scorejax.data.view import ImageView
+from scorejax.data.view import DataView
+from scorejax.evaluate.progress import Metrics
+from scorejax.linear_operators import LinearOperator
+from scorejax.objectives.training_loss import ExampleLoss
+from scorejax.score_model import control, evaluation, sampling
+from scorejax.score_model.binding import bind
+from scorejax.score_model.options import ChainOptions, EvaluationOptions, SolverOptions, options
+from scorejax.score_model.training import training_system
 from scorejax.sdes import SDE
 from scorejax.typing import NetworkFn, ScoreFn, Variables
 
-OPTIONS = (
-    "predictor", "corrector", "snr", "num_corrector_steps", "num_sampling_steps", "denoise",
-    "rtol", "atol",
-)  # fmt: skip
-"""Of predictor-corrector chains and of the probability-flow ODE."""
-EVALUATION_OPTIONS = (
-    "eval_examples", "eval_bits_examples", "eval_samples", "eval_frechet_samples", "eval_features",
-    "batch_size",
-)  # fmt: skip
+__all__ = [
+    "ChainOptions", "EvaluationOptions", "ScoreModel", "SolverOptions", "bind", "options",
+    "training_system",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreModel:
-    """The score of images along an SDE, and how it is used unless one asks for something else."""
+    """The score of images or vectors along an SDE, its training and its default samplers."""
 
     sde: SDE
-    images: ImageView
-    score: Callable[[Variables], ScoreFn]
-    """variables -> the score that the network has with them, as evaluation uses it."""
-    options: Mapping[str, Any]
-    """Those of `OPTIONS`; `evaluation.metrics` reads those of `EVALUATION_OPTIONS` as well."""
+    data: DataView
+    network: nn.Module
+    to_score: Callable[[NetworkFn], ScoreFn]
+    """network -> score: the convention in which the network was trained."""
+    example_loss: ExampleLoss
+    """(network, rng, x) -> (b,)."""
+    tx: optax.GradientTransformation
+    chain: ChainOptions = dataclasses.field(default_factory=ChainOptions)
+    solver: SolverOptions = dataclasses.field(default_factory=SolverOptions)
+    eval_options: EvaluationOptions = dataclasses.field(default_factory=EvaluationOptions)
+    samplers: Mapping[str, sampling.MakeStepper] = dataclasses.field(
+        default_factory=lambda: sampling.SAMPLERS
+    )
+    """Samplers by name; the first is the paper's own."""
+    trajectory: sampling.MakeTrajectory = sampling.chain_trajectory
+    """model -> the samples' way from noise, which the metric "samples" shows."""
+    complete: control.MakeCompletion = control.chain_completion
+    """(model, operator, num_steps) -> the paper's method for linear inverse problems."""
+    further_metrics: Callable[["ScoreModel"], Metrics] = lambda model: {}
+    """model -> metrics of this paper alone."""
 
-    @property
-    def tolerances(self) -> dict[str, float]:
-        """Of the probability-flow ODE. Raises: ValueError unless they lie between 0 and 1."""
-        names = ("rtol", "atol")
-        require(self.options, names, lambda v: 0 < v < 1, "to lie between 0 and 1")
-        return {name: self.options[name] for name in names}
+    def score(self, variables: Variables) -> ScoreFn:
+        """The score of the network with these variables, without dropout."""
+        return self.to_score(bind(self.network, variables))
 
+    def sampler(self, name: str = "", **options: Any) -> sampling.Draw:
+        """See `sampling.sampler`."""
+        return sampling.sampler(self, name, **options)
 
-def bind(network: nn.Module, variables: Variables) -> NetworkFn:
-    """The network (x, label) -> output as evaluation uses it: without dropout."""
-    params, model_state = variables
-    return lambda x, label: network.apply({"params": params, **model_state}, x, label)
+    def likelihood(self, *, exact: bool = False) -> Callable:
+        """See `evaluation.likelihood`."""
+        return evaluation.likelihood(self, exact=exact)
+
+    def completion(self, operator: LinearOperator, *, num_steps: int = 0) -> control.Apply:
+        """See `control.chain_completion`. `num_steps` 0 is the number in the options."""
+        return self.complete(self, operator, num_steps)
+
+    def interpolation(self, num: int) -> control.Apply:
+        """See `control.interpolation`."""
+        return control.interpolation(self, num)
+
+    def metrics(self) -> Metrics:
+        """See `evaluation.metrics`."""
+        return evaluation.metrics(self) | self.further_metrics(self)
+
+    def import_target(self) -> tuple[nn.Module, optax.GradientTransformation, int]:
+        """The network that takes published weights, its optimiser, and its input channels."""
+        return self.network, self.tx, self.data.shape[-1]

@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a trained model that are like given ones: in what was measured, or halfway between."""
+"""Controlled sampling: completions of measured images, interpolations, samples of a class."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from scorejax import guidance as guidance_by
 from scorejax import inverse, latent
 from scorejax import linear_operators as operators
 from scorejax.choices import choose
 from scorejax.linear_operators import LinearOperator
-from scorejax.score_model import ScoreModel
-from scorejax.score_model.sampling import chain_options
-from scorejax.typing import Array, Shape, Variables
+from scorejax.score_model import sampling
+from scorejax.sdes import SDE
+from scorejax.typing import Array, ScoreFn, Shape, Variables
+
+if TYPE_CHECKING:
+    from scorejax.capabilities import Guides
+    from scorejax.score_model import ScoreModel
 
 BLUR_STD, WEAKEST = 1.0, 0.05
 """The Gaussian that blurs, in pixels, and the share below which a frequency is lost in it."""
@@ -37,44 +42,67 @@ def measurement(
 
 Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
 """(variables, rows) -> rows."""
+MakeCompletion = Callable[["ScoreModel", LinearOperator, int], Apply]
 
 
-def completion(model: ScoreModel, operator: LinearOperator, *, num_steps: int = 0) -> Apply:
+def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: int = 0) -> Apply:
     """complete(variables, {"image": as the model sees it, "rng": (b,)}) -> {"measured", "image"}.
 
-    What was seen of each image (b, h, w, c), and one that agrees with it, both in [0, 1] and not
-    clipped; by the model's predictor and corrector, in as many steps as its options say unless
-    num_steps is more than 0. The first of the keys decides.
+    What the operator sees of each image (b, h, w, c), and a completion that agrees with it, both in
+    [0, 1] and not clipped. Uses the model's predictor and corrector, in as many steps as its
+    options say unless num_steps is more than 0. A completion is a function of its own key.
 
-    Raises: ValueError for a chain that cannot be.
+    Raises: ValueError if the SDE has no such chain, or num_steps is too small.
     """
     if num_steps:
-        options = {**model.options, "num_sampling_steps": num_steps}
-        model = dataclasses.replace(model, options=options)
-    chain = chain_options(model) | {"denoise": model.options["denoise"]}
+        chain = dataclasses.replace(model.chain, num_sampling_steps=num_steps)
+        model = dataclasses.replace(model, chain=chain)
+    arguments = sampling.chain_arguments(model) | {"denoise": model.chain.denoise}
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        x, rng = rows["image"], rows["rng"][0]
-        y, score_fn = operator.forward(x), model.score(variables)
-        drawn = inverse.sample_given(rng, score_fn, x.shape, operator=operator, y=y, **chain)
-        return {
-            "measured": model.images.to_unit(operator.pinv(y)),
-            "image": model.images.to_unit(drawn.x),
-        }
+        x, score_fn = rows["image"], model.score(variables)
+        y = operator.forward(x)
+        drawn = inverse.sample_given(
+            rows["rng"], score_fn, x.shape, operator=operator, y=y, **arguments
+        )
+        return completed(model, operator, y, drawn.x)
 
     return complete
 
 
-def interpolation(model: ScoreModel, num: int) -> Apply:
+def completed(
+    model: "ScoreModel", operator: LinearOperator, y: Array, x: Array
+) -> dict[str, Array]:
+    """What completions return, from measurements y and drawn x in the model's units."""
+    return {"measured": model.data.to_data(operator.pinv(y)), "image": model.data.to_data(x)}
+
+
+def interpolation(model: "ScoreModel", num: int) -> Apply:
     """path(variables, {"start", "end": (b, h, w, c)}) -> {"image": (b, num, h, w, c) in [0, 1]}."""
-    solver = model.tolerances
+    solver = dataclasses.asdict(model.solver)
 
     def path(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         ends = rows["start"], rows["end"]
         x = latent.interpolate(model.score(variables), *ends, num, sde=model.sde, **solver)
-        return {"image": model.images.to_unit(jnp.moveaxis(x, 0, 1))}
+        return {"image": model.data.to_data(jnp.moveaxis(x, 0, 1))}
 
     return path
+
+
+def class_condition(guide: "Guides", label: int, *, guidance: float = 1.0) -> sampling.Condition:
+    """The condition of `sampling.sampler` that guides to a class; its argument is the variables.
+
+    `guidance` 1 is Bayes' rule. Raises: ValueError unless the classifier knows the label.
+    """
+    logits, num_classes = guide.classifier(), guide.num_classes
+    if not 0 <= label < num_classes:
+        raise ValueError(f"--label needs to be below {num_classes}; got {label}")
+
+    def condition(score_fn: ScoreFn, sde: SDE, num: int, variables: Variables) -> ScoreFn:
+        classify = lambda x, t: logits(variables, sde, x, t)
+        return guidance_by.class_guided(score_fn, classify, jnp.full(num, label), guidance=guidance)
+
+    return condition
 
 
 def _inpaint(shape: Shape, *, mask: np.ndarray | None, **_: int) -> LinearOperator:

@@ -1,78 +1,152 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores at a ladder of noise levels, and annealed Langevin dynamics down it.
 
-A network of NCSN's family becomes a `ScoreModel` along the VE SDE of its ladder, so that all other
-samplers and the likelihood serve as well. A `Chain` gives the options of
-`samplers.langevin.annealed_langevin` for a number of steps per level, 0 for the model's own.
+A network of NCSN's family has a score along the VE SDE of its ladder, so that all other samplers
+and the likelihood serve as well. Its own sampler, "ald", is Algorithm 1 of NCSNv2.
 
 Source: Song & Ermon 2019, arXiv:1907.05600, and 2020, arXiv:2006.09011.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from scorejax import parameterize
-from scorejax.data.view import ImageView
-from scorejax.models.refinenet import NCSNv2
+from scorejax.choices import require
+from scorejax.linear_operators import LinearOperator
 from scorejax.samplers import langevin
-from scorejax.score_model import ScoreModel, bind, evaluation, sampling
+from scorejax.schedules import Table, geometric_sigmas, langevin_step_size
+from scorejax.score_model import control, sampling
 from scorejax.sdes import SDE, VESDE
-from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Shape, Variables
+from scorejax.typing import Array, NetworkFn, PRNGKeyArray, Sampled, ScoreFn, Shape, Variables
 
-Chain = Callable[[int], dict[str, Any]]
+if TYPE_CHECKING:
+    from scorejax.score_model import ScoreModel
 
 
-def score_model(network: NCSNv2, images: ImageView, options: Mapping[str, Any]) -> ScoreModel:
-    """The score of a network by its options: model, sigma_min, sigma_max, num_scales.
+@dataclasses.dataclass(frozen=True)
+class Ladder:
+    """Noise levels, and the annealed Langevin chain down them.
 
-    Raises: ValueError for levels that cannot be.
+    `step_size` is that of the last level, at `steps_per_level` steps a level; 0 is the choice of
+    NCSNv2's technique 4, which other numbers of steps take in any case if `rule` is True.
+    Raises: ValueError for an impossible ladder, or a step size at which the chain diverges.
     """
-    sde = VESDE(options["sigma_min"], options["sigma_max"])
 
-    def score(variables: Variables) -> ScoreFn:
-        bound = bind(network, variables)
-        if options["model"] == "ncsn":
-            return parameterize.discrete_sigma_conditioned(sde, bound, options["num_scales"])
-        return parameterize.sigma_conditioned(sde, parameterize.divided_by_sigma(bound))
+    sigma_min: float
+    sigma_max: float
+    num_scales: int
+    steps_per_level: int
+    step_size: float
+    denoise: bool
+    rule: bool = True
 
-    return ScoreModel(sde, images, score, options)
+    def __post_init__(self) -> None:
+        require(vars(self), ("steps_per_level",), lambda v: v >= 1, "to be at least 1")
+        if self.rule:
+            needs = "to be positive, or 0 for a rule"
+            require(vars(self), ("step_size",), lambda v: 0 <= v < math.inf, needs)
+        else:
+            needs = "to be a positive number"
+            require(vars(self), ("step_size",), lambda v: 0 < v < math.inf, needs)
+        self.chain()
+
+    @property
+    def sigmas(self) -> Table:
+        """The noise levels, the noisiest first."""
+        return geometric_sigmas(self.sigma_min, self.sigma_max, self.num_scales)
+
+    @property
+    def sde(self) -> VESDE:
+        """The VE SDE whose marginals are the levels."""
+        return VESDE(self.sigma_min, self.sigma_max)
+
+    def chain(self, steps_per_level: int = 0) -> dict[str, Any]:
+        """Arguments of `annealed_langevin`, with another number of steps a level unless it is 0.
+
+        Raises: ValueError if the chain diverges.
+        """
+        sigmas, num_steps = self.sigmas, steps_per_level or self.steps_per_level
+        step_size = self.step_size
+        if self.rule and (not step_size or num_steps != self.steps_per_level):
+            step_size = langevin_step_size(sigmas[0] / sigmas[1], num_steps) * self.sigma_min**2
+        langevin.require_stable(sigmas, step_size)
+        chain = {"sigmas": sigmas, "step_size": step_size, "steps_per_level": num_steps}
+        return chain | {"denoise": self.denoise}
 
 
-def by_sigma(model: ScoreModel, variables: Variables) -> ScoreFn:
-    """The score as a function of (x, sigma)."""
-    return _of_sigma(model.sde, model.score(variables))
+def to_score(ladder: Ladder, model: str) -> Callable[[NetworkFn], ScoreFn]:
+    """The score of a network; "ncsn" is conditioned on the level's number and predicts the score.
 
-
-def sampler(model: ScoreModel, chain: Chain, name: str, **options: Any) -> Callable:
-    """As `sampling.sampler`, which "ald", annealed Langevin dynamics, joins as the first."""
-    known = {"ald": lambda model: _annealed_langevin(model, chain), **sampling.SAMPLERS}
-    return sampling.sampler(model, name, samplers=known, **options)
-
-
-def trajectory(model: ScoreModel, chain: Chain) -> evaluation.Trajectory:
-    """Frames of `eval_samples` samples on their way down the ladder."""
-    shape, options = (model.options["eval_samples"], *model.images.shape), chain(0)
-    num_frames = min(evaluation.NUM_FRAMES, len(options["sigmas"]))
-
-    def frames(variables: Variables, rng: PRNGKeyArray) -> Array:
-        x = langevin.annealed_langevin_frames(
-            rng, by_sigma(model, variables), shape, num_frames=num_frames, **options
+    All others are not conditioned, and divided by sigma.
+    """
+    sde = ladder.sde
+    if model == "ncsn":
+        return lambda network: parameterize.discrete_sigma_conditioned(
+            sde, network, ladder.num_scales
         )
-        return model.images.to_unit(x)
-
-    return frames
-
-
-def _annealed_langevin(model: ScoreModel, chain: Chain) -> sampling.Stepper:
-    own = chain(0)
-
-    def sample(rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_steps: int) -> Sampled:
-        score = _of_sigma(model.sde, score_fn)
-        return langevin.annealed_langevin(rng, score, shape, **chain(num_steps))
-
-    steps_of_nfe = lambda nfe: (nfe - int(own["denoise"])) // len(own["sigmas"])
-    return sampling.Stepper(sample, own["steps_per_level"], steps_of_nfe, fewest=1)
+    return lambda network: parameterize.sigma_conditioned(
+        sde, parameterize.divided_by_sigma(network)
+    )
 
 
-def _of_sigma(sde: SDE, score_fn: ScoreFn) -> ScoreFn:
+def langevin_fields(ladder: Ladder) -> dict[str, Any]:
+    """Fields of a `ScoreModel` that samples and shows its samples by annealed Langevin dynamics."""
+    ald = functools.partial(_annealed_langevin, ladder)
+    return {
+        "samplers": {"ald": ald, **sampling.SAMPLERS},
+        "trajectory": functools.partial(_trajectory, ladder),
+    }
+
+
+def by_sigma(sde: SDE, score_fn: ScoreFn) -> ScoreFn:
+    """The score as a function of (x, sigma)."""
     return lambda x, sigma: score_fn(x, sde.time_of_sigma(sigma))
+
+
+def completion(
+    ladder: Ladder, model: "ScoreModel", operator: LinearOperator, num_steps: int = 0
+) -> control.Apply:
+    """As `control.chain_completion`, by annealed Langevin dynamics in the steps of the ladder.
+
+    Raises: ValueError for another number of steps.
+    """
+    if num_steps:
+        raise ValueError(
+            f"num_steps={num_steps} is for chains of score SDEs; the ladder of this run has "
+            f"{ladder.steps_per_level} steps at each of {ladder.num_scales} levels"
+        )
+
+    def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
+        x, score_fn = rows["image"], by_sigma(model.sde, model.score(variables))
+        y = operator.forward(x)
+        drawn = langevin.sample_given(
+            rows["rng"], score_fn, x.shape, operator=operator, y=y, **ladder.chain()
+        )
+        return control.completed(model, operator, y, drawn.x)
+
+    return complete
+
+
+def _trajectory(ladder: Ladder, model: "ScoreModel") -> sampling.Trajectory:
+    """Frames of `eval_samples` samples on their way down the ladder."""
+    shape, chain = (model.eval_options.eval_samples, *model.data.shape), ladder.chain()
+    num_frames = min(sampling.NUM_FRAMES, ladder.num_scales)
+
+    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
+        score_fn = by_sigma(model.sde, model.score(variables))
+        x = langevin.annealed_langevin_frames(rng, score_fn, shape, num_frames=num_frames, **chain)
+        return model.data.to_data(x)
+
+    return trajectory
+
+
+def _annealed_langevin(ladder: Ladder, model: "ScoreModel") -> sampling.Stepper:
+    def sample(rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_steps: int) -> Sampled:
+        score = by_sigma(model.sde, score_fn)
+        return langevin.annealed_langevin(rng, score, shape, **ladder.chain(num_steps))
+
+    steps_of_nfe = lambda nfe: (nfe - int(ladder.denoise)) // ladder.num_scales
+    return sampling.Stepper(sample, ladder.steps_per_level, steps_of_nfe, fewest=1)

@@ -1,30 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The samplers of a score model by name, with the number of steps or of evaluations asked for."""
+"""Samplers by name, with a number of steps or of network evaluations, for any score model."""
 
 import functools
 import itertools
-import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from scorejax.choices import choose, require
+from scorejax.choices import choose
 from scorejax.samplers import dpm_solver, few_step
 from scorejax.samplers import predictor_corrector as pc
 from scorejax.samplers.correctors import get_corrector, no_corrector
 from scorejax.samplers.predictors import get_predictor, no_predictor
 from scorejax.samplers.probability_flow import probability_flow_ode
-from scorejax.score_model import ScoreModel
 from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Variables
 
+if TYPE_CHECKING:
+    from scorejax.score_model import ScoreModel
+
+NUM_FRAMES = 10
+
 Condition = Callable[..., ScoreFn]
-"""(score_fn, sde, number of samples, *given) -> the score to draw from."""
+"""(score_fn, sde, number of samples, *arguments) -> the score to draw from."""
+Draw = Callable[..., dict[str, Array]]
+"""(variables, keys (b,), *arguments) -> {"image" or "x": (b, *d), "nfe": (b,)}."""
+Trajectory = Callable[[Variables, PRNGKeyArray], Array]
+"""(variables, rng) -> frames (frames, b, *d) of samples on their way from noise, the end last."""
+MakeTrajectory = Callable[["ScoreModel"], Trajectory]
 
 
 class Stepper(NamedTuple):
-    """A sampler that takes `num_steps`, and how many of them n evaluations suffice for."""
+    """A sampler of `num_steps` steps, 0 if it is adaptive, and the steps that n evaluations buy."""
 
     sample: Callable[..., Sampled]
     num_steps: int
@@ -32,98 +40,122 @@ class Stepper(NamedTuple):
     fewest: int = 2
 
 
+MakeStepper = Callable[["ScoreModel"], Stepper]
+
+
 def sampler(
-    model: ScoreModel,
-    name: str,
+    model: "ScoreModel",
+    name: str = "",
     *,
     num_steps: int = 0,
     nfe: int = 0,
-    condition: Condition = lambda score_fn, sde, num, *given: score_fn,
-    samplers: Mapping[str, Callable[[ScoreModel], Stepper]] | None = None,
-) -> Callable:
-    """draw(variables, rngs, *given) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}.
+    condition: Condition = lambda score_fn, sde, num, *arguments: score_fn,
+) -> Draw:
+    """draw(variables, rngs, *arguments) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe"}.
 
-    The first of the keys (b,) decides; the others count. What is `given` goes to `condition`, which
-    makes another score of the model's. A sampler makes at most `nfe` evaluations of the network, or
-    `num_steps` steps; with neither, as many as the model says for "pc", 35 evaluations for "heun",
-    20 steps for "dpm++". `samplers` are those to choose from, `SAMPLERS` by default; an empty name
-    is the first of them.
+    Each sample is a function of its own key, `rngs` (b,). Models of vectors return "x" (b, d) in
+    place of images. `arguments` go to `condition`, which turns the score into a conditional one.
+    The empty name is the model's first sampler. A sampler makes at most `nfe` evaluations of the
+    network, or `num_steps` steps; with neither, its default: the model's number for "pc", 35
+    evaluations for "heun", 20 steps for "dpm++".
 
-    Raises: ValueError for an unknown sampler, a chain that the SDE does not have, too few steps.
+    Raises: ValueError for an unknown sampler, a chain that the SDE does not have, or too few steps.
     """
-    known = samplers or SAMPLERS
-    name = name or next(iter(known))
-    stepper = choose("sampler", name, known)(model)
+    name = name or next(iter(model.samplers))
+    stepper = choose("sampler", name, model.samplers)(model)
     sample = _with_steps(name, stepper, num_steps, nfe)
     if stepper.num_steps:  # An adaptive solver can always begin, and takes a second to trace.
         require_drawable(model, sample)
+    data = model.data
 
-    def draw(variables: Variables, rngs: PRNGKeyArray, *given: Any) -> dict[str, Array]:
-        score_fn = condition(model.score(variables), model.sde, len(rngs), *given)
-        x, nfe = sample(rngs[0], score_fn, (len(rngs), *model.images.shape))
-        return {"image": model.images.to_unit(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
+    def draw(variables: Variables, rngs: PRNGKeyArray, *arguments: Any) -> dict[str, Array]:
+        score_fn = condition(model.score(variables), model.sde, len(rngs), *arguments)
+        x, nfe = sample(rngs, score_fn, (len(rngs), *data.shape))
+        return {data.field: data.to_data(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
 
     return draw
 
 
-def chain_options(model: ScoreModel) -> dict[str, Any]:
-    """Options of the predictor-corrector chain. Raises: ValueError for one that cannot be."""
-    given = model.options
-    require(given, ("num_sampling_steps",), lambda v: v >= 2, "to be at least 2")
-    require(given, ("num_corrector_steps",), lambda v: v >= 1, "to be at least 1")
-    require(given, ("snr",), lambda v: 0 < v < math.inf, "to be a positive number")
-    chain = {
+def chain_arguments(model: "ScoreModel") -> dict[str, Any]:
+    """Arguments of `predictor_corrector` from the model's options, but `denoise`.
+
+    Raises: ValueError if the SDE has no such chain.
+    """
+    options = model.chain
+    arguments = {
         "sde": model.sde,
-        "predictor": get_predictor(given["predictor"]),
-        "corrector": get_corrector(given["corrector"]),
-        "num_steps": given["num_sampling_steps"],
-        "snr": given["snr"],
-        "num_inner": given["num_corrector_steps"],
+        "predictor": get_predictor(options.predictor),
+        "corrector": get_corrector(options.corrector),
+        "num_steps": options.num_sampling_steps,
+        "snr": options.snr,
+        "num_inner": options.num_corrector_steps,
     }
-    require_drawable(model, functools.partial(pc.predictor_corrector, **chain))
-    return chain
+    require_drawable(model, functools.partial(pc.predictor_corrector, **arguments))
+    return arguments
 
 
-def require_drawable(model: ScoreModel, sample: Callable[..., Sampled]) -> None:
-    """Raises ValueError for what the SDE cannot do: tracing finds it, whatever the score is."""
-    shape = (1, *model.images.shape)
+def chain_trajectory(model: "ScoreModel") -> Trajectory:
+    """Frames of the predictor-corrector chain. Raises: ValueError as `chain_arguments`."""
+    chain, shape = chain_arguments(model), (model.eval_options.eval_samples, *model.data.shape)
+    num_frames = min(NUM_FRAMES, chain["num_steps"])
+
+    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
+        chained = pc.predictor_corrector_trajectory(
+            rng, model.score(variables), shape, num_frames=num_frames, **chain
+        )
+        return model.data.to_data(chained.x)
+
+    return trajectory
+
+
+def require_drawable(model: "ScoreModel", sample: Callable[..., Sampled]) -> None:
+    """Raises ValueError if the SDE lacks what the sampler needs: tracing shows it for any score."""
+    shape = (1, *model.data.shape)
     jax.eval_shape(lambda: sample(jax.random.key(0), lambda x, t: -x, shape))
 
 
-def _pc(model: ScoreModel) -> Stepper:
-    options = chain_options(model)
-    num_steps = options.pop("num_steps")
-    predicts = options["predictor"] is not no_predictor
-    corrects = options["corrector"] is not no_corrector
-    cost = max(predicts + corrects * options["num_inner"], 1)
-    sample = functools.partial(pc.predictor_corrector, **options, denoise=model.options["denoise"])
+def _pc(model: "ScoreModel") -> Stepper:
+    arguments = chain_arguments(model)
+    num_steps = arguments.pop("num_steps")
+    predicts = arguments["predictor"] is not no_predictor
+    corrects = arguments["corrector"] is not no_corrector
+    cost = max(predicts + corrects * arguments["num_inner"], 1)
+    denoise = model.chain.denoise
+    sample = functools.partial(pc.predictor_corrector, **arguments, denoise=denoise)
     return Stepper(sample, num_steps, lambda nfe: nfe // cost)
 
 
-def _ode(model: ScoreModel) -> Stepper:
-    sample = functools.partial(probability_flow_ode, sde=model.sde, **model.tolerances)
+def _ode(model: "ScoreModel") -> Stepper:
+    tolerances = {"rtol": model.solver.rtol, "atol": model.solver.atol}
+    sample = functools.partial(probability_flow_ode, sde=model.sde, **tolerances)
     return Stepper(sample, 0, lambda nfe: 0)
 
 
-def _heun(model: ScoreModel) -> Stepper:
+def _heun(model: "ScoreModel") -> Stepper:
     return Stepper(functools.partial(few_step.heun, sde=model.sde), 18, lambda nfe: (nfe + 1) // 2)
 
 
-def _dpm_solver(sample: Callable[..., Sampled]) -> Callable[[ScoreModel], Stepper]:
-    def make(model: ScoreModel) -> Stepper:
-        solve = functools.partial(sample, sde=model.sde, denoise=model.options["denoise"])
-        return Stepper(solve, 20, lambda nfe: nfe - int(model.options["denoise"]))
+def _dpm_solver(sample: Callable[..., Sampled]) -> MakeStepper:
+    def make_stepper(model: "ScoreModel") -> Stepper:
+        denoise = model.chain.denoise
+        solve = functools.partial(sample, sde=model.sde, denoise=denoise)
+        return Stepper(solve, 20, lambda nfe: nfe - int(denoise))
 
-    return make
+    return make_stepper
 
 
-SAMPLERS = {
+SAMPLERS: dict[str, MakeStepper] = {
     "pc": _pc,
     "ode": _ode,
     "heun": _heun,
     "dpm++": _dpm_solver(dpm_solver.dpm_solver_pp),
     "sde-dpm++": _dpm_solver(dpm_solver.sde_dpm_solver_pp),
 }
+
+
+def first(name: str) -> Mapping[str, MakeStepper]:
+    """All samplers, the one of that name first, which makes it the default."""
+    return {name: SAMPLERS[name], **SAMPLERS}
 
 
 def _with_steps(name: str, stepper: Stepper, num_steps: int, nfe: int) -> Callable[..., Sampled]:

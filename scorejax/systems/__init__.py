@@ -1,56 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Systems: one thin module per paper, each of which maps a config to a `System`.
+"""Systems: one thin module per paper, which binds a config to a model and its training.
 
-A module of this package is a system if it has `build(config) -> System`. What a system can do
-beyond training (draw samples, evaluate densities) are further functions of its module, which the
-commands find with `capability`.
+A module of this package is a system. It has `build(config) -> System`, what training needs, and,
+unless it is trained for nothing but its metrics, `make_model(config)`, which reads no data and
+returns an object with the capabilities of `scorejax.capabilities`.
 """
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+import types
+import typing
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import optax
-from jaxtyping import PRNGKeyArray
 from ml_collections import ConfigDict
 
+from scorejax.capabilities import cannot
 from scorejax.choices import unknown
-from scorejax.data.source import BatchSource
 from scorejax.report import Evaluation
-from scorejax.train.state import TrainState
-from scorejax.typing import LossFn, Params, PyTree, Shape
+from scorejax.train.initial import make_init
+from scorejax.train.system import System
 
-__all__ = ["Evaluation", "System", "capability", "known", "load", "make_init"]
-
-
-class System(NamedTuple):
-    """All that training needs to know of a paper."""
-
-    init: Callable[[PRNGKeyArray], tuple[Params, PyTree]]
-    """rng -> (params, model_state)."""
-    loss: LossFn
-    tx: optax.GradientTransformation
-    source: BatchSource
-    evaluate: Callable[[PRNGKeyArray, TrainState], Evaluation]
-
-
-def make_init(model: nn.Module, *shapes: Shape) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
-    """`System.init` of a network of arrays (b, *shape), such as images and then labels of shape ().
-
-    Raises: as the network, for what only its layers can know.
-    """
-
-    def init(rng: PRNGKeyArray) -> tuple[Params, PyTree]:
-        variables = dict(model.init(rng, *(jnp.ones((1, *shape)) for shape in shapes)))
-        return variables.pop("params"), variables
-
-    jax.eval_shape(lambda: init(jax.random.key(0)))
-    return init
+__all__ = ["Evaluation", "System", "able", "known", "load", "load_model", "make_init", "require"]
 
 
 def known() -> list[str]:
@@ -61,20 +32,42 @@ def known() -> list[str]:
 def load(config: ConfigDict) -> System:
     """Builds the system that `config.system` names.
 
-    Raises: ValueError, one line, for an unknown name or an impossible value in the config.
+    Raises: ValueError, one line, for an unknown name or an impossible value in the config;
+    FileNotFoundError without its data.
     """
     return _module(config).build(config)
 
 
-def capability(config: ConfigDict, name: str) -> Callable:
-    """The function `name` of the system's module, such as "sampler" or "likelihood".
+def load_model(config: ConfigDict) -> Any:
+    """The model that a config describes; reads no data.
 
-    Raises: ValueError if the system has no such function.
+    Raises: ValueError, one line, for an unknown name or an impossible value in the config.
     """
-    module = _module(config)
-    if not hasattr(module, name):
-        raise ValueError(f"the system {config.system!r} has no {name}")
-    return getattr(module, name)
+    return _module(config).make_model(config)
+
+
+def require(config: ConfigDict, capability: type) -> Any:
+    """The model that a config describes, which has a capability of `scorejax.capabilities`.
+
+    Raises: ValueError naming the systems that have it if this one has not, and as `load_model`.
+    """
+    model = load_model(config)
+    if not isinstance(model, capability):
+        model_name = f", model {config.model!r}," if "model" in config else ""
+        raise cannot(f"the system {config.system!r}{model_name}", capability, able(capability))
+    return model
+
+
+def able(capability: type) -> list[str]:
+    """Names of the systems whose models have a capability, at least for some configs."""
+    return [name for name in known() if _offers(name, capability)]
+
+
+def _offers(name: str, capability: type) -> bool:
+    make_model = importlib.import_module(f"{__name__}.{name}").make_model
+    returned = typing.get_type_hints(make_model)["return"]
+    kinds = returned.__args__ if isinstance(returned, types.UnionType) else (returned,)
+    return any(issubclass(kind, capability) for kind in kinds)
 
 
 def _module(config: ConfigDict) -> ModuleType:

@@ -31,7 +31,7 @@ from scorejax.models.bionet import BiONet, keras_bionet, torch_bionet
 from scorejax.models.build import DTYPES
 from scorejax.objectives.segmentation import EXCLUSIVE, LOSSES
 from scorejax.report import Evaluation
-from scorejax.score_model.evaluation import make_evaluate
+from scorejax.score_model.eval_options import make_evaluate
 from scorejax.systems import System, make_init
 from scorejax.train import parallel
 from scorejax.train.optimizer import adam

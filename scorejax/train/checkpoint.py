@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints of a run: atomic, written in the background, checked before they are used.
 
-A step is a directory with two items, so that sampling need not read the optimiser: `model` has the
-averaged parameters and the model state, `train` the rest of the state. Arrays are saved as one
-device holds them, so any number of devices can go on. A killed save leaves no step behind; a
-damaged step is noticed by its checksums, set aside, and the run goes on from the one before.
+A step is a directory of items, so that sampling need not read the optimiser: `model` has the
+averaged parameters and the model state, `train` the rest of the state. Some systems have two more:
+`published`, the variables that sampling uses where these are not those of `model`, and `source`,
+the carry of an online source with the rows of all devices. The state is saved as one device holds
+it, so any number of devices can go on. A killed save leaves no step behind; a damaged step is
+noticed by its checksums, set aside, and the run goes on from the one before.
 """
 
 import contextlib
@@ -27,7 +29,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from scorejax.train import integrity
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config
-from scorejax.typing import Params, PyTree
+from scorejax.typing import Params, PyTree, Variables
 
 DIRECTORY = "checkpoints"
 DAMAGED = "damaged"
@@ -36,11 +38,16 @@ FILES_OF_A_STEP = 160 * 1024
 
 
 class Inference(NamedTuple):
-    """What sampling and likelihoods need of a checkpoint; `params` are the averaged ones."""
+    """The step of a checkpoint and its published variables: by default averaged parameters."""
 
     step: int
     params: Params
     model_state: PyTree
+
+    @property
+    def variables(self) -> Variables:
+        """(params, model_state)."""
+        return self.params, self.model_state
 
 
 class Checkpoints:
@@ -67,22 +74,36 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self._directory,
                 options=self._options(keep_latest, best_mode),
-                item_handlers={item: ocp.StandardCheckpointHandler() for item in _ITEMS},
+                item_handlers={
+                    item: ocp.StandardCheckpointHandler() for item in (*_ITEMS, *_OPTIONAL_ITEMS)
+                },
             )
 
-    def save(self, state: TrainState, scalars: Mapping[str, float]) -> None:
+    def save(
+        self,
+        state: TrainState,
+        scalars: Mapping[str, float],
+        *,
+        published: Variables | None = None,
+        source: PyTree = None,
+    ) -> None:
         """Begins to save an unreplicated state of NumPy arrays; waits only for the save before.
 
-        `scalars` are those of an evaluation of this state, empty if there was none.
+        `scalars` are those of an evaluation of this state, empty if there was none; `published` and
+        `source` are the items of these names, if the system has them.
         Raises: OSError with one line if this save cannot begin or the one before has failed.
         """
-        metrics = self._rank(scalars)
+        metrics, items = self._rank(scalars), _items(state)
+        if published is not None:
+            items["published"] = dict(zip(("params", "model_state"), published, strict=True))
+        if source is not None:
+            items["source"] = {"carry": source}
         with self._one_line_errors():
             self._manager.wait_until_finished()
-            self._require_space(state)
+            self._require_space(items)
             self._manager.save(
                 int(state.step),
-                args=_composite(ocp.args.StandardSave, _items(state)),
+                args=_composite(ocp.args.StandardSave, items),
                 metrics=metrics,
             )
 
@@ -95,13 +116,27 @@ class Checkpoints:
         step = self.latest_step()
         if step is None:
             return None
-        metadata = self._manager.item_metadata(step)
-        expected = _items(like)
-        for item in _ITEMS:
-            _require_same_arrays(metadata[item], expected[item], self._directory / str(step))
-        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
-        items = self._manager.restore(step, args=_composite(ocp.args.StandardRestore, empty))
+        items = self._restore(step, _items(like))
         return TrainState(**items["train"], **items["model"])
+
+    def restore_source(self, like: PyTree) -> PyTree:
+        """The online source's carry of the newest step, rows of all devices, as NumPy arrays.
+
+        Raises: RuntimeError with one line if the checkpoint has none, or other arrays.
+        """
+        return self._restore(self.latest_step(), {"source": {"carry": like}})["source"]["carry"]
+
+    def _restore(self, step: int, expected: dict[str, PyTree]) -> Mapping[str, PyTree]:
+        metadata = self._manager.item_metadata(step)
+        for item, tree in expected.items():
+            if metadata[item] is None:
+                raise RuntimeError(
+                    f"checkpoint {self._directory / str(step)} does not fit the config: it has no "
+                    f"{item}."
+                )
+            _require_same_arrays(metadata[item], tree, self._directory / str(step))
+        empty = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
+        return self._manager.restore(step, args=_composite(ocp.args.StandardRestore, empty))
 
     def latest_step(self) -> int | None:
         """The newest step that is saved or being saved, None if there is none."""
@@ -157,9 +192,9 @@ class Checkpoints:
             )
         return {name: float(value) for name, value in scalars.items()}
 
-    def _require_space(self, state: TrainState) -> None:
+    def _require_space(self, items: dict[str, PyTree]) -> None:
         # A write that fails half way is reported too, but amid tracebacks from its threads.
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + FILES_OF_A_STEP
+        size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(items)) + FILES_OF_A_STEP
         if shutil.disk_usage(self._directory).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -186,7 +221,7 @@ class Checkpoints:
 
 
 def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None) -> Inference:
-    """The averaged parameters and model state of a run's newest sound checkpoint, or of `step`.
+    """The published variables of a run's newest sound checkpoint, or of `step`.
 
     Arrays are NumPy's; nothing is written. A newer, damaged checkpoint is passed over with a line
     on stderr. Raises: FileNotFoundError or RuntimeError with one line if there is none to use.
@@ -206,6 +241,9 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
             if damaged:
                 _warn(f"{_describe(damaged)}; using step {candidate}.")
             with ocp.StandardCheckpointer() as checkpointer:
+                published = directory / str(candidate) / "published"
+                if published.is_dir():
+                    return Inference(candidate, **checkpointer.restore(published))
                 model = checkpointer.restore(directory / str(candidate) / "model")
             return Inference(candidate, model["ema_params"], model["model_state"])
         damaged[candidate] = damage
@@ -213,6 +251,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
 
 
 _ITEMS = ("train", "model")
+_OPTIONAL_ITEMS = ("published", "source")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums of the files of a checkpoint, so that a flipped bit is noticed before it is used.
+"""Checksums: of the files of a checkpoint, so that a flipped bit is noticed, and of frozen arrays.
 
 The format of the arrays has none of its own: most flipped bits would load as other numbers. The
 list is written into the directory while that still has its temporary name, so a finished
@@ -8,6 +8,12 @@ checkpoint always has one; `sha256sum -c checksums.sha256` reads it too.
 
 import hashlib
 import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from scorejax.typing import PyTree
 
 CHECKSUMS = "checksums.sha256"
 # Written after the list, as the directory gets its final name; neither holds any of the state.
@@ -42,6 +48,18 @@ def find_damage(directory: pathlib.Path) -> str | None:
         if digest != listed[name]:
             return f"{name} has changed"
     return None
+
+
+def tree_checksums(tree: PyTree) -> dict[str, str]:
+    """SHA-256 of the arrays below each key of a tree, by key; "arrays" for a tree without keys."""
+    digests: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        key = jax.tree_util.keystr(path[:1], simple=True) or "arrays"
+        array = np.ascontiguousarray(leaf)
+        digest = digests.setdefault(key, hashlib.sha256())
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.view(np.uint8).reshape(-1))
+    return {key: digest.hexdigest() for key, digest in digests.items()}
 
 
 def _files(directory: pathlib.Path) -> list[str]:

@@ -2,10 +2,13 @@
 """The optimiser of the score-SDE papers: Adam behind warm-up and clipping."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
+from scorejax.choices import require
 from scorejax.typing import Array
 
 
@@ -35,6 +38,24 @@ def adam(
     rate = warmup_schedule(learning_rate, warmup) if warmup else learning_rate
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optax.adam(rate, b1=b1, b2=b2, eps=eps))
+
+
+def adam_from_config(config: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Adam by `learning_rate` and, where a config has them, beta1, beta2, adam_eps, warmup and
+    grad_clip, the norm to which gradients are clipped, 0 for none.
+
+    Raises: ValueError for an impossible value.
+    """
+    betas = [name for name in ("beta1", "beta2") if name in config]
+    require(config, betas, lambda v: 0 <= v < 1, "to lie in [0, 1)")
+    if "adam_eps" in config:
+        require(config, ("adam_eps",), lambda v: 0 < v < math.inf, "to be a positive number")
+    if "grad_clip" in config:
+        require(config, ("grad_clip",), lambda v: v >= 0, "to be positive, or 0 for none")
+    arguments = {"beta1": "b1", "beta2": "b2", "adam_eps": "eps", "warmup": "warmup"}
+    options = {argument: config[name] for name, argument in arguments.items() if name in config}
+    clip_norm = config.get("grad_clip", 0) or None
+    return adam(config["learning_rate"], clip_norm=clip_norm, **options)
 
 
 def warmup_schedule(learning_rate: float, warmup: int) -> optax.Schedule:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from scorejax.train.step import TrainStep
@@ -37,12 +38,13 @@ def require_divisible(batch_size: int, *, accumulation: int = 1) -> None:
 
 def replicate(tree: PyTree) -> PyTree:
     """Copies a tree of arrays to every local device; leaves gain a leading axis."""
-    num_devices = jax.local_device_count()
 
     def copies(leaf: Any) -> jax.Array:
-        # A copy even of the first: what is donated later must not share memory with the caller's.
-        stacked = np.repeat(np.asarray(leaf)[None], num_devices, axis=0)
-        return jax.device_put(stacked, _sharding())
+        # A copy for each, the first too: a device of the host may use the array's own memory, and
+        # what is donated later must not share it with the caller's.
+        shards = [jax.device_put(np.array(leaf)[None], device) for device in jax.local_devices()]
+        shape = (len(shards), *np.shape(leaf))
+        return jax.make_array_from_single_device_arrays(shape, _sharding(), shards)
 
     return jax.tree.map(copies, tree)
 
@@ -63,15 +65,69 @@ def shard(batches: Sequence[Batch]) -> Batch:
     return jax.tree.map(split, *batches)
 
 
-def map_step(step: TrainStep) -> TrainStep:
+def require_spreadable(carry: PyTree) -> None:
+    """Raises ValueError unless the rows of an online source's carry divide over all devices.
+
+    `carry` has the rows of all devices, as arrays or `jax.ShapeDtypeStruct`.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(carry)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "carry"
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            raise ValueError(f"{name} of the source is a random key; draw from `rng` instead.")
+        if leaf.ndim and leaf.shape[0] % jax.device_count():
+            num_rows, num_devices = leaf.shape[0], jax.device_count()
+            raise ValueError(
+                f"the source has {num_rows} rows ({name}), which do not divide over {num_devices} "
+                f"devices; use a number of devices that divides {num_rows}."
+            )
+
+
+def spread(carry: PyTree) -> PyTree:
+    """Lays out a carry with the rows of all devices: this process's arrays, split by device.
+
+    Scalars are copied to every device. Raises: ValueError as `require_spreadable`.
+    """
+    require_spreadable(carry)
+    num_local, first = jax.local_device_count(), jax.process_index() * jax.local_device_count()
+
+    def split(leaf: Any) -> jax.Array:
+        leaf = np.asarray(leaf)
+        if not leaf.ndim:
+            return replicate(leaf)
+        shares = leaf.reshape(jax.device_count(), -1, *leaf.shape[1:])
+        # A copy, as in `replicate`: the carry is donated.
+        return jax.device_put(np.array(shares[first : first + num_local]), _sharding())
+
+    return jax.tree.map(split, carry)
+
+
+def gather(carry: PyTree) -> PyTree:
+    """The carry with the rows of all devices and processes, as NumPy arrays: undoes `spread`."""
+
+    def join(leaf: jax.Array) -> np.ndarray:
+        if leaf.ndim == 1:
+            return np.array(leaf.addressable_data(0))[0]
+        shares = np.array(jax.device_get(leaf))
+        if jax.process_count() > 1:
+            shares = multihost_utils.process_allgather(shares)
+        return np.reshape(shares, (-1, *leaf.shape[2:]))
+
+    return jax.tree.map(join, carry)
+
+
+def map_step(step: TrainStep, *, num_frozen: int = 0) -> TrainStep:
     """Maps a step, made with axis_name=AXIS, over the devices of all processes.
 
     The mapped step takes a replicated state, which it donates (its memory is used again and the
-    array that was passed is gone), a sharded batch and one key for all; it returns metrics that are
-    equal on all devices, once.
+    array that was passed is gone), a sharded batch, one key for all and `num_frozen` replicated
+    trees, which it keeps; it returns metrics that are equal on all devices, once.
     """
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(0, 0, None), out_axes=(0, None), donate_argnums=0
+        step,
+        axis_name=AXIS,
+        in_axes=(0, 0, None, *[0] * num_frozen),
+        out_axes=(0, None),
+        donate_argnums=0,
     )
 
 

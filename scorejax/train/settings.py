@@ -5,7 +5,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from scorejax.train.parallel import require_divisible
+from scorejax.train.step import require_rates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,9 +17,10 @@ class Settings:
 
     `batch_size` counts the examples of all devices together and `accumulation` the parts into which
     each device divides its share. `num_steps_per_call` updates make one compiled call, so it
-    divides the numbers of steps. `eval_every` 0 is never; otherwise the last step is evaluated too.
-    The checkpoints kept are the `keep_latest` newest and, unless `best_metric` is "", the one that
-    has the smallest ("min") or largest ("max") value of that evaluation scalar.
+    divides the numbers of steps. `ema_rate` is one rate, or a dictionary of rates by parts of the
+    parameters, see `step.make_train_step`. `eval_every` 0 is never; otherwise the last step is
+    evaluated too. The checkpoints kept are the `keep_latest` newest and, unless `best_metric` is
+    "", the one with the smallest ("min") or largest ("max") value of that evaluation scalar.
     """
 
     seed: int
@@ -24,7 +28,7 @@ class Settings:
     batch_size: int
     accumulation: int
     num_steps_per_call: int
-    ema_rate: float
+    ema_rate: float | dict[str, Any]
     log_every: int
     eval_every: int
     save_every: int
@@ -39,7 +43,11 @@ class Settings:
         missing = [name for name in names if name not in config]
         if missing:
             raise ValueError(f"the config lacks {', '.join(missing)}, which training needs.")
-        return cls(**{name: config[name] for name in names})
+        values = {name: config[name] for name in names}
+        rates = values["ema_rate"]
+        # A ConfigDict is no tree to JAX.
+        values["ema_rate"] = rates.to_dict() if isinstance(rates, ConfigDict) else rates
+        return cls(**values)
 
     def __post_init__(self) -> None:
         minima = {"num_train_steps": 1, "accumulation": 1, "num_steps_per_call": 1, "log_every": 1}
@@ -49,8 +57,7 @@ class Settings:
                 raise ValueError(
                     f"{name} needs to be at least {minimum}; got {getattr(self, name)}."
                 )
-        if not 0 <= self.ema_rate < 1:
-            raise ValueError(f"ema_rate needs to lie in [0, 1); got {self.ema_rate}.")
+        require_rates(self.ema_rate)
         if self.best_mode not in ("min", "max"):
             raise ValueError(f"best_mode needs to be 'min' or 'max'; got {self.best_mode!r}.")
         if self.best_metric and not self.eval_every:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from scorejax.typing import Array, Params, PyTree
+from scorejax.typing import Array, Params, PyTree, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -40,3 +40,8 @@ class TrainState(flax.struct.PyTreeNode):
             model_state=model_state,
             opt_state=tx.init(params),
         )
+
+
+def averaged(state: TrainState) -> Variables:
+    """Averaged parameters and model state: the variables that a system publishes by default."""
+    return state.ema_params, state.model_state

@@ -4,11 +4,10 @@
 A step is a pure function of (state, batch, key), the same for every system: the loss and the
 optimiser are whatever the caller gives, several players under `optax.multi_transform` included.
 
-The key given is the run's one key, from which follow that of the step and, from this, those of the
-examples: the loss finds them as batch["rng"] (b,). What it draws from them is the same however the
-batch is divided, over devices or by accumulation, and whenever the step is repeated; gradients
-differ by the rounding of a sum in another order. The key that the loss is given beside the batch is
-its shard's own: for draws that belong to no example.
+The key of the run determines the key of the step, and this the keys of the examples, which the loss
+reads as batch["rng"] (b,). Draws from these keys do not depend on how the batch is divided over
+devices or by accumulation, and repeat when the step is repeated; gradients differ by the rounding
+of a sum in another order. The loss also gets a key of its shard, for draws of no example.
 """
 
 from collections.abc import Callable
@@ -21,7 +20,8 @@ from scorejax.random import row_keys
 from scorejax.train.state import TrainState
 from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree
 
-TrainStep = Callable[[TrainState, Batch, PRNGKeyArray], tuple[TrainState, dict[str, Array]]]
+TrainStep = Callable[..., tuple[TrainState, dict[str, Array]]]
+"""(state, batch, rng, *frozen) -> (state, metrics)."""
 Rate = float | Callable[[Array], Array]
 
 
@@ -29,40 +29,43 @@ def make_train_step(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
     *,
-    ema_rate: Rate,
+    ema_rate: Rate | PyTree,
     axis_name: str | None = None,
     accumulation: int = 1,
 ) -> TrainStep:
-    """Builds step(state, batch, rng) -> (state, metrics).
+    """Builds step(state, batch, rng, *frozen) -> (state, metrics).
 
     `ema_rate` in [0, 1) is the weight of the old average, or a function of the number of updates
-    made, this one included. `axis_name` names the mapped axis over which to average, None if the
-    step is not mapped. `accumulation` splits the batch into as many parts, one in memory at a time.
+    made, this one included; or a tree of such rates that is a prefix of the parameters' tree, such
+    as {"actor": 0.0, "critic": 0.995}. `axis_name` names the mapped axis over which to average,
+    None if the step is not mapped. `accumulation` splits the batch into as many parts, one in
+    memory at a time. `frozen` is passed on to the loss: arrays that training does not change.
 
     The metrics are those of the loss and, over them, `loss`, `grad_norm` (before any clipping) and
     `finite`, 1.0 unless the loss, the gradient or the update has a value that is not finite.
     Running statistics in the model state are per shard, then averaged.
-    Raises: ValueError unless ema_rate lies in [0, 1) and accumulation >= 1.
+    Raises: ValueError unless every rate lies in [0, 1) and accumulation >= 1.
     """
-    if not callable(ema_rate) and not 0 <= ema_rate < 1:
-        raise ValueError(f"ema_rate needs to lie in [0, 1); got {ema_rate}.")
+    require_rates(ema_rate)
     if accumulation < 1:
         raise ValueError(f"accumulation needs to be at least 1; got {accumulation}.")
 
     def step(
-        state: TrainState, batch: Batch, rng: PRNGKeyArray
+        state: TrainState, batch: Batch, rng: PRNGKeyArray, *frozen: PyTree
     ) -> tuple[TrainState, dict[str, Array]]:
         rngs = jax.random.split(jax.random.fold_in(rng, state.step))
         first_shard = 0 if axis_name is None else jax.lax.axis_index(axis_name) * accumulation
-        loss, aux, grads = _accumulate(loss_fn, state, batch, rngs, first_shard, accumulation)
+        bound_loss = lambda params, key, part: loss_fn(params, state, key, part, *frozen)
+        loss, aux, grads = _accumulate(
+            bound_loss, state.params, batch, rngs, first_shard, accumulation
+        )
         if axis_name is not None:
             loss, aux, grads = _average_over_devices((loss, aux, grads), axis_name)
 
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         count = state.step + 1
-        rate = ema_rate(count) if callable(ema_rate) else ema_rate
-        ema_params = _moving_average(state.ema_params, params, rate)
+        ema_params = _moving_average(state.ema_params, params, ema_rate, count)
 
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss + grad_norm + optax.tree.norm(updates)).astype(jnp.float32)
@@ -79,28 +82,64 @@ def scan_steps(step: TrainStep) -> TrainStep:
     """
 
     def steps(
-        state: TrainState, batches: Batch, rng: PRNGKeyArray
+        state: TrainState, batches: Batch, rng: PRNGKeyArray, *frozen: PyTree
     ) -> tuple[TrainState, dict[str, Array]]:
         (num_steps,) = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
         if num_steps == 1:  # no loop: some operations are slower inside one
-            state, metrics = step(state, jax.tree.map(lambda leaf: leaf[0], batches), rng)
+            batch = jax.tree.map(lambda leaf: leaf[0], batches)
+            state, metrics = step(state, batch, rng, *frozen)
             return state, jax.tree.map(lambda leaf: leaf[None], metrics)
-        return jax.lax.scan(lambda state, batch: step(state, batch, rng), state, batches)
+        return jax.lax.scan(lambda state, batch: step(state, batch, rng, *frozen), state, batches)
 
     return steps
 
 
-def ema_ramp(rate: float) -> Callable[[Array], Array]:
-    """Rate min(rate, (1 + n) / (10 + n)) after n updates: a short memory at first.
+def scan_online_steps(
+    step: TrainStep,
+    source_step: Callable[[PyTree, TrainState, PRNGKeyArray], tuple[PyTree, Batch]],
+    num_steps: int,
+    *,
+    axis_name: str | None = None,
+) -> Callable[..., tuple[tuple[TrainState, PyTree], dict[str, Array]]]:
+    """Makes one call do `num_steps` steps, each on the batch that an `OnlineSource` makes for it.
 
-    Source: the PyTorch code of Song et al. 2021; their JAX code has a constant rate.
+    Returns call((state, carry), (), (step_rng, source_rng), *frozen) -> ((state, carry), metrics),
+    metrics with a leading axis of steps. The empty argument stands where the batches of
+    `scan_steps` do, so that both are mapped over devices alike.
     """
-    return lambda count: jnp.minimum(rate, (1.0 + count) / (10.0 + count))
+
+    def steps(
+        state_and_carry: tuple[TrainState, PyTree],
+        batches: tuple[()],
+        rngs: tuple[PRNGKeyArray, PRNGKeyArray],
+        *frozen: PyTree,
+    ) -> tuple[tuple[TrainState, PyTree], dict[str, Array]]:
+        step_rng, source_rng = rngs
+        shard = 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+        def one(state_and_carry: tuple[TrainState, PyTree], _: None):
+            state, carry = state_and_carry
+            rng = jax.random.fold_in(jax.random.fold_in(source_rng, state.step), shard)
+            carry, batch = source_step(carry, state, rng)
+            state, metrics = step(state, batch, step_rng, *frozen)
+            return (state, carry), metrics
+
+        return jax.lax.scan(one, state_and_carry, None, length=num_steps)
+
+    return steps
+
+
+def require_rates(ema_rate: Rate | PyTree) -> None:
+    """Raises ValueError unless every rate of a moving average is a function or lies in [0, 1)."""
+    for path, rate in jax.tree_util.tree_flatten_with_path(ema_rate)[0]:
+        if not callable(rate) and not 0 <= rate < 1:
+            name = ".".join(("ema_rate", *(str(key.key) for key in path)))
+            raise ValueError(f"{name} needs to lie in [0, 1); got {rate}.")
 
 
 def _accumulate(
-    loss_fn: LossFn,
-    state: TrainState,
+    loss_fn: Callable[[Params, PRNGKeyArray, Batch], tuple[Array, Aux]],
+    params: Params,
     batch: Batch,
     rngs: Array,
     first_shard: int | Array,
@@ -114,7 +153,7 @@ def _accumulate(
         key = jax.random.fold_in(shard_rng, number)
         part = {**part, "rng": row_keys(example_rng, size, first=number * size)}
         value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, aux), grads = value_and_grad(state.params, state, key, part)
+        (loss, aux), grads = value_and_grad(params, key, part)
         metrics = {name: jnp.asarray(value, loss.dtype) for name, value in aux[0].items()}
         return loss, Aux(metrics, aux[1]), grads
 
@@ -126,7 +165,7 @@ def _accumulate(
         return jax.tree.map(jnp.add, total, grads), (loss, aux)
 
     parts = jax.tree.map(lambda leaf: leaf.reshape((num_shards, -1, *leaf.shape[1:])), batch)
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, params)
     total, reports = jax.lax.scan(add, zeros, (jnp.arange(num_shards), parts))
     loss, aux = jax.tree.map(_mean_of_rows, reports)
     return loss, aux, jax.tree.map(lambda leaf: leaf / num_shards, total)
@@ -147,9 +186,15 @@ def _average_over_devices(tree: PyTree, axis_name: str) -> PyTree:
     )
 
 
-def _moving_average(average: Params, params: Params, rate: float | Array) -> Params:
-    # The weights of rate * old + (1 - rate) * new do not add up to one in float32: at rate 0.9999
-    # the average would settle up to 3e-4 away from the value that it averages.
-    return jax.tree.map(
-        lambda old, new: (old + (1 - rate) * (new - old)).astype(old.dtype), average, params
-    )
+def _moving_average(
+    average: Params, params: Params, ema_rate: Rate | PyTree, count: Array
+) -> Params:
+    def move(rate: Rate, average: PyTree, params: PyTree) -> PyTree:
+        rate = rate(count) if callable(rate) else rate
+        # The weights of rate * old + (1 - rate) * new do not add up to one in float32: at rate
+        # 0.9999 the average would settle up to 3e-4 away from the value that it averages.
+        return jax.tree.map(
+            lambda old, new: (old + (1 - rate) * (new - old)).astype(old.dtype), average, params
+        )
+
+    return jax.tree.map(move, ema_rate, average, params)

@@ -14,37 +14,58 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import jax
+from ml_collections import ConfigDict
 
 from scorejax.files import save_text
 
+Config: TypeAlias = ConfigDict
 CONFIG = "config.json"
+FROZEN = "frozen"
+"""Key of config.json that holds the checksums of a system's frozen arrays, by name."""
 # What a resumed run may change: how long it runs, how its steps are cut up, what it reports.
 _FREE_KEYS = (
-    "num_train_steps", "num_steps_per_call", "accumulation", "data_dir", "test_data_dir",
-    "log_every", "save_every", "keep_latest", "best_metric", "best_mode",
+    "num_train_steps", "num_steps_per_call", "accumulation", "log_every", "save_every",
+    "keep_latest", "best_metric", "best_mode",
 )  # fmt: skip
 _FREE_PREFIX = "eval_"
 
 
-def open_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> pathlib.Path:
+def open_workdir(
+    workdir: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    paths: Collection[str] = (),
+    frozen: Mapping[str, str] | None = None,
+) -> pathlib.Path:
     """Creates the directory of a run, or checks that it belongs to a run with the same config.
 
+    `paths` are keys whose values may have changed: data and other runs may be moved. `frozen` are
+    the checksums of the system's frozen arrays by name, see `integrity.tree_checksums`; None checks
+    none.
     Raises: ValueError if it belongs to another run, OSError if it cannot be written; one line each.
     """
     path = pathlib.Path(workdir).absolute()
-    config = json.loads(json.dumps(dict(config)))
+    config = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    config = json.loads(json.dumps(config))
     if (path / CONFIG).exists():
-        _require_same(load_config(path), config, path)
+        saved = _read(path)
+        checksums = saved.pop(FROZEN, {})
+        _require_same(saved, config, path, free=(*_FREE_KEYS, *paths))
+        if frozen is None:
+            frozen = checksums
+        elif checksums:
+            _require_same_frozen(checksums, frozen, path, {key: config.get(key) for key in paths})
     elif path.is_dir() and (path / "checkpoints").exists():
         raise ValueError(f"workdir {path} has checkpoints but no {CONFIG}; choose another workdir.")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if jax.process_index() == 0:
-            save_text(path / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+            saved = config | ({FROZEN: dict(frozen)} if frozen else {})
+            save_text(path / CONFIG, json.dumps(saved, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise OSError(f"cannot write to workdir {path}: {error.strerror}") from error
     return path
@@ -82,11 +103,17 @@ def new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
         raise
 
 
-def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
+def load_config(workdir: str | os.PathLike) -> Config:
     """The config of the run in a directory.
 
     Raises: FileNotFoundError or ValueError with one line if there is no run, or no readable config.
     """
+    config = _read(workdir)
+    config.pop(FROZEN, None)
+    return Config(config)
+
+
+def _read(workdir: str | os.PathLike) -> dict[str, Any]:
     path = pathlib.Path(workdir).absolute() / CONFIG
     try:
         config = json.loads(path.read_text())
@@ -100,13 +127,30 @@ def load_config(workdir: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def _require_same(old: dict[str, Any], new: dict[str, Any], workdir: pathlib.Path) -> None:
-    """Raises ValueError naming the first key in which two configs contradict each other."""
+def _require_same(
+    old: dict[str, Any], new: dict[str, Any], workdir: pathlib.Path, *, free: Collection[str]
+) -> None:
+    """Raises ValueError naming the first key, not `free`, in which two configs contradict."""
     # The system first: with another one, every other difference follows from it.
     for key in sorted(old.keys() & new.keys(), key=lambda key: (key != "system", key)):
-        free = key in _FREE_KEYS or key.startswith(_FREE_PREFIX)
-        if not free and old[key] != new[key]:
+        may_change = key in free or key.startswith(_FREE_PREFIX)
+        if not may_change and old[key] != new[key]:
             raise ValueError(
                 f"workdir {workdir} holds a run with {key}={old[key]!r}, the config has "
                 f"{key}={new[key]!r}; choose another workdir, or {key}={old[key]!r} to resume."
+            )
+
+
+def _require_same_frozen(
+    old: Mapping[str, str], new: Mapping[str, str], workdir: pathlib.Path, origins: dict[str, Any]
+) -> None:
+    """Raises ValueError naming the first frozen array whose content has changed."""
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            there, here = (checksums.get(name, "absent")[:12] for checksums in (old, new))
+            origin = "".join(f", from {key}={value!r}" for key, value in origins.items() if value)
+            raise ValueError(
+                f"the frozen arrays {name!r} have changed: workdir {workdir} was started with "
+                f"checksum {there}, they have {here} now{origin}; restore them, or choose another "
+                "workdir."
             )

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from scorejax import systems
 from scorejax.choices import require
-from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
@@ -32,7 +31,17 @@ from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree, Variables
+from scorejax.typing import (
+    Array,
+    Aux,
+    Batch,
+    LossFn,
+    OfflineSource,
+    Params,
+    PRNGKeyArray,
+    PyTree,
+    Variables,
+)
 
 NETWORK_OPTIONS = ("latent", "hidden", "num_hidden", "noise_dim")
 KEYS = (
@@ -63,7 +72,7 @@ def make_init(config: ConfigDict) -> Callable[[PRNGKeyArray], tuple[Params, PyTr
     return systems.make_init(make_network(config), image_view(config).shape, (config.noise_dim,))
 
 
-def make_source(config: ConfigDict) -> BatchSource:
+def make_source(config: ConfigDict) -> OfflineSource:
     """Training batches. Raises: as the data set."""
     return image_view(config).training_source(config.batch_size)
 

@@ -19,14 +19,13 @@ from ml_collections import ConfigDict
 
 from scorejax import systems
 from scorejax.choices import require, require_known
-from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.models.energy_resnet import EnergyResNet
 from scorejax.random import Rng, draw_rows, split
 from scorejax.samplers.tempered_langevin import temperatures, tempered_langevin
 from scorejax.systems.fd_score_matching import training
-from scorejax.typing import Array, LossFn, Params, PRNGKeyArray, Shape, Variables
+from scorejax.typing import Array, LossFn, OfflineSource, Params, PRNGKeyArray, Shape, Variables
 
 make_optimizer = training.make_optimizer
 
@@ -69,7 +68,7 @@ def make_init(config: ConfigDict) -> Callable:
     return systems.make_init(make_network(config), padded_shape(config))
 
 
-def make_source(config: ConfigDict) -> BatchSource:
+def make_source(config: ConfigDict) -> OfflineSource:
     """Training batches. Raises: as the data set."""
     return image_view(config).training_source(config.batch_size)
 

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from scorejax import systems
 from scorejax.choices import require
-from scorejax.data.source import BatchSource
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.likelihood import bits_per_dim
@@ -28,7 +27,7 @@ from scorejax.numerics import sum_except_batch
 from scorejax.random import Rng
 from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
-from scorejax.typing import Array, Batch, LossFn, Params, PRNGKeyArray, Variables
+from scorejax.typing import Array, Batch, LossFn, OfflineSource, Params, PRNGKeyArray, Variables
 
 make_optimizer = training.make_optimizer
 
@@ -64,7 +63,7 @@ def make_init(config: ConfigDict) -> Callable:
     return systems.make_init(make_network(config), image_view(config).shape)
 
 
-def make_source(config: ConfigDict) -> BatchSource:
+def make_source(config: ConfigDict) -> OfflineSource:
     """Training batches. Raises: as the data set."""
     return image_view(config).training_source(config.batch_size)
 

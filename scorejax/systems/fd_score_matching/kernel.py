@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require
 from scorejax.data import tables
-from scorejax.data.source import BatchSource
 from scorejax.density import kernel_exponential_family as family
 from scorejax.density.annealed_importance import (
     Annealed,
@@ -37,7 +36,17 @@ from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, PyTree, Variables
+from scorejax.typing import (
+    Array,
+    Aux,
+    Batch,
+    LossFn,
+    OfflineSource,
+    Params,
+    PRNGKeyArray,
+    PyTree,
+    Variables,
+)
 
 make_optimizer = training.make_optimizer
 
@@ -85,7 +94,7 @@ def make_init(config: ConfigDict) -> Callable[[PRNGKeyArray], tuple[Params, PyTr
     return init
 
 
-def make_source(config: ConfigDict) -> BatchSource:
+def make_source(config: ConfigDict) -> OfflineSource:
     """Training batches. Raises: as the data set."""
     return load_table(config).training_source(config.batch_size, noise=config.data_noise)
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Capabilities of a model, one protocol each: the commands ask a model for what they need.
+
+A system's `make_model(config)` returns an object with the methods of those that it has.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
+
+import flax.linen as nn
+import optax
+
+from scorejax.evaluate.progress import Metrics
+from scorejax.linear_operators import LinearOperator
+
+
+@runtime_checkable
+class DrawsSamples(Protocol):
+    """launch.sample: draw(variables, keys (b,)) -> {"image": in [0, 1], "nfe"}."""
+
+    def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable: ...
+
+
+@runtime_checkable
+class MeasuresDensity(Protocol):
+    """launch.likelihood: measure(variables, {"image", "rng"}) -> {"bits_per_dim" (b,), "nfe"}."""
+
+    def likelihood(self, *, exact: bool = False) -> Callable: ...
+
+
+@runtime_checkable
+class Completes(Protocol):
+    """launch.inverse: complete(variables, {"image", "rng"}) -> {"measured", "image"}."""
+
+    def completion(self, operator: LinearOperator, *, num_steps: int = 0) -> Callable: ...
+
+
+@runtime_checkable
+class Interpolates(Protocol):
+    """launch.interpolate: path(variables, {"start", "end"}) -> {"image": (b, num, h, w, c)}."""
+
+    def interpolation(self, num: int) -> Callable: ...
+
+
+@runtime_checkable
+class Guides(Protocol):
+    """launch.sample --classifier: logits(variables, sde, x_t, t) -> (b, num_classes)."""
+
+    def classifier(self) -> Callable: ...
+
+
+@runtime_checkable
+class Segments(Protocol):
+    """launch.segment: segment(variables, image (h, w, 3) uint8) -> probability and instances."""
+
+    def segmenter(self) -> Callable: ...
+
+
+@runtime_checkable
+class IsEvaluated(Protocol):
+    """launch.evaluate --workdir: metrics by name."""
+
+    def metrics(self) -> Metrics: ...
+
+
+@runtime_checkable
+class DescribesData(Protocol):
+    """launch.evaluate --config: metrics of the data set alone, by name."""
+
+    def data_metrics(self) -> Metrics: ...
+
+
+@runtime_checkable
+class TakesWeights(Protocol):
+    """launch.import_weights: the network, its optimiser, and its number of input channels."""
+
+    def import_target(self) -> tuple[nn.Module, optax.GradientTransformation, int]: ...
+
+
+ACTIONS: dict[type, str] = {
+    DrawsSamples: "draw samples",
+    MeasuresDensity: "measure likelihoods",
+    Completes: "complete partly measured images",
+    Interpolates: "interpolate between images",
+    Guides: "guide samples to a class",
+    Segments: "segment pictures",
+    IsEvaluated: "be evaluated",
+    DescribesData: "describe data before training",
+    TakesWeights: "take published weights",
+}
+
+
+def cannot(name: str, capability: type, able: Iterable[str]) -> ValueError:
+    """The error for a model `name` without a capability; `able` are the systems that have it."""
+    return ValueError(f"{name} cannot {ACTIONS[capability]}; {', '.join(able)} can")

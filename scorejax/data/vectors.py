@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Vectors (d,) as a model sees them: rows of arrays in memory."""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from scorejax.data.source import array_source, padded_rows
+from scorejax.typing import OfflineSource, Shape
+
+
+@dataclasses.dataclass(frozen=True)
+class VectorView:
+    """Training and test rows (n, d), float32, in the units of the model.
+
+    Raises: ValueError unless both have rows of one length.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    field: ClassVar[str] = "x"
+    paths: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        train, test = np.shape(self.train), np.shape(self.test)
+        if len(train) != 2 or len(test) != 2 or train[1] != test[1] or not train[0]:
+            raise ValueError(
+                f"VectorView needs rows (n, d) of one length d, n >= 1; got {train} and {test}"
+            )
+
+    @property
+    def shape(self) -> Shape:
+        """(d,)."""
+        return self.train.shape[1:]
+
+    def training_source(self, batch_size: int) -> OfflineSource:
+        """Batches {"x": (b, d)} of training rows, each epoch in an order of its own."""
+        return array_source({self.field: np.asarray(self.train, np.float32)}, batch_size)
+
+    def held_out_batches(
+        self, rng: np.random.Generator, num: int, batch_size: int
+    ) -> list[dict[str, np.ndarray]]:
+        """The first `num` test rows, padded to batches of one size and masked."""
+        del rng  # Nothing is added to the rows.
+        return list(padded_rows({self.field: self.test[:num]}, batch_size))
+
+    def density_examples(self, rng: np.random.Generator, num: int) -> Float[np.ndarray, "b d"]:
+        """The first `num` test rows."""
+        del rng
+        return self.test[:num]
+
+    def to_data(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """The rows as they are."""
+        return x

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of sampling and evaluation: frozen, checked, with defaults for configs that lack them."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Self
+
+from scorejax.choices import require
+from scorejax.samplers.correctors import get_corrector
+from scorejax.samplers.predictors import get_predictor
+
+
+class _FromConfig:
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """The options that a config states; the others have their defaults."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: config[name] for name in names if name in config})
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainOptions(_FromConfig):
+    """Predictor-corrector sampling. Raises: ValueError for an unknown name or impossible number."""
+
+    predictor: str = "reverse_diffusion"
+    corrector: str = "langevin"
+    snr: float = 0.16
+    """Signal-to-noise ratio of a corrector's move."""
+    num_corrector_steps: int = 1
+    num_sampling_steps: int = 1000
+    denoise: bool = True
+    """Whether the last step adds no noise."""
+
+    def __post_init__(self) -> None:
+        values = vars(self)
+        require(values, ("num_sampling_steps",), lambda v: v >= 2, "to be at least 2")
+        require(values, ("num_corrector_steps",), lambda v: v >= 1, "to be at least 1")
+        require(values, ("snr",), lambda v: 0 < v < math.inf, "to be a positive number")
+        get_predictor(self.predictor)
+        get_corrector(self.corrector)
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverOptions(_FromConfig):
+    """Tolerances of the probability-flow ODE. Raises: ValueError unless they lie in (0, 1)."""
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require(vars(self), ("rtol", "atol"), lambda v: 0 < v < 1, "to lie between 0 and 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions(_FromConfig):
+    """Numbers of examples that metrics look at; 0 leaves a metric out.
+
+    Raises: ValueError for a negative number, or no example for the held-out loss.
+    """
+
+    eval_examples: int = 1000
+    """Test examples for the held-out loss."""
+    eval_bits_examples: int = 0
+    """Test examples for the likelihood."""
+    eval_samples: int = 64
+    """Samples to show."""
+    eval_frechet_samples: int = 0
+    """Samples for the Fréchet distance."""
+    eval_features: str = ""
+    """Features of that distance: "digits", or a file with FID's weights."""
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        require(vars(self), ("eval_examples",), lambda v: v >= 1, "to be at least 1")
+        counts = ("eval_bits_examples", "eval_samples", "eval_frechet_samples")
+        require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
+
+
+def options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields `chain`, `solver` and `eval_options` of a `ScoreModel`, from a config."""
+    return {
+        "chain": ChainOptions.from_config(config),
+        "solver": SolverOptions.from_config(config),
+        "eval_options": EvaluationOptions.from_config(config),
+    }

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A system: all that the training loop needs to know of a paper."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from scorejax.report import Evaluation
+from scorejax.train.state import TrainState, averaged
+from scorejax.typing import (
+    LossFn,
+    OfflineSource,
+    OnlineSource,
+    Params,
+    PRNGKeyArray,
+    PyTree,
+    Variables,
+)
+
+
+class System(NamedTuple):
+    """A model, its loss and optimiser, its data and its evaluation."""
+
+    init: Callable[[PRNGKeyArray], tuple[Params, PyTree]]
+    """rng -> (params, model_state), on the device or the host."""
+    loss: LossFn
+    tx: optax.GradientTransformation
+    source: OfflineSource | OnlineSource
+    evaluate: Callable[..., Evaluation]
+    """(rng, state) -> Evaluation of the state of one device; (rng, state, frozen) if there are
+    frozen arrays."""
+    frozen: PyTree = ()
+    """Arrays that training reads and does not change: another run's weights, an encoder's, a graph.
+
+    The compiled step takes them as an argument, copied to every device once. They are neither
+    optimised, averaged nor checkpointed; config.json has their checksums, which a resumed run must
+    match.
+    """
+    published: Callable[[TrainState], Variables] = averaged
+    """state -> (params, model_state), the variables that sampling, evaluation and a second stage
+    use."""
+    paths: tuple[str, ...] = ()
+    """Keys of the config that are paths of data or of other runs, which may be moved."""
+
+
+def frozen_arguments(system: System) -> tuple[PyTree, ...]:
+    """The frozen arrays as further arguments of the loss and of `evaluate`: one, or none."""
+    return (system.frozen,) if jax.tree.leaves(system.frozen) else ()

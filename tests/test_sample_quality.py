@@ -97,7 +97,7 @@ def test_statistics_are_read_as_they_were_written(tmp_path):
         ({"mu": np.zeros(3)}, "it lacks sigma"),
         ({"pool_3": np.zeros((3, 2))}, "it lacks mu, sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"got \(3,\) and \(2, 2\)"),
-        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "numbers that are not finite"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "finite mu and sigma"),
         (b"no npz at all", "is not a file of reference statistics"),
         (b"PK\x03\x04 cut short", "is not a file of reference statistics"),
         (b"", "is not a file of reference statistics"),

@@ -21,11 +21,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.numerics import log_mean_exp
+from scorejax.random import Rng, fold_in
 from scorejax.samplers.hamiltonian import LogProb, Moved, hamiltonian_transition
 
 NUM_FIRST, NUM_TUNING = 20, 100
 
-Transition = Callable[[PRNGKeyArray, Array, Float[Array, "b *d"]], Moved]
+Transition = Callable[[Rng, Array, Float[Array, "b *d"]], Moved]
 """(rng, k, x) -> draws of p_k if x were draws of it."""
 
 
@@ -71,7 +72,7 @@ def sigmoid_betas(num: int, *, reach: float = 4.0) -> Float[np.ndarray, "k"]:
 
 
 def annealed_importance(
-    rng: PRNGKeyArray,
+    rng: Rng,
     log_prob: LogProb,
     base_log_prob: LogProb,
     x: Float[Array, "b *d"],
@@ -91,7 +92,7 @@ def annealed_importance(
         x, log_weights = state
         rise = jnp.asarray(np.diff(betas), x.dtype)[k - 1]
         log_weights = log_weights + rise * (log_prob(x) - base_log_prob(x))
-        moved = transition(jax.random.fold_in(rng, k), k, x)
+        moved = transition(fold_in(rng, k), k, x)
         return (moved.x, log_weights), jnp.mean(moved.acceptance)
 
     start = x, jnp.zeros(len(x), x.dtype)
@@ -109,7 +110,7 @@ def hamiltonian_transitions(
 ) -> Transition:
     """A transition of Hamiltonian Monte Carlo at each of the betas, with its own step size."""
 
-    def transition(rng: PRNGKeyArray, k: Array, x: Array) -> Moved:
+    def transition(rng: Rng, k: Array, x: Array) -> Moved:
         beta = jnp.asarray(betas, x.dtype)[k]
         between = lambda x: (1 - beta) * base_log_prob(x) + beta * log_prob(x)
         return hamiltonian_transition(rng, between, x, step_size=step_sizes[k], num_steps=num_steps)

@@ -9,7 +9,6 @@ three pairs of a level's distribution and a weighting are those under which EDM 
 Source: Karras et al. 2022, arXiv:2206.00364, Section 5 and Table 1.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.numerics import expand, mean_except_batch
 from scorejax.preconditioning import DenoiserFn, noise_level
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.sdes import VPSDE
 from scorejax.typing import Shape
 
@@ -98,7 +97,7 @@ def denoiser_matching(
     """Weighted squared error of a denoiser at one random level and noise draw per example."""
     level_rng, noise_rng = split(rng)
     sigma = draw_rows(levels, level_rng, x.shape[:1]).astype(x.dtype)
-    noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return denoiser_error(denoiser, sigma, noise, x, weighting=weighting, reduction=reduction)
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scorejax.numerics import expand, mean_except_batch, sum_except_batch
 from scorejax.objectives.directions import Energy, Step, real_data, score_of
 from scorejax.parameterize import ddpm_marginals
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import SDE, VESDE, VPSDE
 from scorejax.typing import NetworkFn, ScoreFn, Shape
@@ -127,7 +127,7 @@ def denoising_score_matching(
     """
     time_rng, noise_rng = split(rng)
     t, weight = time_sampler(time_rng, sde, x.shape[0])
-    noise = draw_rows(_normal(x), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     loss = denoising_error(score_fn, sde, t, noise, x, weighting=weighting, reduction=reduction)
     return weight * loss
 
@@ -164,7 +164,7 @@ def ddpm_loss(
     """
     step_rng, noise_rng = split(rng)
     steps = draw_rows(_scales(num_scales), step_rng, x.shape[:1])
-    noise = draw_rows(_normal(x), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return ddpm_error(network, sde, steps, noise, x, num_scales=num_scales, reduction=reduction)
 
 
@@ -202,7 +202,7 @@ def smld_loss(
     """
     level_rng, noise_rng = split(rng)
     levels = draw_rows(_scales(num_scales), level_rng, x.shape[:1])
-    noise = draw_rows(_normal(x), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return smld_error(network, sde, levels, noise, x, num_scales=num_scales, reduction=reduction)
 
 
@@ -231,12 +231,8 @@ def energy_denoising(
     """
     x = real_data(x)
     level = expand(jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), x)
-    displacement = level * draw_rows(_normal(x), rng, x.shape)
+    displacement = level * normal(rng, x.shape, x.dtype)
     return half_sum((score_of(energy)(x + displacement) + displacement / level**2) ** 2)
-
-
-def _normal(like: Array) -> Callable[[PRNGKeyArray, Shape], Array]:
-    return functools.partial(jax.random.normal, dtype=like.dtype)
 
 
 def _scales(num_scales: int) -> Callable[[PRNGKeyArray, Shape], Array]:

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scorejax.numerics import expand, sum_except_batch
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.typing import Shape
 
 Energy = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
@@ -36,8 +36,7 @@ Step = float | Float[Array, ""] | Float[Array, "b"]
 
 def gaussian(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
     """Directions N(0, I / D)."""
-    normal = draw_rows(functools.partial(jax.random.normal, dtype=dtype), rng, shape)
-    return normal / math.sqrt(math.prod(shape[1:]))
+    return normal(rng, shape, dtype) / math.sqrt(math.prod(shape[1:]))
 
 
 def rademacher(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
@@ -48,8 +47,8 @@ def rademacher(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"
 
 def sphere(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
     """Directions uniform on the unit sphere of all coordinates of an example."""
-    normal = draw_rows(functools.partial(jax.random.normal, dtype=dtype), rng, shape)
-    return normal / expand(jnp.sqrt(sum_except_batch(normal**2)), normal)
+    noise = normal(rng, shape, dtype)
+    return noise / expand(jnp.sqrt(sum_except_batch(noise**2)), noise)
 
 
 DIRECTIONS: dict[str, Direction] = {

@@ -14,7 +14,6 @@ examples (noise levels, keys for dropout) must repeat them to its length with `r
 Source: Pang et al. 2020, arXiv:2007.03317, Sections 3-4. `difference_step` chooses eps.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -36,7 +35,7 @@ from scorejax.objectives.directions import (
     real_data,
     sphere,
 )
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, normal, split
 
 
 def repeat_rows(values: Array, num_rows: int) -> Array:
@@ -159,7 +158,7 @@ def multi_scale_fd_denoising(
     """
     x = real_data(x)
     noise_rng, direction_rng = split(rng)
-    noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     u = draw_directions(direction, direction_rng, x, num_directions)
     displacement = per_example(sigma, x) * noise
     return fd_denoising_along(energy, u, displacement, x, target_sigma=target_sigma, eps=eps)

@@ -6,10 +6,8 @@ directions is that multiple, `expected_multiple`, of SM = tr(Hessian of log p) +
 DSM = |score(y) + (y - x) / sigma^2|^2 / 2. Divide by it to compare values of different objectives.
 """
 
-import functools
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Float
 
 from scorejax.choices import choose
@@ -30,7 +28,7 @@ from scorejax.objectives.sliced import (
     sliced_score_matching,
     sliced_score_matching_vr,
 )
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, normal, split
 from scorejax.typing import EnergyFn, ScoreFn
 
 Objective = Callable[..., Float[Array, "b"]]
@@ -76,7 +74,7 @@ def annealed(
     """
     x = real_data(x)
     noise_rng, objective_rng = split(rng)
-    noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return annealed_at(objective, network, objective_rng, noise, x, sigma=sigma, power=power)
 
 

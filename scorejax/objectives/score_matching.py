@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The family of score-matching objectives by name, each (network, rng, x, **its own) -> (b,).
+"""Score-matching objectives by name, each (network, rng, x, **options) -> (b,).
 
-One normalisation: directions have E[u u^T] = I / D, and what an objective is in expectation over
-directions is that multiple, `expected_multiple`, of SM = tr(Hessian of log p) + |score|^2 / 2 or of
+Directions have E[u u^T] = I / D. In expectation over directions an objective is a multiple,
+`expected_multiple`, of SM = tr(Hessian of log p) + |score|^2 / 2 or of
 DSM = |score(y) + (y - x) / sigma^2|^2 / 2. Divide by it to compare values of different objectives.
 """
 
@@ -41,7 +41,7 @@ ENERGY_OBJECTIVES: dict[str, Objective] = {
     "dsm": energy_denoising,
     "fd_dsm": fd_denoising,
 }
-"""Of an energy x (b, *d) -> (b,)."""
+"""Objectives of an energy x (b, *d) -> (b,)."""
 
 SCORE_OBJECTIVES: dict[str, Objective] = {
     "ssm": score_sliced_score_matching,
@@ -49,11 +49,11 @@ SCORE_OBJECTIVES: dict[str, Objective] = {
     "fd_ssm": score_fd_sliced,
     "fd_ssm_vr": fd_sliced_vr,
 }
-"""Of a score x (b, *d) -> (b, *d)."""
+"""Objectives of a score x (b, *d) -> (b, *d)."""
 
 
 def expected_multiple(name: str, dim: int) -> float:
-    """An objective's mean over directions, over SM or, for "dsm" and "fd_dsm", over DSM."""
+    """Ratio of an objective's mean over directions to SM, or to DSM for "dsm" and "fd_dsm"."""
     multiples = {"sm": 1.0, "ssm": 1 / dim, "ssm_vr": 1.0, "fd_ssm": 1 / dim, "fd_ssm_vr": 1.0}
     return choose("objective", name, multiples | {"dsm": 1.0, "fd_dsm": 2 / dim})
 
@@ -88,6 +88,6 @@ def annealed_at(
     sigma: Float[Array, "b"],
     power: float = 2.0,
 ) -> Float[Array, "b"]:
-    """sigma^power times an objective (network, rng, x) at given noise."""
+    """sigma^power times an objective (network, rng, x) at x + sigma noise."""
     at_level = lambda y: network(y, repeat_rows(sigma, y.shape[0]))
     return sigma**power * objective(at_level, rng, x + expand(sigma, x) * noise)

@@ -90,14 +90,6 @@ def scan_steps(step: TrainStep) -> TrainStep:
     return steps
 
 
-def ema_ramp(rate: float) -> Callable[[Array], Array]:
-    """Rate min(rate, (1 + n) / (10 + n)) after n updates: a short memory at first.
-
-    Source: the PyTorch code of Song et al. 2021; their JAX code has a constant rate.
-    """
-    return lambda count: jnp.minimum(rate, (1.0 + count) / (10.0 + count))
-
-
 def _accumulate(
     loss_fn: LossFn,
     state: TrainState,

@@ -160,14 +160,15 @@ SAMPLERS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_row_is_a_function_of_its_own_key(name):
+def test_a_row_is_a_function_of_its_own_key(x64, name):
     sample = jax.jit(lambda rngs: SAMPLERS[name](rngs, len(rngs)))
     rngs = jax.random.split(jax.random.key(5), 3)
     batch = np.asarray(sample(rngs))
     alone = np.concatenate([sample(rngs[i : i + 1]) for i in range(3)])
-    # One program per batch size: XLA may round otherwise, 6e-8 at each of some hundred operations
-    # on numbers up to about 10 (152 at the start of Heun's chains, which contract).
-    tolerance = {"rtol": 1e-5, "atol": 2e-5}
+    # One program per batch size: XLA may round differently, by 1e-16 at each of some thousand
+    # operations on numbers up to 152. In float64, for in float32 a rounding can make the adaptive
+    # solver accept a step that it else rejects, and the two answers differ by the solver's error.
+    tolerance = {"rtol": 1e-9, "atol": 1e-9}
     np.testing.assert_allclose(alone, batch, **tolerance)
     order = np.array([2, 0, 1])
     np.testing.assert_allclose(sample(rngs[order]), batch[order], **tolerance)
@@ -208,8 +209,12 @@ LAWS = {
     **{
         f"predictor {name}": (pc(num_steps=200, predictor=PREDICTORS[name]), MEAN, STD**2, 0.04)
         for name in PREDICTORS
-        if name != "none"  # stays at the prior
+        if name not in ("none", "reverse_diffusion_flow")  # "none" stays at the prior
     },
+    # 200 steps of it leave the variance 23 % too large.
+    "predictor reverse_diffusion_flow": (
+        pc(num_steps=1000, predictor=PREDICTORS["reverse_diffusion_flow"]), MEAN, STD**2, 0.05,
+    ),
     # "langevin" is left out: its moves are only right in many dimensions.
     "corrector annealed_langevin": (
         pc(num_steps=200, corrector=CORRECTORS["annealed_langevin"]), MEAN, STD**2, 0.04,

@@ -168,7 +168,7 @@ def interpolate(
     x = jnp.repeat(_start(start_rng, shape, sigmas, x_init), num, axis=0)
     pair = lambda key, shape: jax.random.normal(key, (2, *shape), x.dtype)
 
-    def move(x: X, level: Level, key: Rng) -> tuple[X, None]:
+    def move(x: Float[Array, "n *d"], level: Level, key: Rng) -> tuple[Array, None]:
         first, second = draw_rows(pair, key, shape, axis=1)
         z = mixed_noise(first, second, num)
         return langevin_step(_score(score_fn, x, level.sigma), x, level.alpha, z), None

@@ -50,7 +50,9 @@ def prepare_build() -> command.Job:
     command.require_positive(leaf_size=LEAF_SIZE.value)
     if SEED.value < 0:
         raise ValueError(f"--seed needs to be at least 0; got {SEED.value}")
-    from scorejax.bregman import brepartition, divergences, sided, store
+    from scorejax.bregman import divergences
+    from scorejax.bregman.divergences import sided
+    from scorejax.bregman.index import brepartition, store
 
     divergence = divergences.get(DIVERGENCE.value, **read_options())
     store.require_free(INDEX.value)
@@ -70,7 +72,7 @@ def prepare_build() -> command.Job:
 
 def prepare_search() -> command.Job:
     require("queries", "out")
-    from scorejax.bregman import brepartition, store
+    from scorejax.bregman.index import brepartition, store
     from scorejax.choices import require_known
 
     if (P.value is None) != (CALIBRATION.value is None):
@@ -109,7 +111,7 @@ def prepare_info() -> command.Job:
 
 def describe() -> dict:
     """What an index is, and how large."""
-    from scorejax.bregman import store
+    from scorejax.bregman.index import store
 
     meta = store.read_meta(INDEX.value)
     sizes = {name: file["bytes"] for name, file in meta.pop("files").items()}

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from bregman_cases import CASES, make_case
 
-from scorejax.bregman import cauchy, filters, partition, planning
-from scorejax.bregman.brepartition import build_index
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences import cauchy
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import filters, partition, planning
+from scorejax.bregman.index.brepartition import build_index
 
 GAUGES = pytest.mark.parametrize("gauge", cauchy.GAUGES)
 

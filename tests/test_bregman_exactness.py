@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from scorejax import bregman
-from scorejax.bregman import brepartition, cauchy, divergences, partition
-from scorejax.bregman.ball_tree import BOUNDS
-from scorejax.bregman.divergences import SIDES, Divergence
-from scorejax.bregman.sided import Sided
+from scorejax.bregman import divergences
+from scorejax.bregman.divergences import SIDES, Divergence, cauchy
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import brepartition, partition
+from scorejax.bregman.index.ball_tree import BOUNDS
 
 DIM = 3
 NEAR = [0.25, np.nextafter(0.25, 1), 0.25 * (1 + 1e-8)]

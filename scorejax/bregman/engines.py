@@ -7,10 +7,11 @@ from typing import Any
 from jax.typing import ArrayLike
 from jaxtyping import Real
 
-from scorejax.bregman import brepartition, exact
 from scorejax.bregman.divergences import Divergence
-from scorejax.bregman.index import BregmanIndex
-from scorejax.bregman.ranking import Neighbours
+from scorejax.bregman.index import brepartition
+from scorejax.bregman.index.bregman_index import BregmanIndex
+from scorejax.bregman.scan import exact
+from scorejax.bregman.scan.ranking import Neighbours
 
 
 def build_index(

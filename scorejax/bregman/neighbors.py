@@ -10,8 +10,8 @@ from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from scorejax.bregman import exact
 from scorejax.bregman.divergences import Divergence
+from scorejax.bregman.scan import exact
 
 
 class BregmanNeighbors(TransformerMixin, BaseEstimator):

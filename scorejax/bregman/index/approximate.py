@@ -16,11 +16,11 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import ndtr, ndtri
 
-from scorejax.bregman import filters
-from scorejax.bregman.ball_tree import BOUNDS
-from scorejax.bregman.cauchy import query_terms
-from scorejax.bregman.filters import SearchingBound
-from scorejax.bregman.index import BregmanIndex
+from scorejax.bregman.divergences.cauchy import query_terms
+from scorejax.bregman.index import filters
+from scorejax.bregman.index.ball_tree import BOUNDS
+from scorejax.bregman.index.bregman_index import BregmanIndex
+from scorejax.bregman.index.filters import SearchingBound
 
 
 class Calibration(NamedTuple):

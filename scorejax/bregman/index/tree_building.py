@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scorejax.bregman.ball_tree import SLACK, Tree, node_type
-from scorejax.bregman.cauchy import (
+from scorejax.bregman.divergences.cauchy import (
     ROUNDING,
     Gauge,
     make_gauge,
@@ -23,8 +22,9 @@ from scorejax.bregman.cauchy import (
     query_terms,
     vector_extents,
 )
-from scorejax.bregman.ranking import PIECE
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index.ball_tree import SLACK, Tree, node_type
+from scorejax.bregman.scan.ranking import PIECE
 
 SMALLEST_SHARE = 0.05
 """Of a node's points that either child gets; without it outliers could make a tree as deep as n."""

@@ -19,10 +19,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
 
-from scorejax.bregman import block_scan, ranking
-from scorejax.bregman.divergences import Divergence, get, points_come_first
-from scorejax.bregman.ranking import Neighbours
-from scorejax.bregman.three_point import Frame, QueryForm, frame_about_mean
+from scorejax.bregman.divergences import Divergence, get
+from scorejax.bregman.divergences.divergence import points_come_first
+from scorejax.bregman.divergences.three_point import Frame, QueryForm, frame_about_mean
+from scorejax.bregman.scan import block_scan, ranking
+from scorejax.bregman.scan.ranking import Neighbours
 
 BLOCK_ROWS = 2**18
 MAX_TILE = 256

@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float
 
-from scorejax.bregman.divergences import SIDES, Divergence, row_sums
+from scorejax.bregman.divergences.divergence import SIDES, Divergence, row_sums
 from scorejax.choices import require_known
 
 Coordinates = Float[np.ndarray, "*n p"]

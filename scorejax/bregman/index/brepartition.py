@@ -16,17 +16,17 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
 
-from scorejax.bregman import approximate, filters, partition, planning, store
-from scorejax.bregman.approximate import Calibration
-from scorejax.bregman.ball_tree import BOUNDS, leaf_numbers
-from scorejax.bregman.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
 from scorejax.bregman.divergences import Divergence, get
-from scorejax.bregman.index import BregmanIndex
-from scorejax.bregman.pages import PageReader, check_page_bytes, paged
-from scorejax.bregman.ranking import Neighbours
-from scorejax.bregman.row_scan import scan
-from scorejax.bregman.sided import Sided
-from scorejax.bregman.tree_building import build_tree
+from scorejax.bregman.divergences.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import approximate, filters, partition, planning, store
+from scorejax.bregman.index.approximate import Calibration
+from scorejax.bregman.index.ball_tree import BOUNDS, leaf_numbers
+from scorejax.bregman.index.bregman_index import BregmanIndex
+from scorejax.bregman.index.pages import PageReader, check_page_bytes, paged
+from scorejax.bregman.index.row_scan import scan
+from scorejax.bregman.index.tree_building import build_tree
+from scorejax.bregman.scan.ranking import Neighbours
 from scorejax.choices import choose, require_known
 
 SAMPLE_ROWS = 4096

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Real, UInt
 
-from scorejax.bregman.ball_tree import Tree
-from scorejax.bregman.cauchy import Gauge, PointTuples
-from scorejax.bregman.pages import PagedRows
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.cauchy import Gauge, PointTuples
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index.ball_tree import Tree
+from scorejax.bregman.index.pages import PagedRows
 
 
 class Shares(NamedTuple):

@@ -8,9 +8,9 @@ that may be nearer than the k-th so far are computed in the direct form, which k
 import numpy as np
 from jaxtyping import Bool, Float
 
-from scorejax.bregman.cauchy import ROUNDING, norm, point_vectors, query_terms
-from scorejax.bregman.filters import Nearest
-from scorejax.bregman.index import BregmanIndex
+from scorejax.bregman.divergences.cauchy import ROUNDING, norm, point_vectors, query_terms
+from scorejax.bregman.index.bregman_index import BregmanIndex
+from scorejax.bregman.index.filters import Nearest
 
 ROWS = 8192
 QUERIES = 64

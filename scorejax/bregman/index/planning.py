@@ -12,12 +12,18 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from scorejax.bregman import partition
-from scorejax.bregman.cauchy import GAUGES, bounds, make_gauge, point_tuples, query_tuple
-from scorejax.bregman.filters import Nearest, PageReader, by_summed_bounds
-from scorejax.bregman.index import BregmanIndex, Shares
-from scorejax.bregman.row_scan import QUERIES
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.cauchy import (
+    GAUGES,
+    bounds,
+    make_gauge,
+    point_tuples,
+    query_tuple,
+)
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import partition
+from scorejax.bregman.index.bregman_index import BregmanIndex, Shares
+from scorejax.bregman.index.filters import Nearest, PageReader, by_summed_bounds
+from scorejax.bregman.index.row_scan import QUERIES
 
 LARGEST_SHARE = 0.3
 """Of candidates or pages, beyond which a filter does not pay."""

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scorejax.bregman.divergences import Divergence
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
 
 PIECE = 2**17
 """Coordinates taken at a time: a megabyte, so that temporaries stay in the cache."""

@@ -12,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy.special import roots_jacobi
 
-from scorejax.bregman.divergences import DIVERGENCES, Divergence
-from scorejax.bregman.domain import Interval
-from scorejax.bregman.generators import namespace
+from scorejax.bregman.divergences.divergence import Divergence
+from scorejax.bregman.divergences.domain import Interval
+from scorejax.bregman.divergences.generators import namespace
+from scorejax.bregman.divergences.named import DIVERGENCES
 
 ElementwiseJax = Callable[[Array], Array]
 BISECTIONS = 100

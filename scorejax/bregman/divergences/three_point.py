@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scorejax.bregman.divergences import Divergence
+from scorejax.bregman.divergences.divergence import Divergence
 
 UNIT_32, UNIT_64 = 2.0**-24, 2.0**-52
 TINY = 1e-30

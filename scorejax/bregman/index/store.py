@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from scorejax.bregman.ball_tree import Tree
-from scorejax.bregman.cauchy import Gauge, PointTuples
 from scorejax.bregman.divergences import DIVERGENCES, Divergence, get
-from scorejax.bregman.index import BregmanIndex, Shares
-from scorejax.bregman.pages import PagedRows, page_layout
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.cauchy import Gauge, PointTuples
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index.ball_tree import Tree
+from scorejax.bregman.index.bregman_index import BregmanIndex, Shares
+from scorejax.bregman.index.pages import PagedRows, page_layout
 
 FORMAT = 1
 META, ROWS = "meta.json", "rows.bin"

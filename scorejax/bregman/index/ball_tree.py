@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt
 
-from scorejax.bregman.cauchy import ROUNDING
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.cauchy import ROUNDING
+from scorejax.bregman.divergences.sided import Sided
 
 SLACK = 1e-9
 """Share by which a bound is lowered, so that rounding never makes it exceed a divergence."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
 from scorejax.choices import require_known
 
 GAUGES = ("none", "mean", "corner")

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from scorejax.bregman.ball_tree import BOUNDS, SLACK, NodeBounds, leaves_within
-from scorejax.bregman.cauchy import QueryTuple, bounds, query_tuple
-from scorejax.bregman.index import BregmanIndex
-from scorejax.bregman.pages import PageReader
-from scorejax.bregman.ranking import PIECE
+from scorejax.bregman.divergences.cauchy import QueryTuple, bounds, query_tuple
+from scorejax.bregman.index.ball_tree import BOUNDS, SLACK, NodeBounds, leaves_within
+from scorejax.bregman.index.bregman_index import BregmanIndex
+from scorejax.bregman.index.pages import PageReader
+from scorejax.bregman.scan.ranking import PIECE
 
 BLOCK = 8192
 Query = Float[np.ndarray, "d"]

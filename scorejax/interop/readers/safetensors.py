@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scorejax.interop.torch_files import numbers
+from scorejax.interop.readers.torch_save import numbers
 
 MAX_HEADER_SIZE = 100 * 2**20
 """Bytes, as the format itself says."""

@@ -2,25 +2,34 @@
 """Weights of the networks published with EDM, tensor by tensor, for our modules.
 
 The official tensors are named by level: `enc.16x16_block0.conv0.weight` belongs to the first block
-at 16 pixels on the way down. `_walk` pairs our layers with theirs, the rules say what each kind
-of layer holds. Buffers with resampling filters are compared with the setting and not loaded.
+at 16 pixels on the way down. `_walk` pairs our layers with theirs, and says of which kind they are.
+Buffers with resampling filters are compared with the setting and not loaded.
 Source of the names: Karras et al. 2022, arXiv:2206.00364, published code.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jaxtyping import Float
 
 from scorejax.choices import choose, require_known
-from scorejax.interop.fit import param_shapes, require_fit
-from scorejax.interop.torch_export import official_tensors
-from scorejax.interop.torch_weights import CONV, LINEAR, POINTWISE, SAME, Turn
+from scorejax.interop.tensors import (
+    CONV,
+    LINEAR,
+    POINTWISE,
+    Correspondence,
+    Match,
+    Turn,
+    affine,
+    arrays_by_name,
+    correspond,
+    fill,
+    norm,
+    official_tensors,
+    param_shapes,
+)
 from scorejax.models.dhariwal import DhariwalUNet
 from scorejax.models.songunet import SongUNet
 
@@ -51,46 +60,31 @@ ARCHITECTURES = tuple(_NETWORKS)
 """Names of the networks whose weights `load_torch` of this module loads."""
 
 
-def _part(index: int) -> tuple[Turn, Turn]:
-    """Query, key or value: one channel in three of a joint 1x1 convolution; kernel and bias."""
-    kernel = Turn(
-        lambda a: a.reshape(-1, 3, a.shape[1])[:, index].T, lambda s: (3 * s[1], s[0], 1, 1)
-    )
-    return kernel, Turn(lambda a: a.reshape(-1, 3)[:, index], lambda s: (3 * s[0],))
+def _attention() -> list[Match]:
+    """Query, key and value are every third channel of one joint 1x1 convolution."""
+    matches = norm("norm2.", "norm/") + affine("proj.", "out/", POINTWISE)
+    for i, name in enumerate(("query", "key", "value")):
+        kernel = Turn(
+            lambda a, i=i: a.reshape(-1, 3, a.shape[1])[:, i].T, lambda s: (3 * s[1], s[0], 1, 1)
+        )
+        bias = Turn(lambda a, i=i: a.reshape(-1, 3)[:, i], lambda s: (3 * s[0],))
+        matches.append(Match("qkv.weight", f"{name}/kernel", kernel))
+        matches.append(Match("qkv.bias", f"{name}/bias", bias))
+    return matches
 
 
-Rules = dict[str, tuple[str, Turn]]
-"""Our parameter -> (official tensor, how its axes turn), both relative to a layer."""
-
-
-def _affine(ours: str, official: str, turn: Turn) -> Rules:
-    return {f"{ours}kernel": (f"{official}weight", turn), f"{ours}bias": (f"{official}bias", SAME)}
-
-
-def _norm(ours: str, official: str) -> Rules:
-    return {f"{ours}scale": (f"{official}weight", SAME), f"{ours}bias": (f"{official}bias", SAME)}
-
-
-def _attention() -> Rules:
-    rules = _norm("norm/", "norm2.") | _affine("out/", "proj.", POINTWISE)
-    for index, name in enumerate(("query", "key", "value")):
-        kernel, bias = _part(index)
-        rules |= {f"{name}/kernel": ("qkv.weight", kernel), f"{name}/bias": ("qkv.bias", bias)}
-    return rules
-
-
-_BLOCK = {
-    **_norm("norm_0/", "norm0."),
-    **_affine("conv_0/", "conv0.", CONV),
-    "conv_0_bias": ("conv0.bias", SAME),
-    **_affine("temb/", "affine.", LINEAR),
-    **_norm("norm_1/", "norm1."),
-    **_affine("conv_1/", "conv1.", CONV),
-    **_affine("shortcut/", "skip.", POINTWISE),
-}
+_BLOCK = [
+    *norm("norm0.", "norm_0/"),
+    *affine("conv0.", "conv_0/", CONV),
+    Match("conv0.bias", "conv_0_bias"),
+    *affine("affine.", "temb/", LINEAR),
+    *norm("norm1.", "norm_1/"),
+    *affine("conv1.", "conv_1/", CONV),
+    *affine("skip.", "shortcut/", POINTWISE),
+]
 _ATTENTION = _attention()
-_CONV, _LINEAR, _NORM = _affine("", "", CONV), _affine("", "", LINEAR), _norm("", "")
-_COMBINE = _affine("conv/", "", POINTWISE)
+_CONV, _LINEAR, _NORM = affine("", "", CONV), affine("", "", LINEAR), norm("", "")
+_COMBINE = affine("", "conv/", POINTWISE)
 
 
 def load_torch(
@@ -105,11 +99,9 @@ def load_torch(
     Raises: ValueError for an unknown setting, and for tensors that do not fit.
     """
     net = build(architecture, hyper)
-    state = {re.sub(r"^(module\.|model\.)+", "", k): np.asarray(a) for k, a in state_dict.items()}
-    parts, shapes = correspondence(net, hyper)
-    require_fit(architecture, state, shapes, _filters(net, state))
-    flat = {path: jnp.asarray(turn.tensor(state[name]), float) for path, name, turn in parts}
-    return net, {"params": unflatten_dict(flat, sep="/")}
+    state = arrays_by_name(state_dict, ("module.", "model."))
+    table = correspondence(net, hyper)._replace(tolerated=_filters(net, state))
+    return net, {"params": fill(architecture, state, table)}
 
 
 def export_torch(
@@ -117,39 +109,33 @@ def export_torch(
 ) -> dict[str, np.ndarray]:
     """The official tensors, in our order: `load_torch` undone, exactly. Raises: as `load_torch`."""
     net = build(architecture, hyper)
-    parts, shapes = correspondence(net, hyper)
-    state = official_tensors(architecture, variables["params"], parts, shapes)
+    state = official_tensors(architecture, variables["params"], correspondence(net, hyper))
     taps = _resampling(net).astype(np.float32)[None, None]
     return state | {f"{layer}.resample_filter": taps for layer in _resampling_layers(net, state)}
 
 
-def correspondence(
-    net: nn.Module, hyper: Mapping[str, Any]
-) -> tuple[list[tuple[str, str, Turn]], dict[str, tuple[int, ...]]]:
-    """(our parameter, the official tensor that it is or is a part of, turn), and their shapes."""
+def correspondence(net: nn.Module, hyper: Mapping[str, Any]) -> Correspondence:
+    """Pairs the official tensors with the parameters of a network."""
     size, channels = hyper["img_resolution"], hyper.get("in_channels", hyper.get("img_channels", 3))
-    targets = param_shapes(net, size, channels)
-    parts, shapes = {}, {}
-    for layer, prefix, rules in _walk(net, size):
-        for leaf, (tensor, turn) in rules.items():
-            path, official = f"{layer}/{leaf}", f"{prefix}.{tensor}"
-            if path in targets:
-                parts[path] = (path, official, turn)
-                shapes[official] = turn.shape(targets[path])
-    assert parts.keys() == targets.keys(), "the walk passes every layer"
-    return list(parts.values()), shapes
+    matches = (
+        match.within(f"{official}.", f"{layer}/")
+        for layer, official, rules in _walk(net, size)
+        for match in rules
+    )
+    return correspond(matches, param_shapes(net, size, channels))
 
 
 PRECONDITIONERS = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}
-"""Our names of the preconditioners, and those of their official classes."""
+"""Our names of the preconditioners -> their official classes."""
 _UNCHECKED = ("dropout", "label_dropout")
-"""What training may change."""
+"""Settings that training may change."""
 
 
 def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
     """The official settings of the network that a config of ours describes.
 
-    Raises: ValueError for an unknown preconditioner, or if the file `stated` another.
+    `stated` holds the file's settings by class. Raises: ValueError for an unknown preconditioner,
+    or if the file states another one.
     """
     wanted = choose("preconditioner", config["preconditioner"], PRECONDITIONERS)
     if stated and wanted not in stated:
@@ -169,25 +155,25 @@ def build(architecture: str, hyper: Mapping[str, Any]) -> nn.Module:
 
 
 def _module_options(options: Mapping[str, str], hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """The official settings under our names."""
+    """The module's hyper-parameters, from the official settings."""
     for key in hyper:
         require_known("setting", key, (*options, *_OTHER_SETTINGS))
     if "img_resolution" not in hyper:
         raise ValueError("EDM's networks need the setting img_resolution, the height in pixels.")
-    given = {}
+    fields = {}
     for key, value in hyper.items():
         if key in options:
             value = choose(key, value, _MEANS[key]) if key in _MEANS else value
-            given[options[key]] = tuple(value) if isinstance(value, list) else value
-    return given
+            fields[options[key]] = tuple(value) if isinstance(value, list) else value
+    return fields
 
 
-Walk = Iterator[tuple[str, str, Rules]]
-"""(our layer, the official one, what they hold); layers that a network does not have among them."""
+Walk = Iterator[tuple[str, str, list[Match]]]
+"""(our layer, the official one, matches relative to both); some are not in every network."""
 
 
 def _walk(net: nn.Module, size: int) -> Walk:
-    yield "fourier", "map_noise", {"frequencies": ("freqs", SAME)}
+    yield "fourier", "map_noise", [Match("freqs", "frequencies")]
     for i in range(2):
         for layer in (f"temb/dense_{i}", f"temb_{i}"):
             yield layer, f"map_layer{i}", _LINEAR
@@ -220,18 +206,18 @@ def _walk_level(level: int, name: str, num_blocks: int) -> Walk:
 
 
 def _resampling(net: nn.Module) -> Float[np.ndarray, "k k"]:
-    """The filter of the network's setting."""
+    """The resampling filter (k, k) that the network's setting gives, summing to one."""
     taps = np.asarray(getattr(net, "fir_kernel", (1, 1)), float)
     return np.outer(taps, taps) / taps.sum() ** 2
 
 
 _DOWN = {"input_skip": "aux_down", "residual": "aux_residual"}
 _UP = {"output_skip": "aux_up"}
-"""Layers of the pyramids that resample, by the network's kind of pyramid."""
+"""Kind of pyramid -> its layer that resamples."""
 
 
 def _resampling_layers(net: nn.Module, state: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """The official layers that have a buffer with the filter."""
+    """Names the official layers that have a buffer with the filter."""
     down = _DOWN.get(getattr(net, "progressive_input", "none"))
     up = _UP.get(getattr(net, "progressive", "none"))
     for name in state:
@@ -251,8 +237,8 @@ def _filters(net: nn.Module, state: Mapping[str, np.ndarray]) -> set[str]:
     expected = _resampling(net)
     names = {name for name in state if name.endswith(".resample_filter")}
     for name in names:
-        given = state[name].reshape(state[name].shape[-2:])
-        if given.shape != expected.shape or not np.allclose(given, expected, atol=1e-6):
+        taken = state[name].reshape(state[name].shape[-2:])
+        if taken.shape != expected.shape or not np.allclose(taken, expected, atol=1e-6):
             taps = getattr(net, "fir_kernel", (1, 1))
             raise ValueError(f"{name} is not the setting resample_filter={tuple(taps)}.")
     return names

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scorejax.interop.inert_pickle import Global, Record, read_pickle, require_plain
+from scorejax.interop.readers.inert_pickle import Global, Record, read_pickle, require_plain
 
 MAX_PICKLE_SIZE = 64 * 2**20
 """Bytes of data.pkl: it holds names and shapes only."""

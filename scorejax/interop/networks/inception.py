@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published weights of the Fréchet Inception distance's network, for ours."""
+"""Weights of the InceptionV3 network with which Fréchet Inception distances are published."""
 
 import functools
 import os
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from scorejax.interop.checkpoint_files import read_checkpoint
-from scorejax.interop.torch_weights import CONV, LINEAR, SAME, Correspondence, fill
+from scorejax.interop.readers.checkpoint import read_checkpoint
+from scorejax.interop.tensors import CONV, LINEAR, SAME, Correspondence, Match, correspond, fill
 from scorejax.models.inception import SIZE, Inception
 
 WHERE = (
@@ -28,7 +28,7 @@ _TENSORS = {
 def load_inception(path: str | os.PathLike) -> tuple[Inception, dict]:
     """The network and its variables, from a `.pth` or `.safetensors` file.
 
-    Raises: FileNotFoundError that says where to get them; ValueError for other tensors.
+    Raises: FileNotFoundError that says where to get the file; ValueError if its tensors do not fit.
     """
     try:
         state = read_checkpoint(path).weights(averaged=False)
@@ -41,13 +41,14 @@ def load_inception(path: str | os.PathLike) -> tuple[Inception, dict]:
 
 @functools.cache
 def correspondence() -> Correspondence:
-    """The official tensors that the network uses, and what each is for us."""
+    """Pairs the official tensors that the network uses with its parameters."""
     image = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     init = lambda image: Inception().init(jax.random.key(0), image)["params"]
-    ours, shapes = {}, {}
-    for path, leaf in flatten_dict(jax.eval_shape(init, image), sep="/").items():
-        layer, _, kind = path.rpartition("/")
-        tensor, turn = _TENSORS[kind] if layer else ("weight", LINEAR)
-        official = f"{layer.replace('/', '.') or path}.{tensor}"
-        ours[official], shapes[official] = (path, turn), turn.shape(leaf.shape)
-    return Correspondence(ours, shapes, set())
+    shapes = jax.eval_shape(init, image)
+    targets = {path: leaf.shape for path, leaf in flatten_dict(shapes, sep="/").items()}
+    matches = []
+    for path in targets:
+        layer, _, leaf = path.rpartition("/")
+        tensor, turn = _TENSORS[leaf] if layer else ("weight", LINEAR)
+        matches.append(Match(f"{layer.replace('/', '.') or path}.{tensor}", path, turn))
+    return correspond(matches, targets)

@@ -7,8 +7,8 @@ an object is a `Record` whose one argument has the name of the class and the sta
 
 from typing import Any
 
-from scorejax.interop.inert_pickle import Record
-from scorejax.interop.torch_files import Tensor
+from scorejax.interop.readers.inert_pickle import Record
+from scorejax.interop.readers.torch_save import Tensor
 
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 RECORDS = (_PERSISTENT, "torch.nn.modules.container.", "dnnlib.util.EasyDict")

@@ -14,19 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax.choices import require_known
-from scorejax.interop.fit import param_shapes
-from scorejax.interop.torch_export import official_tensors
-from scorejax.interop.torch_weights import (
+from scorejax.interop.networks import score_sde
+from scorejax.interop.networks.score_sde import DividedBySigma
+from scorejax.interop.tensors import (
     CONV,
-    SAME,
     Correspondence,
-    DividedBySigma,
-    Turn,
+    Match,
     affine,
+    arrays_by_name,
+    correspond,
     fill,
-)
-from scorejax.interop.torch_weights import (
-    SETTINGS as SCORE_SDE_SETTINGS,
+    official_tensors,
+    param_shapes,
 )
 from scorejax.models import refinenet
 from scorejax.schedules import geometric_sigmas
@@ -45,12 +44,12 @@ ARCHITECTURES = tuple(_NETWORKS)
 _NAMES = {
     "ngf": "nf", "num_classes": "num_scales", "sigma_begin": "sigma_max", "sigma_end": "sigma_min",
 }  # fmt: skip
-"""Settings of the published NCSNv2 that the score-SDE code has under another name."""
+"""Settings of the published NCSNv2 -> their names in the score-SDE code."""
 _OTHER_SETTINGS = (
     "spec_norm", "sigma_dist", "ema", "interpolation", "logit_transform", "rescaled", "dataset",
     "channels", "num_workers", "random_flip", "uniform_dequantization", "gaussian_dequantization",
 )  # fmt: skip
-SETTINGS = (*_NAMES, *SCORE_SDE_SETTINGS, *_OTHER_SETTINGS)
+SETTINGS = (*_NAMES, *score_sde.SETTINGS, *_OTHER_SETTINGS)
 """Names of the official settings of models and data."""
 
 
@@ -65,7 +64,7 @@ def load_torch(
     Raises: ValueError for an unknown setting, and for tensors that do not fit.
     """
     net = build(architecture, hyper)
-    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
+    state = arrays_by_name(state_dict)
     table = correspondence(net, hyper)
     if isinstance(net, refinenet.NCSN):
         return net, {"params": fill(architecture, state, table)}
@@ -82,18 +81,17 @@ def export_torch(
     """The official tensors, in our order: `load_torch` undone, exactly. Raises: as `load_torch`."""
     net = build(architecture, hyper)
     table, params = correspondence(net, hyper), variables["params"]
-    parts = [(path, name, turn) for name, (path, turn) in table.ours.items()]
     if isinstance(net, refinenet.NCSN):
-        return official_tensors(architecture, params, parts, table.shapes)
+        return official_tensors(architecture, params, table)
     levels = np.asarray(variables.get("constants", {}).get("sigmas", sigmas(hyper)))
     if levels.shape != sigmas(hyper).shape:
         raise ValueError(f"{architecture} needs {sigmas(hyper).size} levels; got {levels.size}")
-    tensors = official_tensors(architecture, params.get("network", {}), parts, table.shapes)
+    tensors = official_tensors(architecture, params.get("network", {}), table)
     return {"sigmas": levels} | tensors
 
 
 def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The official settings of the network and data that a config of ours describes."""
+    """The official settings among a config's keys; `stated`, the file's settings, is not used."""
     return {key: config[key] for key in SETTINGS if key in config}
 
 
@@ -121,21 +119,16 @@ def sigmas(hyper: Mapping[str, Any]) -> np.ndarray:
 def correspondence(net: refinenet.NCSNv2, hyper: Mapping[str, Any]) -> Correspondence:
     """Pairs the official tensors with the parameters of a network."""
     targets = param_shapes(net, hyper["image_size"], hyper.get("num_channels", 3))
-    ours: dict[str, tuple[str, Turn]] = {}
-    for official, path, turn in _walk(net):
-        if path in targets:
-            ours[official] = path, turn
-    assert {path for path, _ in ours.values()} == targets.keys(), "the walk passes every layer"
-    shapes = {name: turn.shape(targets[path]) for name, (path, turn) in ours.items()}
-    return Correspondence(ours, shapes, set())
+    return correspond(_walk(net), targets)
 
 
 def _renamed(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings under the names of the score-SDE code."""
     return {_NAMES.get(key, key): value for key, value in hyper.items()}
 
 
-Walk = Iterator[tuple[str, str, Turn]]
-"""(official tensor, our parameter, how its axes turn); some that a network does not have."""
+Walk = Iterator[Match]
+"""Matches in our order; some are of layers that not every network has."""
 
 _DEEPEST_DOWN = ("1", "2", "3", "31", "4", "5")
 _DEEPEST_UP = ("1", "2", "31", "3", "4", "5")
@@ -145,9 +138,9 @@ def _walk(net: refinenet.NCSNv2) -> Walk:
     last = len(net.stages) - 1
     names = [str(i + 1) for i in range(last + 1)]
     down, up = (_DEEPEST_DOWN, _DEEPEST_UP) if len(names) == len(_DEEPEST_UP) else (names, names)
-    yield from _affine("begin_conv.", "conv_in/")
+    yield from affine("begin_conv.", "conv_in/", CONV)
     yield from _norm(net, "normalizer.", "norm_out/")
-    yield from _affine("end_conv.", "conv_out/")
+    yield from affine("end_conv.", "conv_out/", CONV)
     for i, stage in enumerate(net.stages):
         shrinks = stage.down and stage.dilation == 1
         for j, pooled in enumerate(("conv." if shrinks else "", "")):
@@ -158,12 +151,12 @@ def _walk(net: refinenet.NCSNv2) -> Walk:
 
 
 def _walk_block(net: refinenet.NCSNv2, official: str, ours: str, pooled: str) -> Walk:
-    """`pooled` comes before the tensors of convolutions whose result is made smaller."""
+    """`pooled` prefixes the tensors of convolutions whose result is pooled."""
     for i in range(2):
         yield from _norm(net, f"{official}normalize{i + 1}.", f"{ours}norm_{i}/")
-    yield from _affine(f"{official}conv1.", f"{ours}conv_0/")
-    yield from _affine(f"{official}conv2.{pooled}", f"{ours}conv_1/")
-    yield from _affine(f"{official}shortcut.{pooled}", f"{ours}shortcut/")
+    yield from affine(f"{official}conv1.", f"{ours}conv_0/", CONV)
+    yield from affine(f"{official}conv2.{pooled}", f"{ours}conv_1/", CONV)
+    yield from affine(f"{official}shortcut.{pooled}", f"{ours}shortcut/", CONV)
 
 
 def _walk_refine(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
@@ -172,21 +165,16 @@ def _walk_refine(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
         for i in range(3):
             for j in range(2):
                 step, path = f"{official}{theirs}{i + 1}_{j + 1}", f"{ours}{own}block_{i}"
-                yield from _affine(f"{step}_conv.", f"{path}_conv_{j}/")
+                yield from affine(f"{step}_conv.", f"{path}_conv_{j}/", CONV)
                 yield from _norm(net, f"{step}_norm.", f"{path}_norm_{j}/")
     for theirs, own in (("msf.", "fusion/"), ("crp.", "pooling/")):
         for i in range(2):
-            yield from _affine(f"{official}{theirs}convs.{i}.", f"{ours}{own}conv_{i}/")
+            yield from affine(f"{official}{theirs}convs.{i}.", f"{ours}{own}conv_{i}/", CONV)
             yield from _norm(net, f"{official}{theirs}norms.{i}.", f"{ours}{own}norm_{i}/")
-
-
-def _affine(official: str, ours: str) -> Walk:
-    for name, (path, turn) in affine(official, ours, CONV).items():
-        yield name, path, turn
 
 
 def _norm(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
     if isinstance(net, refinenet.NCSN):
-        yield f"{official}embed.weight", f"{ours}table", SAME
+        yield Match(f"{official}embed.weight", f"{ours}table")
     for leaf in ("alpha", "gamma", "beta"):
-        yield f"{official}{leaf}", f"{ours}{leaf}", SAME
+        yield Match(f"{official}{leaf}", f"{ours}{leaf}")

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scorejax.interop import edm_files, flax_files
-from scorejax.interop.inert_pickle import Record, read_pickle
-from scorejax.interop.safetensors_files import read_safetensors
-from scorejax.interop.torch_files import (
+from scorejax.interop.readers import edm_pickle, flax_msgpack
+from scorejax.interop.readers.inert_pickle import Record, read_pickle
+from scorejax.interop.readers.safetensors import read_safetensors
+from scorejax.interop.readers.torch_save import (
     LEGACY_MAGIC,
     Tensor,
     numpy_value,
@@ -85,16 +85,16 @@ def _read(file: Any, size: int) -> Checkpoint:
         if start.startswith(_LEGACY_START):
             return _from_torch(read_torch_legacy(data))
         if start[0] == 0x80:
-            value = read_pickle(data, pickled_constructors(), records=edm_files.RECORDS)
+            value = read_pickle(data, pickled_constructors(), records=edm_pickle.RECORDS)
             return _from_pickle(value)
         if start[0] in range(0x81, 0x90) or start[0] in (0xDE, 0xDF):
-            return Checkpoint("flax", **flax_files.read_flax(data))
+            return Checkpoint("flax", **flax_msgpack.read_flax(data))
     raise ValueError("not a checkpoint of a known kind: .pth, .pkl, .safetensors or flax msgpack.")
 
 
 def _from_pickle(value: Any) -> Checkpoint:
     if isinstance(value, dict) and isinstance(value.get("ema"), Record):
-        tensors, settings = edm_files.network(value["ema"])
+        tensors, settings = edm_pickle.network(value["ema"])
         return Checkpoint("torch", None, _state_dict(tensors), settings=settings)
     return _from_torch(value)
 

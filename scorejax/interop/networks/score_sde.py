@@ -1,80 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of published PyTorch networks, tensor by tensor, for our modules.
+"""Weights of the networks published with score SDEs in PyTorch: NCSN++, DDPM++ and DDPM.
 
-Each architecture has a walk over its layers in the order in which the official network lists them
-(`all_modules.0`, `all_modules.1`, ...); `TENSORS` says what each kind of layer holds, how we name
-it, and how its axes are turned.
+The official tensors are named by the place of their layer in the order of action, `all_modules.0`,
+`all_modules.1`, ... `walk` lists our layers in that order; `TENSORS` has the matches of each kind
+of layer.
+Source of the names: Song et al. 2021, arXiv:2011.13456, published code.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from jaxtyping import Array
 
 from scorejax.choices import require_known
-from scorejax.interop.fit import param_shapes, require_fit
+from scorejax.interop.tensors import (
+    CONV,
+    LINEAR,
+    POINTWISE,
+    Correspondence,
+    Match,
+    affine,
+    arrays_by_name,
+    correspond,
+    fill,
+    norm,
+    official_tensors,
+    param_shapes,
+)
 from scorejax.models.ncsnpp import NCSNpp
 from scorejax.numerics import expand
 
 
-class Turn(NamedTuple):
-    """A tensor from the official axes to ours, and a shape from ours to the official."""
-
-    tensor: Callable[[np.ndarray], np.ndarray]
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+def nin(official: str, ours: str) -> list[Match]:
+    """Matches the matrix, which is stored as ours is, and the bias of a network in network."""
+    return [Match(f"{official}W", f"{ours}kernel"), Match(f"{official}b", f"{ours}bias")]
 
 
-SAME = Turn(lambda a: a, lambda s: s)
-LINEAR = Turn(lambda a: a.T, lambda s: s[::-1])
-POINTWISE = Turn(lambda a: a[:, :, 0, 0].T, lambda s: (s[1], s[0], 1, 1))
-CONV = Turn(lambda a: a.transpose(2, 3, 1, 0), lambda s: (s[3], s[2], s[0], s[1]))
-
-
-def affine(official: str, ours: str, turn: Turn) -> dict[str, tuple[str, Turn]]:
-    """Names of a convolution or a linear map, with its bias."""
-    return {f"{official}weight": (f"{ours}kernel", turn), f"{official}bias": (f"{ours}bias", SAME)}
-
-
-def norm(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
-    """Names of a group normalisation."""
-    return {f"{official}weight": (f"{ours}scale", SAME), f"{official}bias": (f"{ours}bias", SAME)}
-
-
-def nin(official: str, ours: str) -> dict[str, tuple[str, Turn]]:
-    """Names of a network in network, whose matrix is stored as ours is."""
-    return {f"{official}W": (f"{ours}kernel", SAME), f"{official}b": (f"{ours}bias", SAME)}
-
-
-_BLOCK = {
-    **norm("GroupNorm_0.", "norm_0/"),
-    "Conv_0.weight": ("conv_0/kernel", CONV),
-    "Conv_0.bias": ("conv_0_bias", SAME),
-    **affine("Dense_0.", "temb/", LINEAR),
-    **norm("GroupNorm_1.", "norm_1/"),
-    **affine("Conv_1.", "conv_1/", CONV),
-}
-_ATTENTION = norm("GroupNorm_0.", "norm/")
-for _index, _name in enumerate(("query", "key", "value", "out")):
-    _ATTENTION |= nin(f"NIN_{_index}.", f"{_name}/")
+_BLOCK = [
+    *norm("GroupNorm_0.", "norm_0/"),
+    Match("Conv_0.weight", "conv_0/kernel", CONV),
+    Match("Conv_0.bias", "conv_0_bias"),
+    *affine("Dense_0.", "temb/", LINEAR),
+    *norm("GroupNorm_1.", "norm_1/"),
+    *affine("Conv_1.", "conv_1/", CONV),
+]
+_ATTENTION = [
+    *norm("GroupNorm_0.", "norm/"),
+    *nin("NIN_0.", "query/"),
+    *nin("NIN_1.", "key/"),
+    *nin("NIN_2.", "value/"),
+    *nin("NIN_3.", "out/"),
+]
 
 TENSORS = {
-    "fourier": {"W": ("frequencies", SAME)},
+    "fourier": [Match("W", "frequencies")],
     "dense": affine("", "", LINEAR),
     "conv": affine("", "", CONV),
     "norm": norm("", ""),
     "attention": _ATTENTION,
-    "ddpm": _BLOCK | nin("NIN_0.", "shortcut/"),
-    "biggan": _BLOCK | affine("Conv_2.", "shortcut/", POINTWISE),
+    "ddpm": _BLOCK + nin("NIN_0.", "shortcut/"),
+    "biggan": _BLOCK + affine("Conv_2.", "shortcut/", POINTWISE),
     "combine": affine("Conv_0.", "conv/", POINTWISE),
     "resample": affine("Conv_0.", "", CONV),
     "fir_resample": affine("Conv2d_0.", "", CONV),
-    "without parameters": {},
+    "without parameters": [],
 }
-"""Kind of layer -> {official tensor: (our parameter, how its axes turn)}."""
+"""Kind of layer -> matches of its tensors, relative to the layer."""
 
 Walk = Iterator[tuple[str, str]]
 """(name of our layer, its kind) in the official order."""
@@ -197,13 +191,59 @@ def load_torch(
     surplus or misshapen.
     """
     net = build(architecture, hyper)
-    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
-    params = _fill(architecture, net, state, hyper)
-    return _divide_by_sigma(net, params, state, hyper)
+    state = arrays_by_name(state_dict)
+    table = correspondence(net, hyper)
+    divided = hyper.get("scale_by_sigma", False)
+    if not divided or net.embedding_type == "fourier":
+        params = fill(architecture, state, table)
+        if not divided:
+            return net, {"params": params}
+        return DividedBySigma(net), {"params": {"network": params}}
+    shapes = table.shapes | {"sigmas": (hyper.get("num_scales", 1000),)}
+    params = fill(architecture, state, table._replace(shapes=shapes))
+    sigmas = jnp.asarray(state["sigmas"], float)
+    variables = {"params": {"network": params}, "constants": {"sigmas": sigmas}}
+    return DividedBySigma(net, len(sigmas)), variables
+
+
+def export_torch(
+    architecture: str, variables: Mapping[str, Any], **hyper: Any
+) -> dict[str, np.ndarray]:
+    """The official tensors, in the official order: `load_torch` undone, exactly.
+
+    `variables` are those of the module that `load_torch` returns for the same settings. The table
+    `sigmas`, a buffer of every official network, follows from sigma_min, sigma_max and num_scales.
+    An unconditional official network has label weights, which act on nothing and are left out.
+
+    Raises: ValueError for an unknown architecture or setting, and for parameters that are missing,
+    surplus or misshapen.
+    """
+    net = build(architecture, hyper)
+    params = variables["params"]
+    if hyper.get("scale_by_sigma", False):
+        params = params.get("network", {})
+    sigmas = published_sigmas(hyper)
+    ours = variables.get("constants", {}).get("sigmas")
+    # Ours are in single precision.
+    if ours is not None and not (
+        ours.shape == sigmas.shape and np.allclose(ours, sigmas, rtol=1e-5)
+    ):
+        raise ValueError(
+            f"the noise levels of the variables, {ours[0]:.6g} ... {ours[-1]:.6g}, are not those "
+            f"of sigma_min, sigma_max and num_scales, {sigmas[0]:.6g} ... {sigmas[-1]:.6g}"
+        )
+    tensors = official_tensors(architecture, params, correspondence(net, hyper))
+    return {"sigmas": sigmas} | tensors
+
+
+def published_sigmas(hyper: Mapping[str, Any]) -> np.ndarray:
+    """Noise levels (num_scales,) from the largest to the smallest, by the official formula."""
+    largest, smallest = hyper.get("sigma_max", 50), hyper.get("sigma_min", 0.01)
+    return np.exp(np.linspace(np.log(largest), np.log(smallest), hyper.get("num_scales", 1000)))
 
 
 def settings_of(config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The official settings of the network and data that a config of ours describes."""
+    """The official settings among a config's keys; `stated`, the file's settings, is not used."""
     return {key: config[key] for key in SETTINGS if key in config}
 
 
@@ -224,61 +264,18 @@ def _require_settings(architecture: str, hyper: Mapping[str, Any]) -> None:
             raise ValueError(f"{architecture} has {key}={only!r} only; got {hyper[key]!r}.")
 
 
-class Correspondence(NamedTuple):
-    """The official tensors of a network, by name, and what each is for us."""
-
-    ours: dict[str, tuple[str, Turn]]
-    """The parameter, as a path `layer/kernel`, and how its axes turn; in the official order."""
-    shapes: dict[str, tuple[int, ...]]
-    tolerated: set[str]
-    """Tensors that the official network has and does not use."""
-
-
-def fill(architecture: str, state: Mapping[str, np.ndarray], table: Correspondence) -> dict:
-    """Our parameters, each from its official tensor. Raises: ValueError as `require_fit`."""
-    require_fit(architecture, state, table.shapes, table.tolerated)
-    flat = {
-        path: jnp.asarray(turn.tensor(state[name]), float)
-        for name, (path, turn) in table.ours.items()
-    }
-    return unflatten_dict(flat, sep="/")
-
-
 def correspondence(net: NCSNpp, hyper: Mapping[str, Any]) -> Correspondence:
-    """Pairs the official tensors with the parameters of a network."""
+    """Pairs the official tensors with the parameters of a network.
+
+    Without conditioning the official network still has weights for the label, which act on nothing.
+    """
     size = hyper["image_size"]
     targets = param_shapes(net, size, hyper.get("num_channels", 3))
-    ours, tolerated = {}, {"sigmas"}
+    matches, tolerated = [], {"sigmas"}
     for index, (layer, kind) in enumerate(walk(net, size)):
-        for tensor, (leaf, turn) in TENSORS[kind].items():
-            official, path = f"all_modules.{index}.{tensor}", f"{layer}/{leaf}"
-            if path in targets:
-                ours[official] = (path, turn)
-            elif not net.conditional and leaf.startswith(("temb", "frequencies")):
-                tolerated.add(official)
-    shapes = {name: turn.shape(targets[path]) for name, (path, turn) in ours.items()}
-    return Correspondence(ours, shapes, tolerated)
-
-
-def _fill(
-    architecture: str, net: NCSNpp, state: Mapping[str, np.ndarray], hyper: Mapping[str, Any]
-) -> dict:
-    """Our parameters, each from its official tensor."""
-    table = correspondence(net, hyper)
-    if hyper.get("scale_by_sigma", False) and net.embedding_type == "positional":
-        sigmas = {"sigmas": (hyper.get("num_scales", 1000),)}
-        table = table._replace(shapes=table.shapes | sigmas)
-    return fill(architecture, state, table)
-
-
-def _divide_by_sigma(
-    net: NCSNpp, params: dict, state: Mapping[str, np.ndarray], hyper: Mapping[str, Any]
-) -> tuple[nn.Module, dict]:
-    """The network as it was trained: with its output divided by sigma, or as it is."""
-    if not hyper.get("scale_by_sigma", False):
-        return net, {"params": params}
-    variables = {"params": {"network": params}}
-    if net.embedding_type == "fourier":
-        return DividedBySigma(net), variables
-    sigmas = jnp.asarray(state["sigmas"], float)
-    return DividedBySigma(net, len(sigmas)), variables | {"constants": {"sigmas": sigmas}}
+        for match in TENSORS[kind]:
+            placed = match.within(f"all_modules.{index}.", f"{layer}/")
+            matches.append(placed)
+            if not net.conditional and match.ours.startswith(("temb", "frequencies")):
+                tolerated.add(placed.official)
+    return correspond(matches, targets, tolerated)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of BiO-Net, from and to the official PyTorch code.
 
-The official network lists a layer under the name of each pass that uses it: a convolution appears
-once for each, with equal tensors, and is one for us. Batch normalisations are what differs.
+The official network lists a layer under the name of each pass that uses it. A convolution appears
+once for each pass, with equal tensors, and is one layer of ours; batch normalisations differ.
 Source of the names: Xiang et al. 2020, arXiv:2007.00243, published code.
 """
 
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorejax.choices import require_known
-from scorejax.interop.fit import require_fit
-from scorejax.interop.torch_export import turned_back
-from scorejax.interop.torch_weights import CONV, POINTWISE, SAME, Turn
+from scorejax.interop.tensors import (
+    CONV,
+    POINTWISE,
+    Correspondence,
+    Match,
+    Turn,
+    affine,
+    arrays_by_name,
+    correspond,
+    fill,
+    norm,
+    official_tensors,
+)
 from scorejax.models.bionet import BiONet, torch_bionet
 from scorejax.typing import Shape
 
@@ -29,22 +39,14 @@ SETTINGS = (
     "iterations", "integrate", "multiplier", "num_layers", "num_classes", "input_channels",
     "num_channels", "image_size",
 )  # fmt: skip
-"""Names of the official settings; images may have any size, and the official network ignores
-num_classes and has one output, where ours has as many as its tensors."""
+"""Names of the official settings. The official network has one output and ignores num_classes; ours
+has as many outputs as its tensors."""
 
-# A transposed convolution, whose kernel ours is flipped to be.
+# A transposed convolution: our kernel is the official one, flipped.
 TRANSPOSED = Turn(lambda a: a.transpose(2, 3, 0, 1)[::-1, ::-1], lambda s: (s[2], s[3], s[0], s[1]))
 COUNTS = "num_batches_tracked"
 _PASS_AND_LEVEL = re.compile(r"iteration(\d+)_layer(\d+)_")
 SCALAR = np.zeros(())
-
-
-class Entry(NamedTuple):
-    """An official tensor: its name, our collection/layer/leaf, and how its axes turn."""
-
-    official: str
-    ours: str
-    turn: Turn
 
 
 def load_torch(
@@ -59,22 +61,14 @@ def load_torch(
     Raises: ValueError for an unknown setting, for tensors that do not fit, and where two names of
     one convolution hold different tensors.
     """
-    state = {key.removeprefix("module."): np.asarray(value) for key, value in state_dict.items()}
+    state = arrays_by_name(state_dict)
     net = build(architecture, hyper)
     kernels = _shaping_kernels(net, state)
     net = _shaped_like(net, hyper, [kernel.shape[:1] for kernel in kernels])
-    ours, entries = variable_shapes(net, kernels[0].shape[1:2]), list(walk(net))
-    shapes = {name: turn.shape(ours[path]) for name, path, turn in entries}
-    counts = {entry.official for entry in entries if entry.official.endswith(COUNTS)}
-    expected = {name: shape for name, shape in shapes.items() if name not in counts}
-    require_fit(architecture, state, expected, counts)
-    _require_equal_aliases(entries, state)
-    flat = {}
-    for name, path, turn in entries:
-        if name in counts:
-            flat[path] = jnp.asarray(state.get(name, 0), jnp.int32)
-        else:
-            flat[path] = jnp.asarray(turn.tensor(state[name]), float)
+    table, counts = correspondence(net, kernels[0].shape[1:2])
+    flat = flatten_dict(fill(architecture, state, table), sep="/")
+    _require_equal_aliases(table.matches, state)
+    flat |= {m.ours: jnp.asarray(state.get(m.official, 0), jnp.int32) for m in counts}
     return net, unflatten_dict(flat, sep="/")
 
 
@@ -86,20 +80,27 @@ def export_torch(
     Raises: ValueError for an unknown setting, and for variables that are missing, surplus or
     misshapen.
     """
-    given = {k: np.asarray(v) for k, v in flatten_dict(dict(variables), sep="/").items()}
+    flat = {path: np.asarray(v) for path, v in flatten_dict(dict(variables), sep="/").items()}
     net = build(architecture, hyper)
-    kernels = [given.get(f"params/{layer}/kernel", SCALAR) for layer in _shaping(net)]
+    kernels = [flat.get(f"params/{layer}/kernel", SCALAR) for layer in _shaping(net)]
     net = _shaped_like(net, hyper, [kernel.shape[-1:] for kernel in kernels])
-    shapes = variable_shapes(net, kernels[0].shape[2:3])
-    real = {path: shape for path, shape in shapes.items() if not path.endswith("/count")}
-    require_fit(architecture, given, real, shapes.keys() - real.keys())
-    state = {}
-    for name, path, turn in walk(net):
-        if name.endswith(COUNTS):
-            state[name] = np.asarray(given.get(path, 0), np.int64)
-        else:
-            state[name] = turned_back(given[path], turn, turn.shape(shapes[path]))
-    return state
+    table, counts = correspondence(net, kernels[0].shape[2:3])
+    state = {m.official: np.asarray(flat.pop(m.ours, 0), np.int64) for m in counts}
+    state |= official_tensors(architecture, flat, table)
+    return {match.official: state[match.official] for match in walk(net)}
+
+
+def correspondence(net: BiONet, channels: Shape) -> tuple[Correspondence, list[Match]]:
+    """Pairs the official tensors with the variables of a network; apart, the counts of batches.
+
+    `channels` is (channels,) of the images, or () for three. Counts may be missing from old files.
+    """
+    matches = [*walk(net)]
+    counts = [match for match in matches if match.official.endswith(COUNTS)]
+    counted = {match.ours for match in counts}
+    shapes = variable_shapes(net, channels)
+    real = {path: shape for path, shape in shapes.items() if path not in counted}
+    return correspond(matches, real, {match.official for match in counts}), counts
 
 
 def build(architecture: str, hyper: Mapping[str, Any]) -> BiONet:
@@ -118,10 +119,10 @@ def build(architecture: str, hyper: Mapping[str, Any]) -> BiONet:
 def settings_for(
     net: BiONet, state: Mapping[str, np.ndarray], *, num_channels: int
 ) -> dict[str, Any]:
-    """The official settings of a network of ours that is to have the tensors of `state`.
+    """The official settings with which `load_torch` gives `net`, and loads `state` into it.
 
-    Raises: ValueError with one line for a network that the official code has not, and for tensors
-    of another one, of images with other than `num_channels` channels among them.
+    Raises: ValueError with one line if the official code has no such network, or if the tensors
+    belong to another network or to images with another number of channels.
     """
     _require_official(net)
     places = [match.groups() for match in map(_PASS_AND_LEVEL.match, state) if match]
@@ -161,20 +162,20 @@ def _require_official(net: BiONet) -> None:
 
 
 def _shaping_kernels(net: BiONet, state: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The official tensors of `_shaping`, without axes where they are missing."""
+    """The official kernels of the layers in `_shaping`; a scalar for one that is missing."""
     names = {path: name for name, path, _ in walk(net)}
     return [state.get(names[f"params/{layer}/kernel"], SCALAR) for layer in _shaping(net)]
 
 
 def _shaping(net: BiONet) -> list[str]:
-    """Our layers whose outputs are the widths, finest first, and the last one."""
+    """Layers of ours whose numbers of outputs are the widths, finest first, and the head."""
     return ["pre_0", *(f"encoder_{level}_2" for level in range(net.num_levels)), "head"]
 
 
 def _shaped_like(net: BiONet, hyper: Mapping[str, Any], outputs: Sequence[Shape]) -> BiONet:
-    """The network with the widths and outputs that tensors have, unless some are not there."""
+    """The network with the widths and outputs of the tensors; unchanged if one is missing."""
     if () in outputs:
-        return net  # Which ones are missing is said when all tensors are compared.
+        return net  # `require_fit` names the missing ones.
     *widths, num_classes = (size for (size,) in outputs)
     if "multiplier" in hyper and tuple(widths) != net.widths:
         warnings.warn(
@@ -186,7 +187,7 @@ def _shaped_like(net: BiONet, hyper: Mapping[str, Any], outputs: Sequence[Shape]
 
 
 def variable_shapes(net: BiONet, channels: Shape) -> dict[str, Shape]:
-    """Shapes by collection/layer/leaf, for images of (channels,), or () for three."""
+    """Shapes of all variables by collection/layer/leaf; `channels` as in `correspondence`."""
     side = 2 ** (net.num_levels + 1)
     image = jax.ShapeDtypeStruct((1, side, side, *(channels or (3,))), jnp.float32)
     init = lambda image: net.init(jax.random.key(0), image)
@@ -194,19 +195,20 @@ def variable_shapes(net: BiONet, channels: Shape) -> dict[str, Shape]:
     return {path: leaf.shape for path, leaf in shapes.items()}
 
 
-def _require_equal_aliases(entries: list[Entry], state: Mapping[str, np.ndarray]) -> None:
-    first: dict[str, str] = {}
-    for name, path, _ in entries:
-        known = first.setdefault(path, name)
-        if name in state and not np.array_equal(state[name], state[known]):
+def _require_equal_aliases(matches: list[Match], state: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError if two official names of one convolution hold different tensors."""
+    first_names: dict[str, str] = {}
+    for name, path, _ in matches:
+        first = first_names.setdefault(path, name)
+        if not np.array_equal(state[name], state[first]):
             raise ValueError(
-                f"{name} and {known} are one convolution and need equal tensors; they differ. "
+                f"{name} and {first} are one convolution and need equal tensors; they differ. "
                 "Passes that were trained apart are another network."
             )
 
 
-def walk(net: BiONet) -> Iterator[Entry]:
-    """All official tensors, in the official order; those that passes share appear for each."""
+def walk(net: BiONet) -> Iterator[Match]:
+    """Matches all official tensors, in the official order; shared ones appear for each pass."""
     yield from _units("pre_transform_conv_block.", "pre", (0, 3, 6))
     for number in range(net.num_passes):
         for level in range(net.num_levels):
@@ -219,22 +221,19 @@ def walk(net: BiONet) -> Iterator[Entry]:
     yield from _unit("middles.", 6, "middle_2", TRANSPOSED, 0)
     yield from _units("post_transform_conv_block.", "post", (0, 3))
     head = "post_transform_conv_block.6."
-    yield Entry(f"{head}weight", "params/head/kernel", POINTWISE)
-    yield Entry(f"{head}bias", "params/head/bias", SAME)
+    yield from affine(head, "params/head/", POINTWISE)
 
 
-def _units(official: str, ours: str, places: tuple[int, ...], number: int = 0) -> Iterator[Entry]:
+def _units(official: str, ours: str, places: tuple[int, ...], number: int = 0) -> Iterator[Match]:
     for i, place in enumerate(places):
         yield from _unit(official, place, f"{ours}_{i}", CONV, number)
 
 
-def _unit(official: str, place: int, ours: str, turn: Turn, number: int) -> Iterator[Entry]:
+def _unit(official: str, place: int, ours: str, turn: Turn, number: int) -> Iterator[Match]:
     """A convolution and, two places on, behind the ReLU, the batch normalisation of a pass."""
-    norm, before = f"{ours}/norm_{number}", f"{official}{place + 2}."
-    yield Entry(f"{official}{place}.weight", f"params/{ours}/kernel", turn)
-    yield Entry(f"{official}{place}.bias", f"params/{ours}/bias", SAME)
-    yield Entry(f"{before}weight", f"params/{norm}/scale", SAME)
-    yield Entry(f"{before}bias", f"params/{norm}/bias", SAME)
-    yield Entry(f"{before}running_mean", f"batch_stats/{norm}/mean", SAME)
-    yield Entry(f"{before}running_var", f"batch_stats/{norm}/var", SAME)
-    yield Entry(f"{before}{COUNTS}", f"batch_stats/{norm}/count", SAME)
+    before, statistics = f"{official}{place + 2}.", f"batch_stats/{ours}/norm_{number}"
+    yield from affine(f"{official}{place}.", f"params/{ours}/", turn)
+    yield from norm(before, f"params/{ours}/norm_{number}/")
+    yield Match(f"{before}running_mean", f"{statistics}/mean")
+    yield Match(f"{before}running_var", f"{statistics}/var")
+    yield Match(f"{before}{COUNTS}", f"{statistics}/count")

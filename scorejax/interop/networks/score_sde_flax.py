@@ -12,20 +12,15 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from scorejax.interop.fit import require_fit
-from scorejax.interop.torch_export import published_sigmas
-from scorejax.interop.torch_weights import (
-    CONV,
-    LINEAR,
-    POINTWISE,
-    SAME,
+from scorejax.interop.networks.score_sde import (
     TENSORS,
-    Turn,
     build,
     correspondence,
     load_torch,
+    published_sigmas,
     walk,
 )
+from scorejax.interop.tensors import CONV, LINEAR, POINTWISE, SAME, Turn, require_fit
 from scorejax.models.ncsnpp import NCSNpp
 
 _CLASSES = {
@@ -37,7 +32,7 @@ _DDPM_CLASSES = {"attention": "AttnBlock", "ddpm": "ResnetBlockDDPM"}
 
 _HWIO = Turn(lambda a: a.transpose(3, 2, 0, 1), lambda s: (s[2], s[3], s[1], s[0]))
 _TURNS = {CONV: _HWIO, POINTWISE: _HWIO, LINEAR: LINEAR, SAME: SAME}
-"""How an official tensor turns for us -> how the one of JAX turns into the official one."""
+"""Turn of an official PyTorch tensor to ours -> turn of the JAX tensor to the PyTorch one."""
 
 
 def load_flax(
@@ -45,7 +40,7 @@ def load_flax(
 ) -> tuple[nn.Module, dict]:
     """The module of a published network and its variables, from arrays named `Module_0/kernel`.
 
-    Settings and errors are as those of `load_torch`.
+    `hyper` and the errors raised are those of `load_torch`.
     """
     net = build(architecture, hyper)
     table, names = correspondence(net, hyper), {}
@@ -60,14 +55,14 @@ def load_flax(
 
 
 def _names(architecture: str, net: NCSNpp, image_size: int) -> Iterator[tuple[str, str, Turn]]:
-    """(name in the PyTorch port, name in JAX, how its axes turn) of every tensor."""
+    """Yields (name in the PyTorch port, name in JAX, how its axes turn) of every tensor."""
     classes = _CLASSES | (_DDPM_CLASSES if architecture == "score_sde/ddpm" else {})
     counts: collections.Counter[str] = collections.Counter()
     for index, (layer, kind) in enumerate(walk(net, image_size)):
         if unseen := _resampling_before(layer, kind, net):
             counts[unseen] += 1
         name = classes.get(kind) or ("Downsample" if layer.startswith("down") else "Upsample")
-        for tensor, (_, turn) in TENSORS[kind].items():
+        for tensor, _, turn in TENSORS[kind]:
             path = f"{name}_{counts[name]}/{_tensor(kind, tensor)}"
             yield f"all_modules.{index}.{tensor}", path, _TURNS[turn]
         counts[name] += 1
@@ -84,6 +79,7 @@ def _resampling_before(layer: str, kind: str, net: NCSNpp) -> str:
 
 
 def _tensor(kind: str, tensor: str) -> str:
+    """The name in JAX of a layer's PyTorch tensor."""
     module, _, leaf = tensor.rpartition(".")
     if leaf == "weight" and (kind == "norm" or module.startswith("GroupNorm")):
         leaf = "scale"

@@ -10,7 +10,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from scorejax.interop.torch_files import numbers
+from scorejax.interop.readers.torch_save import numbers
 
 MAX_DEPTH = 16
 _LIMITS = {"max_array_len": 64, "max_map_len": 100_000}

@@ -18,7 +18,7 @@ def bounds_of(case, gauge, parts):
     space = Sided(case.divergence, case.side)
     x = case.divergence.coordinates(case.points.astype(np.float64))
     q = case.divergence.coordinates(case.queries.astype(np.float64))
-    place = cauchy.make_gauge(space, x, gauge)
+    place = cauchy.gauge_of(space, x, gauge)
     tuples = cauchy.point_tuples(space, place, x, parts)
     found = [
         cauchy.bounds(tuples.values, cauchy.query_tuple(space, place, row, parts, tuples))

@@ -135,7 +135,7 @@ def test_cauchy_bounds_hold(case, num_parts, gauge):
     space, parts = Sided(case.divergence, case.side), partition.contiguous(DIM, num_parts)
     x, queries = case.points.astype(np.float64), case.queries.astype(np.float64)
     with np.errstate(all="ignore"):
-        place = cauchy.make_gauge(space, x, gauge)
+        place = cauchy.gauge_of(space, x, gauge)
         tuples = cauchy.point_tuples(space, place, x, parts)
         for q in queries:
             own = np.stack([space.distances(x[:, part], q[part]) for part in parts], axis=1)

@@ -3,8 +3,8 @@
 
 For any two places m and w, D(x, q) = D(x, w) + D(m, q) - D(m, w) + <u, v> with u = affine(x) -
 affine(m) and v = slope(w) - slope(q), and |<u, v>| <= |u| |v|. A point so enters a bound with two
-numbers a part, which are computed once: the bound of arXiv:2006.00227 is the case without m and w
-("none"). The freedom in them, the gauge, is not in the paper; where points lie above m and queries
+numbers a part, which are computed once. The bound of arXiv:2006.00227 is the case without m and w
+("none"). The choice of (m, w), the gauge, is not in the paper. Where points lie above m and queries
 below w ("corner"), the bound is exact for parts of one coordinate.
 """
 
@@ -19,76 +19,77 @@ from scorejax.choices import require_known
 
 GAUGES = ("none", "mean", "corner")
 ROUNDING = 1e-12
-"""Share of the sizes of all terms that a sum of up to thousands of them in float64 may be off."""
+"""Relative error allowed for a float64 sum of up to thousands of terms, relative to their sizes."""
 
 Parts = Sequence[Int[np.ndarray, "_"]]
 
 
 class Gauge(NamedTuple):
-    """The two places m and w of the bounds; neither is looked at if the name is "none"."""
+    """The places m (origin) and w (anchor) of the bounds; both are unused for the name "none"."""
 
     name: str
     origin: Float[np.ndarray, "d"]
     anchor: Float[np.ndarray, "d"]
 
     def take(self, columns: Int[np.ndarray, "p"]) -> "Gauge":
-        """Of some coordinates only."""
+        """The gauge of some coordinates only."""
         return Gauge(self.name, self.origin[columns], self.anchor[columns])
 
 
 class PointTuples(NamedTuple):
-    """What bounds need of points."""
+    """The two numbers of each point and part from which its bounds are computed."""
 
     values: Float[np.ndarray, "n parts 2"]
-    """The term of the point, and |u|."""
+    """The term that depends on the point alone, and |u|."""
     sizes: Float[np.ndarray, "2 parts"]
-    """Largest over points: the sum of absolute values that its term is made of, and the length of
-    what its vector is the difference of. Rounding is relative to these."""
+    """Maxima over points to which rounding is relative: the sum of absolute values in the term, and
+    the length of the terms whose difference is u."""
 
 
 class QueryTerms(NamedTuple):
-    """What a divergence needs of a query, coordinate by coordinate."""
+    """The query's side of the bounds, coordinate by coordinate."""
 
     terms: Float[np.ndarray, "2 *m d"]
-    """Two terms whose sum counts."""
+    """Two terms, of which the bounds use the sum."""
     vector: Float[np.ndarray, "*m d"]
     extents: Float[np.ndarray, "*m d"]
-    """The sizes of what the vector is the difference of."""
+    """Sizes of the two terms whose difference is the vector."""
 
 
 class QueryTuple(NamedTuple):
-    """What bounds need of a query, part by part: its term, |v|, and the sizes of rounding."""
+    """The query's side of the bounds, part by part: its term, |v|, and the sizes of rounding."""
 
     terms: Float[np.ndarray, "parts"]
     norms: Float[np.ndarray, "parts"]
     extents: Float[np.ndarray, "parts"]
-    """Relative to this, the rounding of v: it counts as often as |u|."""
+    """Size to which the rounding of v is relative; it enters the bound multiplied by |u|."""
     sizes: Float[np.ndarray, "parts"]
-    """Relative to this, all other rounding but that of |u| |v|."""
+    """Size to which all other rounding is relative, except that of |u| |v|."""
 
 
 class Bounds(NamedTuple):
-    """Of the divergence of each point from a query, part by part."""
+    """Bounds of the divergence of each point from a query, part by part."""
 
     upper: Float[np.ndarray, "*n parts"]
     lower: Float[np.ndarray, "*n parts"]
 
 
 @np.errstate(all="ignore")
-def make_gauge(space: Sided, x: Float[np.ndarray, "n d"], name: str) -> Gauge:
-    """The gauge of that name for points. Raises: ValueError for an unknown name."""
+def gauge_of(space: Sided, x: Float[np.ndarray, "n d"], name: str) -> Gauge:
+    """The gauge of that name for the points x. Raises: ValueError for an unknown name."""
     require_known("gauge", name, GAUGES)
     if name == "none":
         return Gauge(name, *np.zeros((2, x.shape[1])))
     origin = space.from_affine(space.affine(x).mean(axis=0)) if name == "mean" else x.min(axis=0)
     anchor = origin if name == "mean" else x.max(axis=0)
-    return Gauge(name, _where_finite(space.affine, origin, x, space), _anchor(space, anchor, x))
+    origin = _where_finite(space.affine, origin, x, space)
+    return Gauge(name, origin, _where_finite(space.slope, anchor, x, space))
 
 
 def point_terms(
     space: Sided, gauge: Gauge, x: Float[np.ndarray, "n d"]
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n d"]]:
-    """The term of points alone, coordinate by coordinate, and their vectors u."""
+    """The terms that depend on points alone, and the vectors u, coordinate by coordinate."""
     none = gauge.name == "none"
     terms = space.potential(x) if none else space.pointwise(x, gauge.anchor)
     return terms, point_vectors(space, gauge, x)
@@ -106,14 +107,14 @@ def point_vectors(
 def vector_extents(
     space: Sided, gauge: Gauge, x: Float[np.ndarray, "n d"]
 ) -> Float[np.ndarray, "n"]:
-    """Lengths of what the vectors u are differences of; zero if they are none."""
+    """Lengths of the two terms whose difference is u; zero for the gauge "none"."""
     if gauge.name == "none":
         return np.zeros(len(x))
     return norm(np.abs(space.affine(x)) + np.abs(space.affine(gauge.origin)))
 
 
 def query_terms(space: Sided, gauge: Gauge, q: Float[np.ndarray, "*m d"]) -> QueryTerms:
-    """What a divergence in this gauge needs of a query, or of many; then the gauge is as large."""
+    """The query's side of the bounds. `q` may hold m queries, if the gauge holds as many places."""
     if gauge.name == "none":
         terms = space.copotential(q)
         zeros = np.zeros_like(terms)
@@ -158,9 +159,9 @@ def query_tuple(
 
 @np.errstate(all="ignore")
 def bounds(points: Float[np.ndarray, "*n parts 2"], query: QueryTuple) -> Bounds:
-    """Upper and lower bounds of the divergence in each part, safe against rounding.
+    """Upper and lower bounds of the divergence in each part, valid despite rounding.
 
-    What overflows bounds nothing: infinity above, zero below.
+    A bound that overflows becomes trivial: infinity above, zero below.
     """
     middle = points[..., 0] + query.terms
     reach = points[..., 1] * query.norms
@@ -172,18 +173,17 @@ def bounds(points: Float[np.ndarray, "*n parts 2"], query: QueryTuple) -> Bounds
 
 
 def norm(v: Float[np.ndarray, "*n p"]) -> Float[np.ndarray | np.float64, "*n"]:
-    """Euclidean norms, of which no square overflows."""
+    """Euclidean norms over the last axis, scaled so that no square overflows."""
     largest = np.abs(v).max(axis=-1, initial=0)
     scale = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
     return scale * np.sqrt(np.sum((v / scale[..., None]) ** 2, axis=-1))
 
 
-def _anchor(space: Sided, anchor: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return _where_finite(space.slope, anchor, x, space)
-
-
 def _where_finite(function, place: np.ndarray, x: np.ndarray, space: Sided) -> np.ndarray:
-    """The place, moved where the function is not finite to the largest point at which it is."""
+    """The place, with coordinates at which the function is not finite moved to a point's.
+
+    That is the largest coordinate of a point at which the function is finite.
+    """
     values = np.where(np.isfinite(function(x)), x, -np.inf).max(axis=0)
     inside = np.where(np.isfinite(values), values, space.divergence.queries.interior())
     return np.where(np.isfinite(function(place)), place, inside)

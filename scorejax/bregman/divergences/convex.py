@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Bregman divergence from any convex function: differentiated, its slope inverted by search.
+"""Bregman divergences of user-given convex functions: automatic gradient, inverse by bisection.
 
-NumPy arrays are computed on the CPU in double precision, whatever JAX is set to.
+NumPy arrays are computed on the CPU in double precision, whether or not JAX has x64 enabled.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from scorejax.bregman.divergences.named import DIVERGENCES
 
 ElementwiseJax = Callable[[Array], Array]
 BISECTIONS = 100
-"""Halvings of the interval of exponents: in double precision nothing is left of it after 64."""
+"""Halvings of the interval of exponents; double precision is exhausted after 64."""
 
 
 def from_convex(
@@ -34,10 +34,11 @@ def from_convex(
     """The divergence of a strictly convex, twice differentiable phi written in jax.numpy.
 
     All functions act on each entry of an array. `points` is where phi is finite, `queries` where
-    its slope is too (the open interval, unless given). What is not given is found by `jax.grad` and
-    by bisection. Where x is close to y the distance is an integral of phi'' and no difference.
-    Raises: ValueError if phi is not an elementwise function, or not convex at ten numbers inside,
-    or if the name is that of one of the library's, by which an index on disk would know it.
+    its slope is finite too (by default the open interval). A missing `gradient` comes from
+    `jax.grad`, a missing `inverse_gradient` from bisection. Where x is close to y the divergence is
+    computed as an integral of phi'', not as a difference.
+    Raises: ValueError if phi is not elementwise, if it is not convex at ten numbers inside, or if
+    the name is that of a divergence of the library, which an index on disk would take it for.
     """
     if name in DIVERGENCES:
         raise ValueError(f"name needs to be one of your own; {name!r} is a divergence already.")
@@ -65,10 +66,10 @@ def _derivative(function: ElementwiseJax) -> ElementwiseJax:
 
 
 def _pointwise(phi: ElementwiseJax, slope: ElementwiseJax) -> Callable[[Array, Array], Array]:
-    """phi(x) - phi(y) - phi'(y) (x - y), or the integral that this is of phi''.
+    """Makes d_phi(x, y) = phi(x) - phi(y) - phi'(y) (x - y), without cancellation.
 
-    It is (x - y)^2 times that of (1 - s) phi''(y + s (x - y)) over s in [0, 1]: taken where two
-    Gauss-Jacobi rules agree better than the difference could have been rounded.
+    d_phi is also (x - y)^2 times the integral of (1 - s) phi''(y + s (x - y)) over s in [0, 1]. The
+    integral is used where two Gauss-Jacobi rules agree to within the rounding of the difference.
     """
     curvature = _derivative(slope)
 
@@ -82,14 +83,14 @@ def _pointwise(phi: ElementwiseJax, slope: ElementwiseJax) -> Callable[[Array, A
         rounding = jnp.finfo(parts[0].dtype).eps * sum(jnp.abs(part) for part in parts)
         fine, coarse = integral(x, y, 9), integral(x, y, 5)
         close = jnp.abs(fine - coarse) < rounding
-        found = jnp.maximum(jnp.where(close, fine, parts[0] - parts[1] - parts[2]), 0)
-        return jnp.where(x == y, 0, found)  # also where phi overflows
+        value = jnp.maximum(jnp.where(close, fine, parts[0] - parts[1] - parts[2]), 0)
+        return jnp.where(x == y, 0, value)  # also where phi overflows
 
     return pointwise
 
 
 def _inverse(slope: ElementwiseJax, domain: Interval) -> ElementwiseJax:
-    """Where the slope, which increases, has the value asked for."""
+    """Makes the inverse of an increasing slope over the domain."""
     chart = _chart(domain)
 
     def inverse(target: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -107,7 +108,7 @@ def _inverse(slope: ElementwiseJax, domain: Interval) -> ElementwiseJax:
 
 
 def _chart(domain: Interval) -> ElementwiseJax:
-    """An increasing map of the real line onto the interval, with exponents for its argument."""
+    """Makes an increasing map of the real line onto the interval, exponential towards its ends."""
     lower, upper = domain.lower, domain.upper
     if np.isfinite(lower) and np.isfinite(upper):
         return lambda z: lower + (upper - lower) * jax.nn.sigmoid(z)
@@ -117,7 +118,7 @@ def _chart(domain: Interval) -> ElementwiseJax:
 
 
 def _in_kind(function: Callable[..., Array]) -> Callable:
-    """The function for JAX arrays as it is, for NumPy arrays in float64."""
+    """Makes a function that runs on JAX arrays as it is, and on NumPy arrays in float64."""
     compiled = jax.jit(function)
 
     def call(*arrays: np.ndarray | Array) -> np.ndarray | Array:
@@ -127,7 +128,7 @@ def _in_kind(function: Callable[..., Array]) -> Callable:
         shape, size = arrays[0].shape, arrays[0].size
         if not size:
             return np.zeros(shape)
-        # In sizes of powers of two, so that it is compiled a few times only.
+        # Padded to powers of two, so that only a few sizes are compiled.
         padding = (1 << (size - 1).bit_length()) - size
         flat = [np.pad(array.ravel(), (0, padding), mode="edge") for array in arrays]
         with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):

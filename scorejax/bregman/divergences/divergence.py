@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bregman divergences that are sums over coordinates, in forms that keep their digits.
+"""The type of a Bregman divergence that is a sum over coordinates.
 
 A convex phi gives D(x, y) = sum_j phi(x_j) - phi(y_j) - phi'(y_j) (x_j - y_j): how far phi at x
-lies above its tangent at y. It is zero for x = y only, is no metric, and its arguments may not be
-swapped: x is the point and y the query, unless side="query_first" says otherwise. The textbook form
-loses all digits where x is close to y; `pointwise` does not. Every function takes NumPy or JAX
-arrays and answers in kind.
+lies above its tangent at y. It is zero only for x = y. It is no metric, and not symmetric: x is the
+point and y the query, unless side="query_first". The textbook form loses all digits where x is
+close to y; `pointwise` keeps them. Every function takes NumPy or JAX arrays and returns the same
+kind.
 Source: arXiv:2006.00227, Section 3; the table is in docs/papers/brepartition.md.
 """
 
@@ -33,11 +33,11 @@ SIDES = ("data_first", "query_first")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Divergence:
-    """A separable Bregman divergence; the functions act on each coordinate, the methods on rows.
+    """A separable Bregman divergence: functions of each coordinate, and methods of rows.
 
-    They act on the coordinates that `transform` makes of what the caller has (`coordinates`), so
-    that Mahalanobis is squared Euclidean in whitened coordinates and may be cut into parts like any
-    other. An index stores name and options; `get(name, **options)` is then the same divergence.
+    The functions act on `coordinates`, to which `transform` maps the caller's rows. Mahalanobis is
+    thus squared Euclidean in whitened coordinates, and can be cut into parts like any other. An
+    index stores name and options, from which `get(name, **options)` makes the divergence again.
     """
 
     name: str
@@ -45,29 +45,29 @@ class Divergence:
     gradient: Elementwise
     inverse_gradient: Elementwise
     pointwise: Callable[[Any, Any], Any]
-    """d_phi(x, y) of each coordinate, x the first argument; never negative."""
+    """d_phi(x, y) of each coordinate, where x is the first argument; at least zero."""
     points: Interval = REAL
-    """Where the first argument may lie."""
+    """Domain of the first argument."""
     queries: Interval = REAL
-    """Where the second argument may lie: phi must have a finite slope there."""
+    """Domain of the second argument, at which phi must have a finite slope."""
     transform: Elementwise | None = None
     sums_to_one: bool = False
     num_columns: int | None = None
-    """Of points and queries, if only so many can be."""
+    """Number of columns of points and queries; None for any."""
     remedy: str = ""
-    """What to do about entries outside the domain."""
+    """Advice that ends the message about entries outside the domain."""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def coordinates(self, x: Float[ArrayLike, "*n d"]) -> Float[ArrayLike, "*n d"]:
-        """The coordinates in which the divergence is a sum: x itself for most."""
+        """The coordinates in which the divergence is a sum; x itself without a `transform`."""
         return x if self.transform is None else self.transform(x)
 
     def divergence(
         self, x: Float[ArrayLike, "*#n d"], y: Float[ArrayLike, "*#n d"]
     ) -> Float[ArrayLike, "*#n"]:
-        """D(x, y) over the last axis; leading axes broadcast. NumPy input is taken to float64.
+        """D(x, y) over the last axis; leading axes broadcast. NumPy input is computed in float64.
 
-        Infinite where numbers overflow to NaN.
+        The result is infinite where numbers overflow to NaN.
         """
         xp = g.namespace(x, y)
         if xp is np:
@@ -77,9 +77,9 @@ class Divergence:
     def check_points(
         self, x: ArrayLike, *, side: str = "data_first", first_row: int = 0
     ) -> Float[np.ndarray, "n d"]:
-        """The points as an array; first_row is the number of x[0], for the message.
+        """The points as an array. `first_row` is the number of x[0] in error messages.
 
-        Raises: ValueError, one line, unless (n, d) and in the domain.
+        Raises: ValueError, one line, unless x is (n, d) and lies in the domain.
         """
         domain = self.points if points_come_first(side) else self.queries
         return self._check("points", x, domain, first_row)
@@ -91,8 +91,8 @@ class Divergence:
     def dual(self) -> "Divergence":
         """The divergence D* of the convex conjugate: D(x, y) = D*(phi'(y), phi'(x)).
 
-        It acts on gradients of `coordinates`, and has no transform of its own. An index of D* on
-        phi'(points) therefore answers queries with side="query_first".
+        It acts on gradients of `coordinates`, and has no transform of its own. An index of D* over
+        phi'(points) therefore answers the queries of an index of D with side="query_first".
         """
         return Divergence(
             name=f"dual of {self.name}",
@@ -118,7 +118,7 @@ class Divergence:
 
 @g.quiet
 def row_sums(parts: Float[ArrayLike, "*n d"]) -> Float[ArrayLike, "*n"]:
-    """Sums over the last axis; what overflowed to NaN is infinite, and so has a place in order."""
+    """Sums over the last axis; NaN, from overflow, becomes infinite, so that sums can be sorted."""
     xp = g.namespace(parts)
     sums = xp.sum(parts, axis=-1)
     return xp.where(xp.isnan(sums), np.inf, sums)[()]

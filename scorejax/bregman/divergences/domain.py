@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the coordinates of points and queries may lie, and one clear line when they do not."""
+"""Domains of points and queries, and the checks that raise one line for entries outside."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,11 +9,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 SIMPLEX_TOLERANCE = 1e-4
-"""How far the sum of a row may be from one: what rounding to float32 or less leaves of it."""
+"""Largest distance of a row's sum from one; rounding to float32 or fewer bits stays below it."""
 
 
 class Interval(NamedTuple):
-    """The numbers between two ends, each of which may belong to it; NaN never does."""
+    """The numbers between two ends; a closed end belongs to the interval, NaN never does."""
 
     lower: float = -np.inf
     upper: float = np.inf
@@ -31,13 +31,13 @@ class Interval(NamedTuple):
         return f"in {left}{self.lower:g}, {self.upper:g}{right}"
 
     def contains(self, x: np.ndarray) -> np.ndarray:
-        """Whether each number lies in it."""
+        """Whether each number lies in the interval."""
         above = x >= self.lower if self.closed_lower else x > self.lower
         below = x <= self.upper if self.closed_upper else x < self.upper
         return above & below
 
     def interior(self) -> float:
-        """Some number inside."""
+        """A number inside the interval: the middle of a bounded one."""
         if np.isfinite(self.lower) and np.isfinite(self.upper):
             return (self.lower + self.upper) / 2
         if np.isfinite(self.lower):
@@ -45,13 +45,13 @@ class Interval(NamedTuple):
         return self.upper - 1.0 if np.isfinite(self.upper) else 0.0
 
     def closed(self) -> "Interval":
-        """With those ends that are finite."""
+        """The interval with its finite ends included."""
         return self._replace(
             closed_lower=bool(np.isfinite(self.lower)), closed_upper=bool(np.isfinite(self.upper))
         )
 
     def image(self, increasing: Callable[[np.ndarray], np.ndarray]) -> "Interval":
-        """Where an increasing function takes it; an end without a value becomes infinite."""
+        """The image under an increasing function; an end at which that is NaN becomes infinite."""
         with np.errstate(all="ignore"):
             lower, upper = np.asarray(increasing(np.array([self.lower, self.upper], np.float64)))
         lower = -np.inf if np.isnan(lower) else float(lower) + 0.0
@@ -70,7 +70,7 @@ def check_rows(
     """x as an array. Raises: ValueError unless it is (n, d) of real numbers in the domain."""
     rows = np.asarray(x)
     if rows.dtype.kind == "V" and jnp.issubdtype(rows.dtype, jnp.floating):
-        rows = rows.astype(np.float32)  # bfloat16 and smaller, which NumPy does not know
+        rows = rows.astype(np.float32)  # bfloat16 and smaller types are not NumPy's own
     if rows.ndim != 2 or not rows.shape[1]:
         raise ValueError(f"{name} needs {what} of shape (n, d); got {rows.shape}.")
     if rows.dtype.kind not in "fiub":

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The convex functions behind the divergences, elementwise, for NumPy and JAX arrays alike.
+"""Elementwise functions of the named divergences, for NumPy and JAX arrays alike.
 
-Nearly all stable forms rest on one function, gap(t) = t - log(1 + t), which is t^2 / 2 at small t:
+For each divergence: the convex phi, its gradient and inverse, and the stable form of d_phi(x, y).
+Nearly all stable forms use one function, gap(t) = t - log(1 + t), which is t^2 / 2 at small t:
 Itakura-Saito is gap(x / y - 1), KL is x gap(y / x - 1), exponential is exp(y) gap(exp(x - y) - 1).
 x - y of two close numbers is exact in floating point, so these keep their relative precision.
 """
@@ -17,16 +18,16 @@ import numpy as np
 from jax.typing import ArrayLike
 
 NEAR = 0.3
-"""|t| up to which `small_gap` is taken: 12 terms are then below 1e-17 of the first."""
+"""Largest |t| for `small_gap`: its series then leaves out less than 1e-17 of the first term."""
 
 
 def namespace(*arrays: Any) -> ModuleType:
-    """jax.numpy if any of them is a JAX array, else numpy."""
+    """jax.numpy if any of the arrays is a JAX array, else numpy."""
     return jnp if any(isinstance(array, jax.Array) for array in arrays) else np
 
 
 def quiet(function: Callable) -> Callable:
-    """Without NumPy's warnings: the branch not taken may overflow, and log 0 is meant."""
+    """Silences NumPy: the unused branch of a `where` may overflow, and log 0 is intended."""
 
     @functools.wraps(function)
     def wrapped(*args: Any) -> Any:
@@ -64,12 +65,12 @@ def square(x: ArrayLike) -> ArrayLike:
 
 
 def double(x: ArrayLike) -> ArrayLike:
-    """2 x, its slope."""
+    """2 x, the gradient of x^2."""
     return 2 * x
 
 
 def half(x: ArrayLike) -> ArrayLike:
-    """x / 2, the inverse of that."""
+    """x / 2, the inverse of `double`."""
     return x / 2
 
 
@@ -99,7 +100,7 @@ def minus_log(x: ArrayLike) -> ArrayLike:
 
 @quiet
 def minus_reciprocal(x: ArrayLike) -> ArrayLike:
-    """-1 / x, the slope of -log x and its own inverse."""
+    """-1 / x, the gradient of -log x, and its own inverse."""
     return -1 / x
 
 
@@ -155,8 +156,8 @@ def generalized_kl(x: ArrayLike, y: ArrayLike) -> ArrayLike:
 
 
 def binary_kl(x: ArrayLike, y: ArrayLike) -> ArrayLike:
-    """KL of two coins with probabilities x and y of heads."""
-    # Both terms are positive, and 1 - x, 1 - y differ by y - x exactly, whatever they round to.
+    """KL divergence of Bernoulli distributions with probabilities x and y."""
+    # Both terms are positive. The exact difference is passed, since 1 - x and 1 - y are rounded.
     return _kl(x, y, x - y) + _kl(1 - x, 1 - y, y - x)
 
 
@@ -174,7 +175,7 @@ def power_gradient(b: float, x: ArrayLike) -> ArrayLike:
 
 @quiet
 def power_inverse_gradient(b: float, slope: ArrayLike) -> ArrayLike:
-    """The x at which `power` has this slope."""
+    """The x at which `power_gradient` equals `slope`."""
     return ((b - 1) * slope) ** (1 / (b - 1))
 
 
@@ -188,13 +189,13 @@ def beta(b: float, x: ArrayLike, y: ArrayLike) -> ArrayLike:
     small = xp.where(is_near, t, 0)
     near = y**b * (gap(xp.expm1(b * xp.log1p(small))) - b * small_gap(small))
     far = x**b + (b - 1) * y**b - b * x * y ** (b - 1)
-    found = xp.maximum(xp.where(is_near, near, far) / (b * (b - 1)), 0)
-    return xp.where(x == y, 0, found)  # also where the powers overflow
+    value = xp.maximum(xp.where(is_near, near, far) / (b * (b - 1)), 0)
+    return xp.where(x == y, 0, value)  # also where the powers overflow
 
 
 @quiet
 def conjugate(phi: Callable, inverse_gradient: Callable, slope: ArrayLike) -> ArrayLike:
-    """phi*(s) = s x - phi(x) at the x where phi has slope s."""
+    """phi*(s) = s x - phi(x), where x is the point at which phi has slope s."""
     x = inverse_gradient(slope)
     # At x = 0 the slope may be infinite (0 log 0); s x tends to zero there.
     return namespace(slope).where(x == 0, 0.0, slope * x) - phi(x)
@@ -208,7 +209,7 @@ def dual_pointwise(
 
 
 def whiten(root: np.ndarray, x: ArrayLike) -> ArrayLike:
-    """L' x for each row; L as a matrix or by its diagonal."""
+    """L' x of each row x; `root` is the matrix L (d, d), or its diagonal (d,)."""
     return x @ root if root.ndim == 2 else x * root.reshape((1,) * (np.ndim(x) - 1) + (-1,))
 
 
@@ -225,7 +226,7 @@ def normalize(smoothing: float, x: ArrayLike) -> ArrayLike:
 
 @quiet
 def _kl(x: ArrayLike, y: ArrayLike, difference: ArrayLike) -> ArrayLike:
-    """x log(x / y) - difference, given the difference x - y, which may be known to more digits."""
+    """x log(x / y) - difference, for difference = x - y, which the caller may know more exactly."""
     xp = namespace(x, y)
     t = -difference / x
     near, far = xp.abs(t) < NEAR, xp.where(x == 0, 0.0, x * _log_ratio(x, y)) - difference
@@ -233,13 +234,13 @@ def _kl(x: ArrayLike, y: ArrayLike, difference: ArrayLike) -> ArrayLike:
 
 
 def _gap_where(near: ArrayLike, t: ArrayLike, scale: ArrayLike, far: ArrayLike) -> ArrayLike:
-    """scale small_gap(t) where t is near zero, else what `far` is there."""
+    """scale * small_gap(t) where `near`, else `far`."""
     if isinstance(far, jax.Array):
         return jnp.where(near, scale * small_gap(jnp.where(near, t, 0)), far)
-    # The series is most of the work: of NumPy's numbers only where it is needed.
-    found = np.array(far)
-    found[near] = np.broadcast_to(scale, found.shape)[near] * small_gap(t[near])
-    return found[()]
+    # The series is most of the work, so NumPy computes it only where it is needed.
+    values = np.array(far)
+    values[near] = np.broadcast_to(scale, values.shape)[near] * small_gap(t[near])
+    return values[()]
 
 
 def _log_ratio(x: ArrayLike, y: ArrayLike) -> ArrayLike:

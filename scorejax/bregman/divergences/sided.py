@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Both orders of the arguments of a Bregman divergence as one.
+"""A Bregman divergence with a fixed order of arguments: point and query, or query and point.
 
 D(x, q) of a point x and a query q is potential(x) + copotential(q) - <affine(x), slope(q)>. The
 order "query_first" exchanges the roles of a coordinate and its gradient, since D_f(q, x) =
-D_f*(phi'(x), phi'(q)); every bound of the index is written once in these terms. All is in float64
-NumPy, elementwise, on `divergence.coordinates`.
+D_f*(phi'(x), phi'(q)). The bounds of the index are written once, in these terms. All functions work
+in float64 NumPy, elementwise, on `divergence.coordinates`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Distances = Float[np.ndarray | np.float64, "*#n"]
 
 @dataclasses.dataclass(frozen=True)
 class Sided:
-    """A divergence and which argument points are. Raises: ValueError for an unknown side."""
+    """A divergence and the order of its arguments. Raises: ValueError for an unknown side."""
 
     divergence: Divergence
     side: str = "data_first"
@@ -32,23 +32,23 @@ class Sided:
 
     @property
     def data_first(self) -> bool:
-        """Whether points are the first argument."""
+        """Whether the point is the first argument."""
         return self.side == "data_first"
 
     def pointwise(self, x: Broadcast, q: Broadcast) -> Broadcast:
-        """The divergence of each coordinate, x the points whichever argument they are."""
+        """The divergence of each coordinate of points x from queries q."""
         first, second = (x, q) if self.data_first else (q, x)
         return self.divergence.pointwise(first, second)
 
     def distances(self, x: Broadcast, q: Broadcast) -> Distances:
-        """Divergences of rows, in the direct form that keeps the digits of small ones.
+        """Divergences of rows x from queries q, in the direct form, exact also for small ones.
 
-        Infinite where numbers overflow to NaN, so that every point has a place in the order.
+        They are infinite where numbers overflow to NaN, so that points can be sorted.
         """
         return row_sums(self.pointwise(np.asarray(x, np.float64), q))
 
     def affine(self, x: Coordinates) -> Coordinates:
-        """The coordinates of points in which the divergence is linear, and centroids are means."""
+        """Point coordinates: one factor of the inner product; in them, centroids are means."""
         return x if self.data_first else self.divergence.gradient(x)
 
     def from_affine(self, u: Coordinates) -> Coordinates:
@@ -56,7 +56,7 @@ class Sided:
         return u if self.data_first else self.divergence.inverse_gradient(u)
 
     def slope(self, q: Coordinates) -> Coordinates:
-        """What points meet of a query in the inner product."""
+        """Query coordinates: the other factor of the inner product."""
         return self.divergence.gradient(q) if self.data_first else q
 
     def from_slope(self, s: Coordinates) -> Coordinates:
@@ -64,11 +64,11 @@ class Sided:
         return self.divergence.inverse_gradient(s) if self.data_first else s
 
     def potential(self, x: Coordinates) -> Coordinates:
-        """The term of points alone."""
+        """The term that depends on the point alone."""
         return self.divergence.phi(x) if self.data_first else self._conjugate(x)
 
     def copotential(self, q: Coordinates) -> Coordinates:
-        """The term of queries alone."""
+        """The term that depends on the query alone."""
         return self._conjugate(q) if self.data_first else self.divergence.phi(q)
 
     def _conjugate(self, x: Coordinates) -> Coordinates:

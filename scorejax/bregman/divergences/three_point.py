@@ -26,10 +26,11 @@ TINY = 1e-30
 
 
 class QueryForm(NamedTuple):
-    """What a score h * heights - <vectors, query vectors> is, in units of the distance.
+    """Queries in the form of the product, and the distance that a score stands for.
 
-    distance = scales * score + offsets, to within `slack`: of the score as computed in float32 by
-    any order of summation, and of the distance as computed in float64 by `pointwise`.
+    With score = h * heights - <vectors, query vectors>, the distance is scales * score + offsets to
+    within `slack`. That covers the score in float32, for any order of summation, and the distance
+    in float64 by `pointwise`.
     """
 
     vectors: Float[np.ndarray, "q d"]
@@ -39,17 +40,17 @@ class QueryForm(NamedTuple):
     slack: Float[np.ndarray, "q"]
 
     def take(self, numbers: Int[np.ndarray, "b"]) -> "QueryForm":
-        """Of some of the queries."""
+        """The forms of some of the queries."""
         return QueryForm(*(field[numbers] for field in self))
 
     def tiles(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Vectors and heights of `size` queries at a time, the last filled up with repetitions."""
+        """Yields vectors and heights of `size` queries at a time; the last tile repeats some."""
         for start in range(0, len(self.scales), size):
             numbers = np.arange(start, start + size) % len(self.scales)
             yield self.vectors[numbers], self.heights[numbers]
 
     def representable(self) -> Bool[np.ndarray, "q"]:
-        """Whether all of a query's numbers are finite; without that nothing is bounded."""
+        """Whether all numbers of a query are finite; otherwise its slack bounds nothing."""
         return np.isfinite(self.scales + self.offsets + self.slack) & np.isfinite(self.vectors).all(
             axis=1
         )
@@ -57,7 +58,7 @@ class QueryForm(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frame:
-    """A centre, and units in which vectors are no longer and heights no higher than one."""
+    """A centre m, and units in which vectors are at most one long and heights at most one."""
 
     divergence: Divergence
     points_first: bool
@@ -65,7 +66,7 @@ class Frame:
     radius: float = np.finfo(np.float64).tiny
     height: float = np.finfo(np.float64).tiny
     extent: float = 0.0
-    """Length of the longest vector and of the centre: what rounding of their difference is of."""
+    """Largest length of a vector plus that of the centre: the scale of rounding in differences."""
 
     def point_form(
         self, coordinates: Float[np.ndarray, "b d"]
@@ -80,7 +81,7 @@ class Frame:
         return self.divergence.pointwise(*pair).sum(axis=-1)
 
     def measured(self, coordinates: Float[np.ndarray, "b d"]) -> "Frame":
-        """With units large enough for these points too."""
+        """The frame with units that are large enough for these points too."""
         vectors, origin = self._point_vectors(coordinates)
         largest = lambda norms: np.max(norms, initial=0.0)
         with np.errstate(all="ignore"):
@@ -94,7 +95,7 @@ class Frame:
             )
 
     def query_form(self, coordinates: Float[np.ndarray, "q d"]) -> QueryForm:
-        """Vectors and heights of queries, and the bound of what float32 makes of them."""
+        """The forms of queries, with a bound on the rounding of their scores."""
         gradient, dim = self.divergence.gradient, coordinates.shape[1]
         first = (self.centre, coordinates) if self.points_first else (coordinates, self.centre)
         with np.errstate(all="ignore"):
@@ -131,16 +132,16 @@ class Frame:
 
 
 def _larger(a: float, b: float) -> float:
-    """The larger of two numbers, NaN if one of them is: built-in `max` may drop it."""
+    """The larger of two numbers, and NaN if one is NaN, which built-in `max` may drop."""
     return float(np.maximum(a, b))
 
 
 def frame_about_mean(
     divergence: Divergence, coordinates: Float[np.ndarray, "b d"], *, points_first: bool
 ) -> Frame:
-    """The frame whose centre is the mean of the points' vectors, not yet `measured`.
+    """The frame whose centre is the mean of the points' vectors; its units are not `measured` yet.
 
-    Any centre within the domain is right; this one makes the vectors short.
+    Any centre within the domain is correct; this one makes the vectors short.
     """
     with np.errstate(all="ignore"):
         if points_first:

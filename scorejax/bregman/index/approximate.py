@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers that hold all k nearest neighbours with a probability p, for fewer candidates.
+"""Approximate answers: all k nearest neighbours with a probability p, for fewer candidates.
 
-The paper shrinks the product term of its searching bound by a quantile of <u, v>, as if it did not
-depend on which point has the k-th smallest bound: a heuristic, and a cautious one. The conformal
-answer supposes no more than that queries to come are like the calibration queries (exchangeable):
-of m scores the one of rank ceil((m + 1) p) is not exceeded by the next with probability >= p, for
-any m and any data. A score is how far the filter had to go for all neighbours of a query.
+The paper shrinks the product term of its searching bound by a quantile of <u, v>, as if the
+quantile did not depend on which point has the k-th smallest bound. That is a heuristic, and a
+cautious one. The conformal answer only assumes that future queries are exchangeable with the
+calibration queries. Of m scores, the one of rank ceil((m + 1) p) then bounds the next with
+probability p or more, for any m and any data. The score of a query is how far the filter had to go
+for all its neighbours.
 Source: arXiv:2006.00227; Vovk et al. 2005, Algorithmic learning in a random world.
 """
 
@@ -24,7 +25,7 @@ from scorejax.bregman.index.filters import SearchingBound
 
 
 class Calibration(NamedTuple):
-    """Scores of queries that were answered exactly, for one filter and one k."""
+    """Scores of exactly answered queries, for one filter, bound and k."""
 
     filter: str
     bound: str
@@ -32,7 +33,7 @@ class Calibration(NamedTuple):
     scores: Float[np.ndarray, "m"]
 
     def threshold(self, p: float) -> float:
-        """How far to go for p; at 1, or with too few scores for p, as for an exact answer."""
+        """The share of the exact search for p: 1 (exact) at p = 1 or with too few scores."""
         rank = math.ceil((len(self.scores) + 1) * p)
         exact = p == 1 or rank > len(self.scores)
         return 1.0 if exact else min(float(np.sort(self.scores)[rank - 1]), 1.0)
@@ -41,7 +42,7 @@ class Calibration(NamedTuple):
 def paper_shrinkage(bound: SearchingBound, mean: float, variance: float, p: float) -> float:
     """c such that D <= mu + c kappa with probability p, given D <= mu + kappa.
 
-    <u, v> is taken for normal with this mean and variance. Never above 1, and 1 at p = 1.
+    <u, v> is assumed normal with this mean and variance. c is at most 1, and 1 at p = 1.
     """
     mu, kappa, std = bound.middle.sum(), bound.reach.sum(), math.sqrt(max(variance, 0.0))
     if not (np.isfinite([mu, kappa, mean, std]).all() and kappa > 0 and std > 0):
@@ -63,7 +64,7 @@ def summed_score(
     """The largest summed bound of a neighbour, as a share of the k-th distance."""
     bounds = filters.leaf_bounds(index, q, BOUNDS[bound])
     of_neighbours = sum(
-        own[leaves[exact.positions]] for own, leaves in zip(bounds, index.leaves, strict=True)
+        lower[leaves[exact.positions]] for lower, leaves in zip(bounds, index.leaves, strict=True)
     )
     largest = float(of_neighbours.max())
     return largest / exact.bound if largest > 0 else 0.0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees over points whose nodes bound the divergence of all points in them from below.
+"""Trees over points, whose nodes give lower bounds of the divergence of all points in them.
 
 Every node has a Bregman ball and a box (`tree_building`). The bound of the ball is a
-one-dimensional dual problem: bisection may stop anywhere, since the dual is a valid bound at every
-step. The bound of the box has a closed form, for a divergence of each coordinate grows away from
-the query. Source: Cayton 2008, Fast nearest neighbor retrieval for Bregman divergences.
+one-dimensional dual problem; bisection may stop at any step, since each dual value is a valid
+bound. The bound of the box has a closed form, since the divergence of each coordinate grows away
+from the query. Source: Cayton 2008, Fast nearest neighbor retrieval for Bregman divergences.
 """
 
 from collections.abc import Callable
@@ -17,16 +17,16 @@ from scorejax.bregman.divergences.cauchy import ROUNDING
 from scorejax.bregman.divergences.sided import Sided
 
 SLACK = 1e-9
-"""Share by which a bound is lowered, so that rounding never makes it exceed a divergence."""
+"""Relative amount by which bounds are lowered, so that none exceeds a divergence by rounding."""
 BISECTIONS = 24
 
 
 class Tree(NamedTuple):
-    """Nodes as records; the leaves come first, in the order of their points, and the root last."""
+    """Nodes as records: first the leaves, in the order of their points; the root last."""
 
     nodes: np.ndarray
-    """centre, lower, upper: (p,) each; radius; start and stop: the points, in the order of leaves;
-    left, right: the children, -1 in a leaf."""
+    """Fields: centre, lower and upper (p,); radius; start and stop, positions of the points in the
+    order of leaves; left and right, the children, -1 in a leaf."""
     num_leaves: int
 
     def leaves(self) -> np.ndarray:
@@ -34,7 +34,7 @@ class Tree(NamedTuple):
 
 
 def node_type(num_columns: int) -> np.dtype:
-    """The record of a node over so many coordinates."""
+    """The record type of a node over `num_columns` coordinates."""
     vectors = [(name, "<f8", (num_columns,)) for name in ("centre", "lower", "upper")]
     return np.dtype(
         [*vectors, ("radius", "<f8")]
@@ -43,7 +43,7 @@ def node_type(num_columns: int) -> np.dtype:
 
 
 def leaf_numbers(tree: Tree, order: Int[np.ndarray, "n"]) -> UInt[np.ndarray, "n"]:
-    """The leaf in which each point is, as small integers."""
+    """The leaf that holds each point, in the smallest fitting unsigned type."""
     leaves = tree.leaves()
     kind = np.uint16 if tree.num_leaves <= 1 << 16 else np.uint32
     numbers = np.empty(len(order), kind)
@@ -60,8 +60,8 @@ def ball_bounds(
 
     With t in [0, 1) and slope(x_t) = t slope(c) + (1 - t) slope(q), the dual function
     D(x_t, q) + t / (1 - t) (D(x_t, c) - R) is a bound for every t; bisection looks for the t with
-    D(x_t, c) = R, where it is largest. With `radius`, a node is left as soon as its bound exceeds
-    it, or a point of the ball is seen to be within it.
+    D(x_t, c) = R, where it is largest. With `radius`, bisection of a node ends as soon as its bound
+    exceeds the radius, or a point of its ball is known to lie within.
     """
     centre, ball = nodes["centre"], nodes["radius"]
     best = np.zeros(len(nodes))
@@ -73,7 +73,7 @@ def ball_bounds(
         if not len(active):
             break
         t = (low[active] + high[active]) / 2
-        # A slope may be infinite at the end of the domain; both weights are above zero.
+        # A slope may be infinite at an end of the domain; both weights are positive.
         x = space.from_slope(t[:, None] * slope_c[active] + (1 - t)[:, None] * slope_q)
         to_query, to_centre = space.distances(x, q), space.distances(x, centre[active])
         weight = t / (1 - t)
@@ -92,13 +92,13 @@ def ball_bounds(
 def box_bounds(
     space: Sided, nodes: np.ndarray, q: Float[np.ndarray, "p"], *, radius: float | None = None
 ) -> Float[np.ndarray, "m"]:
-    """Smallest divergences from q over the box of each node; exact but for rounding.
+    """Smallest divergences from q over the box of each node, exact up to rounding.
 
-    `radius` is there for the signature that bounds share.
+    `radius` is unused; all bounds share one signature.
     """
     del radius
-    found = space.distances(np.clip(q, nodes["lower"], nodes["upper"]), q)
-    return np.where(np.isfinite(found), found, 0) * (1 - SLACK)
+    nearest = space.distances(np.clip(q, nodes["lower"], nodes["upper"]), q)
+    return np.where(np.isfinite(nearest), nearest, 0) * (1 - SLACK)
 
 
 NodeBounds = Callable[..., Float[np.ndarray, "m"]]
@@ -108,13 +108,13 @@ BOUNDS: dict[str, NodeBounds] = {"ball": ball_bounds, "box": box_bounds}
 def leaves_within(
     tree: Tree, space: Sided, q: Float[np.ndarray, "p"], radius: float, node_bounds: NodeBounds
 ) -> Bool[np.ndarray, "leaves"]:
-    """The leaves that may hold points within a radius of q: range search, level by level."""
-    found = np.zeros(tree.num_leaves, bool)
+    """Whether each leaf may hold points within the radius of q, by descent from the root."""
+    is_near = np.zeros(tree.num_leaves, bool)
     frontier = np.array([len(tree.nodes) - 1])
     while len(frontier):
         lower = node_bounds(space, tree.nodes[frontier], q, radius=radius)
         near = frontier[lower <= radius]
-        found[near[near < tree.num_leaves]] = True
+        is_near[near[near < tree.num_leaves]] = True
         parents = tree.nodes[near[near >= tree.num_leaves]]
         frontier = np.concatenate([parents["left"], parents["right"]])
-    return found
+    return is_near

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an index is made of: rows on pages, their tuples, a tree for each part."""
+"""The index itself: rows on pages, the tuples of points, and a tree for each part."""
 
 import dataclasses
 from typing import NamedTuple
@@ -14,27 +14,27 @@ from scorejax.bregman.index.pages import PagedRows
 
 
 class Shares(NamedTuple):
-    """What the filter of summed bounds leaves, measured on some points taken for queries."""
+    """Shares that the filter of summed bounds leaves, measured with some points as queries."""
 
     k: Int[np.ndarray, "s"]
     candidates: Float[np.ndarray, "s"]
-    """Mean share of the points."""
+    """Mean share of the points that are candidates."""
     pages: Float[np.ndarray, "s"]
-    """Mean share of the pages."""
+    """Mean share of the pages that are read."""
 
     def at(self, k: int) -> tuple[float, float]:
-        """Both shares, interpolated in log k; beyond what was measured they grow as k does."""
+        """Both shares, interpolated in log k; beyond the largest measured k they grow like k."""
         where, beyond = np.log(self.k), max(1.0, k / self.k[-1])
-        found = (np.interp(np.log(k), where, y) for y in (self.candidates, self.pages))
-        return tuple(min(1.0, beyond * float(share)) for share in found)
+        shares = (np.interp(np.log(k), where, y) for y in (self.candidates, self.pages))
+        return tuple(min(1.0, beyond * float(share)) for share in shares)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BregmanIndex:
-    """An index in memory or on disk; a position is the place of a point in the order of leaves.
+    """An index in memory or on disk, which searches never change.
 
-    Rows are kept in the divergence's coordinates. Nothing in it is changed by a search, so that
-    any number of threads and processes may share it.
+    Any number of threads and processes may share it. Rows are kept in the divergence's coordinates.
+    The position of a point is its place in the order of the first tree's leaves.
     """
 
     space: Sided
@@ -42,12 +42,12 @@ class BregmanIndex:
     gauge: Gauge
     trees: tuple[Tree, ...]
     leaves: UInt[np.ndarray, "parts n"]
-    """The leaf of each part's tree in which a position is; ascending for the first."""
+    """The leaf of each part's tree that holds a position; ascending for the first part."""
     tuples: PointTuples
     rows: PagedRows
     ids: Int[np.ndarray, "n"]
     moments: Float[np.ndarray, "rows d"]
-    """Mean and covariance of the points' vectors u, of a sample of them."""
+    """Mean (first row) and covariance of the vectors u of a sample of points."""
     page_bytes: int
     leaf_size: int
     shares: Shares | None = None
@@ -55,16 +55,16 @@ class BregmanIndex:
 
     @property
     def num_points(self) -> int:
-        """Points in the index."""
+        """Number of points in the index."""
         return len(self.ids)
 
     @property
     def num_columns(self) -> int:
-        """Coordinates of a point."""
+        """Number of coordinates of a point."""
         return len(self.gauge.origin)
 
     def coordinates(self, queries: Real[np.ndarray, "q d"]) -> Float[np.ndarray, "q d"]:
-        """Checked queries as coordinates. Raises: ValueError unless they fit the index."""
+        """Coordinates of queries, in float64. Raises: ValueError unless they fit the index."""
         checked = self.space.divergence.check_queries(queries, side=self.space.side)
         if checked.shape[1] != self.num_columns:
             raise ValueError(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """BrePartition: exact and approximate nearest neighbours under Bregman distances by an index.
 
-Coordinates are cut into parts (`partition`), each has a tree over all points (`ball_tree`) and two
-numbers per point for Cauchy bounds (`cauchy`). A query is answered by filter and refine
-(`filters`), or by a scan of all rows if that is expected to be sooner (`planning`). On disk, rows
-lie on pages (`store`, `pages`). Every answer but with p is exact: that of brute force in float64.
+The coordinates are cut into parts (`partition`). Each part has a tree over all points (`ball_tree`)
+and two numbers per point for Cauchy bounds (`cauchy`). A query is answered by filter and refine
+(`filters`), or by a scan of all rows (`row_scan`) if `planning` expects that to be sooner. On disk,
+rows lie on pages (`store`, `pages`). Answers without `p` are exact: those of brute force in
+float64.
 Source: arXiv:2006.00227.
 """
 
@@ -17,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Real
 
 from scorejax.bregman.divergences import Divergence, get
-from scorejax.bregman.divergences.cauchy import GAUGES, make_gauge, point_tuples, point_vectors
+from scorejax.bregman.divergences.cauchy import GAUGES, gauge_of, point_tuples, point_vectors
 from scorejax.bregman.divergences.sided import Sided
 from scorejax.bregman.index import approximate, filters, partition, planning, store
 from scorejax.bregman.index.approximate import Calibration
@@ -50,12 +51,12 @@ def build_index(
 ) -> BregmanIndex:
     """An index that answers by D(point, query), or by D(query, point) with side="query_first".
 
-    num_parts and gauge are measured on a sample if they are None. With `path` the index is written
-    to that folder, which must not be there, and opened from it; `points` may be a memory map.
-    Rows are kept as float32 or float64, whichever the points are (other types: float64).
-    Memory while building: the rows, n (20 M + 8) bytes, and for a tree at a time 40 n bytes and
-    2 n d / M numbers of the rows' type.
-    Raises: ValueError for points outside the divergence's domain or an option that cannot be.
+    `num_parts` and `gauge` are chosen by measurements on a sample if they are None. With `path`,
+    the index is written to that folder, which must not exist, and opened from it. `points` may be a
+    memory map. Rows are kept as float32 if the points are, else as float64. Memory while building:
+    the rows, n (20 M + 8) bytes, and for a tree at a time 40 n bytes and 2 n d / M numbers of the
+    rows' type.
+    Raises: ValueError for points outside the divergence's domain and for invalid options.
     """
     space = Sided(get(divergence), side)
     layout = {"leaf_size": leaf_size, "page_bytes": page_bytes}
@@ -72,8 +73,8 @@ def build_index(
     if path is None:
         return index
     store.save(index, path)
-    own = None if space.divergence.name in store.DIVERGENCES else space.divergence
-    return store.open_index(path, divergence=own, verify=False)
+    custom = None if space.divergence.name in store.DIVERGENCES else space.divergence
+    return store.open_index(path, divergence=custom, verify=False)
 
 
 @np.errstate(all="ignore")
@@ -87,13 +88,14 @@ def search(
     bound: str | None = None,
     calibration: Calibration | None = None,
 ) -> Neighbours:
-    """The k nearest points of each query; exact, unless p in (0, 1] permits otherwise.
+    """The k nearest points of each query; exact, unless `p` in (0, 1] permits an approximation.
 
-    `filter` is one of `filters`, "scan", or "auto", which takes "sums" if the share of candidates
-    expected is at most 0.3 and a scan is not sooner. `bound` is "box", or "ball" as in the paper.
-    With p, all k are found with that probability: by the conformal rule for a `calibration`; with
-    none "paper" shrinks its radii as the paper does, and any other filter answers exactly.
-    Raises: ValueError unless 1 <= k <= n and queries fit the index.
+    `filter` is "sums", "seed" or "paper" (see `filters`), "scan", or "auto", which takes "sums" if
+    it expects at most a share of 0.3 of candidates and no sooner answer from a scan. `bound` is
+    "box", or "ball" as in the paper. With `p`, all k are found with that probability: by the
+    conformal rule if there is a `calibration`; else "paper" shrinks its radii as the paper does,
+    and the other filters answer exactly.
+    Raises: ValueError unless 1 <= k <= n and the queries fit the index.
     """
     q = index.coordinates(np.asarray(queries))
     check_search(index, k, p=p, filter=filter, bound=bound, calibration=calibration)
@@ -106,8 +108,8 @@ def search(
         read = [(index.num_points, index.rows.num_pages)] * len(q)
     else:
         bound = bound or ("ball" if filter == "paper" else "box")
-        found = [_filtered(index, row, k, p, filter, bound, calibration) for row in q]
-        nearest, read = [near for near, _ in found], [counts for _, counts in found]
+        answers = [_filtered(index, row, k, p, filter, bound, calibration) for row in q]
+        nearest, read = [near for near, _ in answers], [counts for _, counts in answers]
     ids = [index.ids[near.positions] for near in nearest]
     counts = np.array(read, np.int64).reshape(-1, 2)
     return Neighbours(
@@ -131,7 +133,10 @@ class Within(NamedTuple):
 def range_search(
     index: BregmanIndex, queries: Real[ArrayLike, "q d"], radius: float, *, bound: str = "box"
 ) -> Within:
-    """All points whose divergence from a query is at most the radius. Raises: as `search`."""
+    """All points whose divergence from a query is at most the radius.
+
+    Raises: ValueError unless radius >= 0 and the queries fit the index.
+    """
     if not radius >= 0:
         raise ValueError(f"range_search needs radius >= 0; got {radius}.")
     choose("bound", bound, BOUNDS)
@@ -158,10 +163,11 @@ def calibrate(
     filter: str = "sums",
     bound: str | None = None,
 ) -> Calibration:
-    """Answers queries exactly, and keeps how far the filter had to go for each.
+    """Answers queries exactly, and records how far the filter had to go for each.
 
-    They should be like the queries to come and not among the points. For p, 1 / (1 - p) or more are
-    needed; else the answer is exact. Raises: ValueError as `search`, and for other filters.
+    The queries should be like those to come, and not among the points. A search with `p` needs at
+    least 1 / (1 - p) of them; with fewer it is exact.
+    Raises: ValueError as `search`, and for a filter without a score.
     """
     require_known("filter with a calibration", filter, CALIBRATED)
     check_search(index, k, filter=filter, bound=bound)
@@ -176,7 +182,7 @@ def calibrate(
 
 
 def _filtered(index, q, k, p, filter, bound, calibration):
-    """The nearest points by a filter, and how many candidates and pages that took."""
+    """The nearest points by a filter, with the numbers of candidates and pages that it took."""
     reader, nearest = PageReader(index.rows), filters.Nearest(k, index.ids)
     threshold = calibration.threshold(p) if p is not None and calibration is not None else None
     if filter == "sums":
@@ -205,7 +211,7 @@ def _build(space, rows, *, num_parts, leaf_size, page_bytes, gauge, rng) -> Breg
         ids = order if not trees else ids
         trees.append(tree)
         leaves.append(leaf_numbers(tree, order)[ids])
-    gauged = make_gauge(space, few, name)
+    gauged = gauge_of(space, few, name)
     in_order = paged(rows, page_bytes, order=ids)
     u = point_vectors(space, gauged, few)
     index = BregmanIndex(
@@ -233,9 +239,9 @@ def checked_rows(
     leaf_size: int = 64,
     page_bytes: int = PAGE_BYTES,
 ) -> Float[np.ndarray, "n d"]:
-    """Points in the coordinates of the divergence; as they are if those are the same.
+    """Points in the coordinates of the divergence; a view of the points if these are the same.
 
-    Raises: ValueError for whatever an index cannot be built with.
+    Raises: ValueError for points or settings from which no index can be built.
     """
     if leaf_size < 1:
         raise ValueError(f"build_index needs leaf_size >= 1; got {leaf_size}.")
@@ -271,7 +277,7 @@ def check_search(
     bound: str | None = None,
     calibration: Calibration | None = None,
 ) -> None:
-    """Raises ValueError for whatever a search cannot be made with."""
+    """Raises ValueError for settings with which no search can be made."""
     if not (isinstance(k, int | np.integer) and 1 <= k <= index.num_points):
         raise ValueError(f"k needs to be a whole number in [1, {index.num_points}]; got {k}.")
     check_probability(p)
@@ -282,6 +288,8 @@ def check_search(
         return
     if calibration.k != k:
         raise ValueError(f"the calibration is for k = {calibration.k}; got k = {k}.")
-    own = {"filter": calibration.filter, "bound": calibration.bound}
-    if filter not in ("auto", own["filter"]) or bound not in (None, own["bound"]):
-        raise ValueError(f"the calibration is for {own}; got filter={filter!r}, bound={bound!r}.")
+    settings = {"filter": calibration.filter, "bound": calibration.bound}
+    if filter not in ("auto", calibration.filter) or bound not in (None, calibration.bound):
+        raise ValueError(
+            f"the calibration is for {settings}; got filter={filter!r}, bound={bound!r}."
+        )

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Filter and refine: three ways to find few candidates that hold the nearest neighbours.
+"""Filter and refine: three filters that find few candidates among which the nearest points are.
 
-"paper": a point is left out if in every part it is farther than the upper bound there of the point
-with the k-th smallest upper bound in all (arXiv:2006.00227). "seed": the same with any
-radii that sum to at least tau, where tau is the k-th smallest divergence of some points at hand; it
-is so much smaller than an upper bound that this pays. "sums": a point is left out if the lower
-bounds of its leaves, summed over parts, exceed tau. If all of them exceed their radii, so does the
-sum exceed tau: for the same tau and trees it leaves no more candidates than "seed" does. All leaves
-are bounded by box or ball (`ball_tree`).
+"paper" (arXiv:2006.00227) excludes a point that is, in every part, farther than the upper bound
+there of the point with the k-th smallest summed upper bound. "seed" does the same with any radii
+that sum to at least tau, the k-th smallest divergence of some points at hand; tau is so much
+smaller than an upper bound that this pays. "sums" excludes a point if the lower bounds of its
+leaves, summed over parts, exceed tau. Where every bound exceeds its radius the sum exceeds tau, so
+that for equal tau and trees "sums" leaves no more candidates than "seed". Leaves are bounded by box
+or ball (`ball_tree`).
 """
 
 from typing import NamedTuple
@@ -27,7 +27,7 @@ Positions = Int[np.ndarray, "m"]
 
 
 class Nearest:
-    """The k nearest of the points seen so far; of equal distances, those of the smaller ids."""
+    """The k nearest of the points seen so far; equal distances are ordered by id."""
 
     def __init__(self, k: int, ids: Int[np.ndarray, "n"]):
         self._k, self._ids = k, ids
@@ -47,14 +47,14 @@ class Nearest:
 
 
 class SearchingBound(NamedTuple):
-    """The upper bound of one point, part by part: middle + reach, and what rounding may add."""
+    """The upper bound of one point, part by part: middle + reach + rounding."""
 
     middle: Float[np.ndarray, "parts"]
     reach: Float[np.ndarray, "parts"]
     rounding: Float[np.ndarray, "parts"]
 
     def radii(self, shrink: float = 1.0) -> Float[np.ndarray, "parts"]:
-        """middle + shrink reach; at 1 no nearest neighbour is farther in every part."""
+        """middle + shrink * reach; at shrink = 1 no nearest neighbour is farther in every part."""
         radii = self.middle + shrink * self.reach + self.rounding
         return np.where(np.isnan(radii), np.inf, radii)
 
@@ -62,7 +62,7 @@ class SearchingBound(NamedTuple):
 def refine(
     index: BregmanIndex, q: Query, positions: Positions, reader: PageReader, nearest: Nearest
 ) -> None:
-    """Computes the divergences of candidates."""
+    """Computes the divergences of candidates and adds them to `nearest`."""
     step = max(1, PIECE // index.num_columns)
     for start in range(0, len(positions), step):
         block = positions[start : start + step]
@@ -82,9 +82,9 @@ def leaf_bounds(
 def seed_positions(
     index: BregmanIndex, q: Query, first: Float[np.ndarray, "leaves"], k: int
 ) -> Positions:
-    """The points of the leaves of the first tree with the smallest bounds, k or more.
+    """At least k points: those in the leaves of the first tree with the smallest bounds.
 
-    Of leaves with one bound, such as zero, those with the nearer centres.
+    Leaves of equal bound, such as zero, are ordered by the distance of their centres.
     """
     leaves = index.trees[0].leaves()
     counts = leaves["stop"] - leaves["start"]
@@ -97,9 +97,9 @@ def seed_positions(
 def summed_bounds(
     index: BregmanIndex, bounds: list[Float[np.ndarray, "_"]], threshold: float
 ) -> tuple[Positions, Float[np.ndarray, "m"]]:
-    """The points whose leaves' bounds sum to a threshold at most, and these sums.
+    """The points whose leaves' bounds sum to at most the threshold, and these sums.
 
-    A point is dropped as soon as its partial sum is larger, the first tree's points leaf by leaf.
+    A point is dropped as soon as its partial sum exceeds it; for the first tree, a leaf at a time.
     """
     leaves = index.trees[0].leaves()
     is_near = bounds[0] <= threshold
@@ -127,7 +127,7 @@ def by_summed_bounds(
 ) -> None:
     """Visits points in the order of their summed bounds, until these exceed the k-th distance.
 
-    With stop < 1 it ends where they exceed that share of it: the answer is then approximate.
+    With stop < 1 it ends at that share of the k-th distance, and the answer is approximate.
     """
     bounds = leaf_bounds(index, q, BOUNDS[bound])
     seeds = seed_positions(index, q, bounds[0], k)
@@ -140,7 +140,7 @@ def by_summed_bounds(
     positions, lower = positions[order], lower[order]
     start = 0
     while start < len(positions) and lower[start] <= stop * nearest.bound:
-        # Batches grow, so that there are few of them and yet little is read in vain.
+        # Batches grow, so that there are few of them and little is read in vain.
         end = start + max(k, 32, start // 4)
         near = lower[start:end] <= stop * nearest.bound
         refine(index, q, positions[start:end][near], reader, nearest)
@@ -150,8 +150,8 @@ def by_summed_bounds(
 def by_seed_radii(
     index: BregmanIndex, q: Query, reader: PageReader, nearest: Nearest, k: int, *, bound: str
 ) -> None:
-    """The union over parts of what is within radii that share out the seeds' k-th distance."""
-    # Those of the nearest centres: bounds are looked at from the root down, where they may prune.
+    """Refines the union over parts of the points within radii that share the k-th distance."""
+    # With zero bounds, the leaves of the nearest centres; real ones are found from the root down.
     seeds = seed_positions(index, q, np.zeros(index.trees[0].num_leaves), k)
     refine(index, q, seeds, reader, nearest)
     radii = shared_radii(index, q, nearest)
@@ -161,14 +161,14 @@ def by_seed_radii(
 
 
 def shared_radii(index: BregmanIndex, q: Query, nearest: Nearest) -> Float[np.ndarray, "parts"]:
-    """Radii that sum to the k-th distance or more, in the proportion of medians of the nearest."""
+    """Radii that sum to at least the k-th distance, proportional to the medians of the nearest."""
     rows = index.rows.take(nearest.positions)
-    own = [np.median(index.space.distances(rows[:, part], q[part])) for part in index.parts]
-    return allot(nearest.bound, np.array(own))
+    medians = [np.median(index.space.distances(rows[:, part], q[part])) for part in index.parts]
+    return allot(nearest.bound, np.array(medians))
 
 
 def allot(total: float, weights: Float[np.ndarray, "parts"]) -> Float[np.ndarray, "parts"]:
-    """Numbers in the proportion of weights that sum to `total`, or to a billionth more."""
+    """Numbers proportional to the weights that sum to `total`, or to a billionth more."""
     if not (np.isfinite(weights).all() and weights.sum() > 0):
         weights = np.ones_like(weights)
     return total * (weights / weights.sum()) * (1 + SLACK)
@@ -184,12 +184,12 @@ def by_paper_radii(
     bound: str,
     shrink: float | None = None,
 ) -> None:
-    """The union over parts of what is within the searching bounds.
+    """Refines the union over parts of the points within the searching bounds.
 
-    With `shrink`, radii are smaller and the answer is approximate.
+    With `shrink`, the radii are smaller and the answer is approximate.
     """
-    found, closest = searching_bound(index, index_tuple(index, q), k)
-    radii = found.radii() if shrink is None else found.radii(shrink)
+    searching, closest = searching_bound(index, index_tuple(index, q), k)
+    radii = searching.radii() if shrink is None else searching.radii(shrink)
     is_candidate = union(index, q, radii, BOUNDS[bound])
     if is_candidate.sum() < k:
         is_candidate[closest] = True
@@ -197,7 +197,7 @@ def by_paper_radii(
 
 
 def index_tuple(index: BregmanIndex, q: Query) -> QueryTuple:
-    """What the index's bounds need of a query."""
+    """The query's tuple for the bounds of this index."""
     return query_tuple(index.space, index.gauge, q, index.parts, index.tuples)
 
 
@@ -221,7 +221,7 @@ def searching_bound(
 def union(
     index: BregmanIndex, q: Query, radii: Float[np.ndarray, "parts"], node_bounds: NodeBounds
 ) -> Bool[np.ndarray, "n"]:
-    """Whether a point is in a leaf that, in some part, may reach within the radius."""
+    """Whether a point lies, in some part, in a leaf that may come within the radius."""
     is_candidate = np.zeros(index.num_points, bool)
     for i, (tree, part) in enumerate(zip(index.trees, index.parts, strict=True)):
         near = leaves_within(tree, index.space, q[part], radii[i], node_bounds)

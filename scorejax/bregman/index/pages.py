@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows in pages, and a count of the pages that a query touches.
+"""Rows on pages, and a count of the pages that a query reads.
 
-A page holds as many whole rows as it has room for; a row longer than a page starts a page of its
-own. The count is of distinct pages, whatever the operating system has cached.
+A page holds as many whole rows as fit; a row longer than a page starts a page of its own. Distinct
+pages are counted, whether or not the operating system has them cached.
 """
 
 import dataclasses
@@ -17,18 +17,18 @@ LARGEST_PAGE = 2**30
 class PagedRows:
     """Rows (n, d) as records of rows_per_page rows, in memory or mapped from a file."""
 
-    records: np.ndarray  # (records, rows_per_page, d); the last one may be filled up with zeros
+    records: np.ndarray  # (records, rows_per_page, d); the last is padded with zeros
     num_rows: int
     pages_per_record: int
 
     @property
     def rows_per_page(self) -> int:
-        """Rows of a record: on one page, or one row that starts a page of its own."""
+        """Number of rows of a record: those of one page, or one row that is longer than a page."""
         return self.records.shape[1]
 
     @property
     def num_pages(self) -> int:
-        """Pages of all records."""
+        """Number of pages of all records."""
         return len(self.records) * self.pages_per_record
 
     def take(self, positions: Int[np.ndarray, "m"]) -> Float[np.ndarray, "m d"]:
@@ -43,7 +43,7 @@ class PagedRows:
 
 
 def check_page_bytes(page_bytes: int) -> None:
-    """Raises ValueError unless pages of so many bytes can be."""
+    """Raises ValueError unless 1 <= page_bytes <= LARGEST_PAGE."""
     if not 1 <= page_bytes <= LARGEST_PAGE:
         raise ValueError(f"page_bytes needs to be in [1, {LARGEST_PAGE}]; got {page_bytes}.")
 
@@ -59,7 +59,7 @@ def page_layout(row_bytes: int, page_bytes: int) -> tuple[int, int]:
 def paged(
     rows: Float[np.ndarray, "n d"], page_bytes: int, *, order: Int[np.ndarray, "n"] | None = None
 ) -> PagedRows:
-    """Rows in memory, counted as if they were on pages; in another order if one is given."""
+    """Rows in memory, arranged as if on pages; `order` permutes them."""
     per_record, pages = page_layout(rows.shape[1] * rows.itemsize, page_bytes)
     num_records = -(-len(rows) // per_record)
     records = np.zeros((num_records, per_record, rows.shape[1]), rows.dtype)
@@ -67,13 +67,13 @@ def paged(
     if order is None:
         held[:] = rows
     else:
-        # "clip" only because "raise" would make another copy; all numbers are in range.
+        # All numbers are in range; "clip" avoids the copy that "raise" would make.
         np.take(rows, order, axis=0, out=held, mode="clip")
     return PagedRows(records, len(rows), pages)
 
 
 class PageReader:
-    """Reads rows for one query, and keeps count."""
+    """Reads rows for one query and counts candidates and pages."""
 
     def __init__(self, rows: PagedRows) -> None:
         self._rows = rows

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which coordinates go into which part, and into how many parts.
+"""Cuts the coordinates into parts, and models the best number of parts.
 
-Correlated coordinates belong into different parts, so that the parts' candidates coincide and their
-union is small: PCCP. The number of parts balances bounds, which tighten as there are more, against
-the work that each costs: with a mean bound A alpha^M there is an optimum in closed form.
+PCCP puts correlated coordinates into different parts, so that the parts' candidates coincide and
+their union is small. More parts tighten the bounds and cost more work each; with a mean bound of
+A alpha^M for M parts, the optimal number has a closed form.
 Source: arXiv:2006.00227.
 """
 
@@ -18,7 +18,7 @@ Part = Int[np.ndarray, "_"]
 
 
 def contiguous(num_columns: int, num_parts: int) -> list[Part]:
-    """Coordinates in their order, cut into parts of nearly one size."""
+    """Coordinates in their order, cut into parts of nearly equal size."""
     check_num_parts(num_columns, num_parts)
     return np.array_split(np.arange(num_columns), num_parts)
 
@@ -26,8 +26,9 @@ def contiguous(num_columns: int, num_parts: int) -> list[Part]:
 def pccp(x: Float[np.ndarray, "n d"], num_parts: int, *, rng: np.random.Generator) -> list[Part]:
     """Pearson correlation coefficient-based partition of the columns.
 
-    Groups of num_parts correlated columns are made first: a random seed, then whichever column has
-    the largest absolute correlation with any member. Each part takes one column of every group.
+    Groups of num_parts correlated columns are formed first: a random column, then repeatedly the
+    one with the largest absolute correlation with any member. Each part takes one column of each
+    group.
     """
     num_columns = x.shape[1]
     check_num_parts(num_columns, num_parts)
@@ -49,14 +50,14 @@ def absolute_correlation(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d d"
 
 
 class BoundFit(NamedTuple):
-    """The mean upper bound of M parts as scale * decay^M."""
+    """A fit of the mean upper bound of M parts by scale * decay^M."""
 
     scale: float
     decay: float
 
 
 def fit_bound(num_parts: Sequence[int], mean_bounds: Sequence[float]) -> BoundFit:
-    """Least squares in the logarithm; two numbers of parts suffice."""
+    """Fits by least squares in the logarithm; two numbers of parts suffice."""
     slope, intercept = np.polyfit(num_parts, np.log(mean_bounds), 1)
     return BoundFit(float(np.exp(intercept)), float(np.exp(slope)))
 
@@ -64,7 +65,7 @@ def fit_bound(num_parts: Sequence[int], mean_bounds: Sequence[float]) -> BoundFi
 def search_cost(
     num_parts: int, share: float, *, num_points: int, num_columns: int, k: int
 ) -> float:
-    """T(M) = d + M n + n log k + share n (d + log k): what a query costs, in operations."""
+    """Cost of a query in operations: T(M) = d + M n + n log k + share n (d + log k)."""
     bounds = num_columns + num_points * (num_parts + math.log(k))
     return bounds + share * num_points * (num_columns + math.log(k))
 
@@ -72,9 +73,9 @@ def search_cost(
 def optimal_num_parts(
     fit: BoundFit, share_per_bound: float, *, num_points: int, num_columns: int, k: int
 ) -> int | None:
-    """The M in [1, d] of least cost, when the share of candidates is share_per_bound A alpha^M.
+    """The M in [1, d] of least cost, if the share of candidates is share_per_bound A alpha^M.
 
-    None where the model has no such optimum: bounds that do not fall, or nothing to measure.
+    None where the model has no optimum, since bounds do not fall or nothing was measured.
     """
     scale, decay = fit
     pull = share_per_bound * scale * (num_columns + math.log(k))
@@ -106,6 +107,6 @@ def _correlated_groups(correlation: np.ndarray, size: int, rng: np.random.Genera
 
 
 def check_num_parts(num_columns: int, num_parts: int) -> None:
-    """Raises ValueError unless there is a column for every part."""
+    """Raises ValueError unless 1 <= num_parts <= num_columns."""
     if not 1 <= num_parts <= num_columns:
         raise ValueError(f"num_parts needs to be in [1, {num_columns}]; got {num_parts}.")

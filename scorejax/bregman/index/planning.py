@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choices that a look at the data makes: gauge, number of parts, and filter or scan.
+"""Choices by measurement: the gauge, the number of parts, and a filter or a scan.
 
-The paper's model of the optimal number of parts is `model_num_parts`; its premise, that candidates
-get fewer as bounds tighten, fails for the paper's own filter on most data (docs/papers/
-brepartition.md), so that what is chosen by default is measured: `measured_num_parts`.
+`model_num_parts` is the paper's model of the optimal number of parts. Its premise, that tighter
+bounds leave fewer candidates, fails for the paper's own filter on most data
+(docs/papers/brepartition.md). The default is therefore measured, by `measured_num_parts`.
 """
 
 import functools
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scorejax.bregman.divergences.cauchy import (
     GAUGES,
     bounds,
-    make_gauge,
+    gauge_of,
     point_tuples,
     query_tuple,
 )
@@ -26,30 +26,30 @@ from scorejax.bregman.index.filters import Nearest, PageReader, by_summed_bounds
 from scorejax.bregman.index.row_scan import QUERIES
 
 LARGEST_SHARE = 0.3
-"""Of candidates or pages, beyond which a filter does not pay."""
+"""Largest share of candidates, or of pages on disk, for which a filter pays."""
 ELSEWHERE = 2.2
-"""How many times as many candidates queries leave that are no points, as seen on patches and
-spectra of photographs (benchmarks/brepartition_disk.py)."""
+"""Ratio of candidates for unseen queries to candidates for indexed points, on patches and spectra
+of photographs (benchmarks/brepartition_disk.py)."""
 MOST_PARTS = 32
 MODEL_QUERIES, MEASURED_QUERIES = 50, 8
 
-# Seconds on one core of a server, 2026-11, with everything cached: of a slower disk a filter saves
-# more. For a filter: of a query and of a part of it at the least, of a divergence of one
-# coordinate, or of a square where it is a sum of those, of looking a leaf up.
+# Seconds on one core of a server, 2026-11, with everything cached; a slower disk favours the
+# filter. For a filter: overhead of a query and of a part, the divergence of one coordinate (or its
+# square, for divergences that are sums of squares), and looking up a leaf.
 SECONDS_A_QUERY, SECONDS_A_PART = 3e-4, 1e-4
 SECONDS_A_COORDINATE, SECONDS_A_SQUARE, SECONDS_A_LOOKUP = 2e-8, 6e-9, 3e-9
-# For the scan: of a number taken to float64 and centred, once for all queries; of a product and of
-# a row, for each query. Fitted to calls with 1, 10 and 64 queries (benchmarks/filter_choice.py).
+# For the scan: a number converted to float64 and centred, once for all queries; a product and a
+# row, for each query. Fitted to calls with 1, 10 and 64 queries (benchmarks/filter_choice.py).
 SECONDS_A_NUMBER, SECONDS_A_PRODUCT, SECONDS_A_ROW = 2e-9, 1.6e-10, 2e-8
 
 
 def example_queries(
     space: Sided, x: Float[np.ndarray, "n d"], num: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "q d"]:
-    """Points in the role of queries; a coordinate that no query may have is moved inside."""
+    """Points as queries; a coordinate outside the queries' domain is replaced by one inside."""
     chosen = x[rng.choice(len(x), min(num, len(x)), replace=False)]
     domain = space.divergence.queries if space.data_first else space.divergence.points
-    return np.where(domain.contains(chosen), chosen, make_gauge(space, x, "corner").anchor)
+    return np.where(domain.contains(chosen), chosen, gauge_of(space, x, "corner").anchor)
 
 
 @np.errstate(all="ignore")
@@ -64,10 +64,10 @@ def best_gauge(
     k = max(1, len(x) // 100)
 
     def median_bound(name: str) -> float:
-        gauge = make_gauge(space, x, name)
+        gauge = gauge_of(space, x, name)
         totals = np.partition(_upper_bounds(space, x, queries, parts, gauge), k - 1, axis=1)
-        found = np.median(totals[:, k - 1])
-        return found if np.isfinite(found) else np.inf
+        median = np.median(totals[:, k - 1])
+        return median if np.isfinite(median) else np.inf
 
     return min(GAUGES, key=median_bound)
 
@@ -84,14 +84,14 @@ def model_num_parts(
 ) -> int | None:
     """The paper's optimal number of parts for num_points points like x; None where it has none.
 
-    Mean bounds of pairs of the sample at two numbers of parts give A and alpha, and the share that
-    is within the searching bound in some part gives beta.
+    A and alpha come from mean bounds of the sample at two numbers of parts, beta from the share of
+    points within the searching bound in some part.
     """
     num_columns = x.shape[1]
     if num_columns == 1:
         return 1
     queries = example_queries(space, x, MODEL_QUERIES, rng)
-    gauged = make_gauge(space, x, gauge)
+    gauged = gauge_of(space, x, gauge)
     tried = sorted({max(1, num_columns // 8), max(2, num_columns // 2)})
     measure = lambda m: _bound_and_share(space, x, queries, gauged, m, k, rng)
     measured = [measure(m) for m in tried]
@@ -108,9 +108,9 @@ def model_num_parts(
 def measured_num_parts(
     build: Callable[[int], BregmanIndex], *, num_columns: int, k: int = 10
 ) -> int:
-    """Of 1, 2, 4, ... parts, the number of least cost for the filter of summed bounds.
+    """The number among 1, 2, 4, ... parts of least cost for the filter of summed bounds.
 
-    `build` makes an index, of a sample, with so many parts, whose shares are known.
+    `build(num_parts)` makes the index of a sample, with measured shares.
     """
     tried = [2**i for i in range(6) if 2**i <= min(num_columns, MOST_PARTS)]
 
@@ -124,7 +124,7 @@ def measured_num_parts(
 def measured_shares(index: BregmanIndex, queries: Float[np.ndarray, "q d"]) -> Shares:
     """The shares of candidates and pages that summed bounds leave, for k = 1, 10 and 100.
 
-    Once they are too large for a filter, those of larger k are taken for 1 and not measured.
+    From the first k at which they are too large for a filter, shares of larger k are set to 1.
     """
     sizes = sorted({min(k, index.num_points) for k in (1, 10, 100)})
     shares = np.ones((len(sizes), 2))
@@ -145,7 +145,7 @@ def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
 
 
 def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
-    """What a query is expected to take with summed bounds."""
+    """Expected seconds per query with summed bounds."""
     computed = sum(
         len(part) * tree.num_leaves for part, tree in zip(index.parts, index.trees, strict=True)
     )
@@ -158,8 +158,8 @@ def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:
 
 
 def scan_seconds(index: BregmanIndex, num_queries: int) -> float:
-    """What a query is expected to take with a scan, of which reading is shared among queries."""
-    # For query_first, a gradient of every coordinate as well.
+    """Expected seconds per query with a scan, whose reading is shared among queries."""
+    # The order query_first takes the gradient of every coordinate as well.
     reading = SECONDS_A_NUMBER if index.space.data_first else 3 * SECONDS_A_NUMBER
     number = SECONDS_A_PRODUCT + reading / max(1, min(num_queries, QUERIES))
     return index.num_points * (SECONDS_A_ROW + index.num_columns * number)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scan of all rows in order, for many queries at once: the baseline, and the last resort.
+"""A scan of all rows of an index, for many queries at once, where no filter pays.
 
-One matrix product per block of rows gives every divergence up to a known rounding error; only rows
+One matrix product per block of rows gives every divergence up to a known rounding error. Only rows
 that may be nearer than the k-th so far are computed in the direct form, which keeps all digits.
 """
 
@@ -14,15 +14,15 @@ from scorejax.bregman.index.filters import Nearest
 
 ROWS = 8192
 QUERIES = 64
-"""Rows and queries of a block: takes 50 MB beside the rows, for 128 columns."""
+"""Queries scanned together; a block takes 50 MB beside the rows, for 128 columns."""
 
 
 def scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> list[Nearest]:
     """The k nearest rows of each query."""
-    found = []
+    nearest = []
     for start in range(0, len(queries), QUERIES):
-        found += _scan(index, queries[start : start + QUERIES], k)
-    return found
+        nearest += _scan(index, queries[start : start + QUERIES], k)
+    return nearest
 
 
 def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> list[Nearest]:
@@ -35,7 +35,7 @@ def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> lis
         x = np.asarray(index.rows.block(start, stop), np.float64)
         middle, rounding = _products(index, x, slice(start, stop), forms)
         thresholds = np.array([near.bound for near in nearest])
-        # Not "<=", so that what overflowed to NaN is computed directly.
+        # Not "<=", so that NaN, from overflow, is computed directly.
         is_near = ~(middle - rounding > thresholds[:, None])
         for i in np.flatnonzero(is_near.any(axis=1)):
             rows = np.flatnonzero(is_near[i])
@@ -47,7 +47,7 @@ def _scan(index: BregmanIndex, queries: Float[np.ndarray, "q d"], k: int) -> lis
 def _may_be_nearest(
     middle: Float[np.ndarray, "m"], rounding: Float[np.ndarray, "m"], k: int
 ) -> Bool[np.ndarray, "m"]:
-    """Which of some divergences, known up to rounding, may be among the k smallest of them."""
+    """Whether each divergence, known up to rounding, may be among the k smallest."""
     if len(middle) <= k:
         return np.ones(len(middle), bool)
     upper = np.where(np.isnan(middle), np.inf, middle + rounding)
@@ -55,18 +55,18 @@ def _may_be_nearest(
 
 
 def _products(index, x, block, forms):
-    """Divergences (q, rows) by the inner product, and bounds of their rounding errors."""
+    """Divergences (q, rows) by the inner product, and bounds on their rounding errors."""
     terms, vectors, extents = (np.stack(field) for field in zip(*forms, strict=True))
     values = index.tuples.values[block]
-    own, lengths = values[..., 0].sum(axis=1), norm(values[..., 1])
+    heights, lengths = values[..., 0].sum(axis=1), norm(values[..., 1])
     middle = vectors @ point_vectors(index.space, index.gauge, x).T
-    middle += own
+    middle += heights
     middle += terms.sum(axis=(1, 2))[:, None]
     of_points, reach = index.tuples.sizes[0].sum(), norm(index.tuples.sizes[1])
     norms, extents = norm(vectors), norm(extents)
     rounding = np.multiply.outer(norms + extents, lengths)
     rounding += (np.abs(terms).sum(axis=(1, 2)) + reach * (norms + extents))[:, None]
-    # Terms of points are never negative, but for the gauge "none".
-    rounding += of_points if index.gauge.name == "none" else own
+    # Terms of points are never negative, except for the gauge "none".
+    rounding += of_points if index.gauge.name == "none" else heights
     rounding *= ROUNDING
     return middle, rounding

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An index as a folder: whole or not there, checked at opening, read by memory maps.
+"""An index as a folder: written atomically, checked on opening, read by memory maps.
 
-    meta.json      what it is; names, sizes and SHA-256 of the other files, and its own digest
+    meta.json      settings; names, sizes and SHA-256 of the other files, and its own digest
     rows.bin       pages of page_bytes, each of whole rows in the order of the first tree's leaves
     ids.npy leaves.npy tuples.npy moments.npy gauge.npy tree_000.npy ...
 
-A folder is written under another name beside its own, flushed to the disk, and renamed: a build
-that is killed leaves no index there, and what it has written goes with the next build ten seconds
-later or more. Nothing is
-ever written to an index that is there; any number of processes may have it open.
+A folder is written under a temporary name beside its own, flushed to the disk, and renamed, so that
+a killed build leaves no index. Its remains are removed by the next build that starts at least ten
+seconds later. An existing index is never written to; any number of processes may have it open.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ _SECONDS_TO_LOCK = 10
 
 
 def require_free(path: str | os.PathLike) -> pathlib.Path:
-    """The path of an index to be. Raises: ValueError if something is there."""
+    """The path, for an index to be written. Raises: ValueError if it exists."""
     path = pathlib.Path(path)
     if os.path.lexists(path):
         raise ValueError(f"{path} is there already. Remove it, or name another folder.")
@@ -48,7 +47,7 @@ def require_free(path: str | os.PathLike) -> pathlib.Path:
 
 
 def save(index: BregmanIndex, path: str | os.PathLike) -> None:
-    """Writes an index. Raises: ValueError if the path is taken; OSError, and leaves nothing."""
+    """Writes an index, or leaves nothing. Raises: ValueError if the path exists; OSError."""
     path = require_free(path)
     with _building(path) as folder:
         for name, array in _arrays(index).items():
@@ -72,10 +71,12 @@ def save(index: BregmanIndex, path: str | os.PathLike) -> None:
 def open_index(
     path: str | os.PathLike, *, divergence: Divergence | None = None, verify: bool = True
 ) -> BregmanIndex:
-    """The index in a folder, its large arrays mapped, read-only.
+    """The index in a folder, with its large arrays mapped read-only.
 
-    `divergence` is needed if it is not one of the library's. `verify` reads every file once.
-    Raises: ValueError that names the file that is missing, cut short or changed, or the divergence.
+    `divergence` is required for a divergence of the user's. `verify` checks the digest of every
+    file.
+    Raises: ValueError, naming the file, if one is missing, truncated or changed; ValueError if the
+    divergence is missing or another one.
     """
     path = pathlib.Path(path)
     meta = read_meta(path)
@@ -103,7 +104,7 @@ def open_index(
 
 
 def read_meta(path: str | os.PathLike) -> dict[str, Any]:
-    """What is written about an index. Raises: ValueError if there is none, or it was changed."""
+    """The contents of meta.json. Raises: ValueError if it is missing or was changed."""
     file = pathlib.Path(path) / META
     if not file.is_file():
         raise ValueError(f"{path} holds no index: there is no {META}.")
@@ -152,23 +153,23 @@ def _description(index: BregmanIndex) -> dict[str, Any]:
     }
 
 
-def _divergence(meta: dict[str, Any], given: Divergence | None) -> Divergence:
+def _divergence(meta: dict[str, Any], divergence: Divergence | None) -> Divergence:
     name = meta["divergence"]
-    if given is not None:
-        if given.name != name:
-            raise ValueError(f"the index is of the divergence {name!r}, not {given.name!r}.")
-        if (options := dict(given.options)) != meta["options"]:
+    if divergence is not None:
+        if divergence.name != name:
+            raise ValueError(f"the index is of the divergence {name!r}, not {divergence.name!r}.")
+        if (options := dict(divergence.options)) != meta["options"]:
             raise ValueError(
                 f"the index is of {name!r} with the options {meta['options']}, not {options}."
             )
-        return given
+        return divergence
     if name not in DIVERGENCES:
         raise ValueError(f"the index is of the divergence {name!r}, of your own: give it as well.")
     return get(name, **meta["options"])
 
 
 def _write_rows(file, rows: PagedRows, page_bytes: int) -> None:
-    # Never through a map: there a disk that fills up ends the process with a signal.
+    # Not through a memory map: if the disk filled up, a signal would kill the process.
     padding = bytes(rows.pages_per_record * page_bytes - rows.records[0].nbytes)
     step = max(1, _CHUNK // max(rows.records[0].nbytes, 1))
     for start in range(0, len(rows.records), step):
@@ -193,7 +194,7 @@ def _map_rows(path: pathlib.Path, meta: dict[str, Any]) -> PagedRows:
 
 @contextlib.contextmanager
 def _building(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A folder to be renamed to `path`; locked while its builder lives, removed if it fails."""
+    """A folder to be renamed to `path`, locked while its builder runs and removed if that fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     folder = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.building."))
@@ -208,7 +209,7 @@ def _building(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path, kind: int) -> Iterator[None]:
-    """Holds the lock of a folder. Raises: OSError if it cannot be had."""
+    """Holds the lock of a folder. Raises: OSError if another process holds it."""
     lock = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(lock, kind)
@@ -218,7 +219,7 @@ def _locked(folder: pathlib.Path, kind: int) -> Iterator[None]:
 
 
 def _remove_abandoned(path: pathlib.Path) -> None:
-    """Removes what builds of this index left that were killed: nobody holds their locks."""
+    """Removes the folders of killed builds of this index, whose locks nobody holds."""
     for folder in path.parent.glob(f".{glob.escape(path.name)}.building.*"):
         with contextlib.suppress(OSError):
             # A build that has just begun may not have its lock yet.
@@ -230,7 +231,7 @@ def _remove_abandoned(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _written(path: pathlib.Path):
-    """A file that is on the disk when the block ends."""
+    """A file for writing that is flushed to the disk when the block ends."""
     with open(path, "wb") as file:
         yield file
         file.flush()
@@ -251,15 +252,15 @@ def _digests(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
 
 
 def _check_files(path: pathlib.Path, files: dict[str, dict[str, Any]], verify: bool) -> None:
-    for name, known in files.items():
+    for name, recorded in files.items():
         file = path / name
         if not file.is_file():
             raise ValueError(f"{file} is missing: build the index anew.")
-        if (size := file.stat().st_size) != known["bytes"]:
+        if (size := file.stat().st_size) != recorded["bytes"]:
             raise ValueError(
-                f"{file} is damaged: it has {size} bytes, not {known['bytes']}. Build it anew."
+                f"{file} is damaged: it has {size} bytes, not {recorded['bytes']}. Build it anew."
             )
-        if verify and _file_digest(file) != known["sha256"]:
+        if verify and _file_digest(file) != recorded["sha256"]:
             raise ValueError(f"{file} is damaged: its SHA-256 is another. Build it anew.")
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a tree over points is made, and the ball and the box of each of its nodes.
+"""Builds a tree over points, with the ball and the box of each node.
 
-Points are halved again and again by Bregman 2-means, of which each assignment is a half-space.
-They are held once, as what they come as, and taken to float64 a megabyte at a time; nodes of one
-depth are worked on together. Source: Cayton 2008, Fast nearest neighbor retrieval for Bregman
+Points are split recursively by Bregman 2-means, each of whose assignments is a half-space. They are
+kept once, in their own type, and converted to float64 a megabyte at a time. Nodes of one depth are
+processed together. Source: Cayton 2008, Fast nearest neighbor retrieval for Bregman
 divergences.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from scorejax.bregman.divergences.cauchy import (
     ROUNDING,
     Gauge,
-    make_gauge,
+    gauge_of,
     norm,
     point_terms,
     point_vectors,
@@ -27,7 +27,7 @@ from scorejax.bregman.index.ball_tree import SLACK, Tree, node_type
 from scorejax.bregman.scan.ranking import PIECE
 
 SMALLEST_SHARE = 0.05
-"""Of a node's points that either child gets; without it outliers could make a tree as deep as n."""
+"""Smallest share of a node's points in a child; without it outliers could make a tree n deep."""
 
 
 @np.errstate(all="ignore")
@@ -39,7 +39,7 @@ def build_tree(
     leaf_size: int,
     rng: np.random.Generator,
 ) -> tuple[Tree, Int[np.ndarray, "n"]]:
-    """The tree over some columns of points, and the points in the order of its leaves.
+    """The tree over the columns `part`, and the numbers of the points in the order of its leaves.
 
     Takes about n log(n / leaf_size) p operations, and memory for 2 n p numbers of the rows' type.
     """
@@ -52,10 +52,10 @@ def build_tree(
 
 
 def _split_all(x, order, space, leaf_size, rng) -> list[tuple[int, int, int]]:
-    """Sorts x and `order` into leaves; every node as (start, stop, its left child or -1).
+    """Sorts x and `order` by leaf, in place; returns every node as (start, stop, left child or -1).
 
-    Children come later than their parents, the right one after the left one. Points lie in the
-    order of leaves at every step, so that a node's are read in one piece.
+    Children come after their parents, and the right child follows the left one. At every step the
+    points of a node are contiguous.
     """
     spans = [(0, len(order), -1)]
     unsplit = [0]
@@ -64,10 +64,10 @@ def _split_all(x, order, space, leaf_size, rng) -> list[tuple[int, int, int]]:
         start, stop, _ = spans[at]
         if stop - start <= leaf_size:
             continue
-        own = slice(start, stop)
-        is_left = _two_means(x[own], space, rng)
+        span = slice(start, stop)
+        is_left = _two_means(x[span], space, rng)
         sequence = np.argsort(~is_left, kind="stable")
-        order[own], x[own] = order[own][sequence], x[own][sequence]
+        order[span], x[span] = order[span][sequence], x[span][sequence]
         middle = start + int(np.count_nonzero(is_left))
         spans[at] = (start, stop, len(spans))
         unsplit += [len(spans), len(spans) + 1]
@@ -78,7 +78,7 @@ def _split_all(x, order, space, leaf_size, rng) -> list[tuple[int, int, int]]:
 def _two_means(
     x: Float[np.ndarray, "n p"], space: Sided, rng: np.random.Generator, *, num_steps: int = 4
 ) -> Bool[np.ndarray, "n"]:
-    """Which points are in the first of two clusters, neither of which is very small."""
+    """Whether each point is in the first of two clusters, neither of which is very small."""
     few = x[rng.integers(len(x), size=256)] if len(x) > 512 else x
     few = space.affine(np.asarray(few, np.float64))
     widest = int(np.argmax(few.std(axis=0)))
@@ -108,17 +108,17 @@ def _two_means(
 
 
 def _blocks(num: int, num_columns: int) -> Iterator[slice]:
-    """Pieces of a range of rows of about a megabyte in float64, which stay in the cache."""
+    """Slices of `num` rows of about a megabyte in float64 each, which fit the cache."""
     step = max(1, PIECE // num_columns)
     return (slice(start, min(start + step, num)) for start in range(0, num, step))
 
 
 def _number(spans: list[tuple[int, int, int]], num_columns: int) -> Tree:
-    """The nodes with leaves first, in the order of their points, then parents, the root last."""
+    """The tree of nodes: leaves first, in the order of their points, then parents, root last."""
     is_leaf = np.array([left < 0 for _, _, left in spans])
     start = np.array([start for start, _, _ in spans])
     leaves = np.flatnonzero(is_leaf)
-    # Children come after their parents in spans, so that backwards they come first.
+    # Children come after their parents in `spans`; reversed, they come first.
     sequence = np.concatenate([leaves[np.argsort(start[leaves])], np.flatnonzero(~is_leaf)[::-1]])
     number = np.empty(len(spans), np.int64)
     number[sequence] = np.arange(len(spans))
@@ -142,20 +142,20 @@ def _set_boxes(tree: Tree, x: Float[np.ndarray, "n p"]) -> None:
 
 
 def _set_balls(tree: Tree, x: Float[np.ndarray, "n p"], space: Sided) -> None:
-    """Centroids, and radii by products about the mean, whose rounding is added to them."""
+    """Sets centroids, and radii by inner products about the mean, enlarged by their rounding."""
     nodes = tree.nodes
     centres = space.from_affine(_means(tree, x, space))
     nodes["centre"] = np.clip(centres, nodes["lower"], nodes["upper"])
-    gauge = make_gauge(space, tree.leaves()["centre"], "mean")
-    own, sizes = np.empty(len(x)), np.zeros(2)
+    gauge = gauge_of(space, tree.leaves()["centre"], "mean")
+    heights, sizes = np.empty(len(x)), np.zeros(2)
     for block in _blocks(*x.shape):
         rows = np.asarray(x[block], np.float64)
         terms, u = point_terms(space, gauge, rows)
-        own[block] = terms.sum(axis=1)
+        heights[block] = terms.sum(axis=1)
         largest = norm(u).max(), vector_extents(space, gauge, rows).max()
         sizes = np.maximum(sizes, largest)
     for level in _levels(tree):
-        _set_radii(nodes, level, x, own, sizes, space, gauge)
+        _set_radii(nodes, level, x, heights, sizes, space, gauge)
 
 
 def _means(tree: Tree, x: Float[np.ndarray, "n p"], space: Sided) -> Float[np.ndarray, "nodes p"]:
@@ -172,8 +172,8 @@ def _means(tree: Tree, x: Float[np.ndarray, "n p"], space: Sided) -> Float[np.nd
     return sums / counts[:, None]
 
 
-def _set_radii(nodes, level, x, own, sizes, space, gauge) -> None:
-    """The radii of nodes that share no point: largest own term and product of their points."""
+def _set_radii(nodes, level, x, heights, sizes, space, gauge) -> None:
+    """Sets the radii of nodes that share no point, from the terms and products of their points."""
     some = nodes[level]
     place = Gauge(gauge.name, *(np.broadcast_to(a, some["centre"].shape) for a in gauge[1:]))
     query = query_terms(space, place, some["centre"])
@@ -186,7 +186,7 @@ def _set_radii(nodes, level, x, own, sizes, space, gauge) -> None:
         u = point_vectors(space, gauge, np.asarray(x[rows], np.float64))
         products = np.einsum("ij,ij->i", u, query.vector[of])
         first = np.flatnonzero(np.diff(of, prepend=-1))
-        for most, values in ((total, own[rows] + products), (term, own[rows])):
+        for most, values in ((total, heights[rows] + products), (term, heights[rows])):
             most[of[first]] = np.maximum(most[of[first]], np.maximum.reduceat(values, first))
     longest, reach = sizes
     size = term + np.abs(query.terms).sum(axis=(0, 2)) + reach * norm(query.vector)
@@ -199,7 +199,7 @@ def _set_radii(nodes, level, x, own, sizes, space, gauge) -> None:
 
 
 def _levels(tree: Tree) -> list[Int[np.ndarray, "_"]]:
-    """The nodes of each depth, those of one depth in the order of their points."""
+    """The nodes of each depth, in the order of their points."""
     depth = np.zeros(len(tree.nodes), np.int64)
     parents = range(tree.num_leaves, len(tree.nodes))
     for i, children in reversed([*zip(parents, _children(tree), strict=True)]):
@@ -209,6 +209,6 @@ def _levels(tree: Tree) -> list[Int[np.ndarray, "_"]]:
 
 
 def _children(tree: Tree) -> list[list[int]]:
-    """Both children of every node that is no leaf."""
+    """Both children of every parent."""
     parents = tree.nodes[tree.num_leaves :]
     return np.stack([parents["left"], parents["right"]], axis=1).tolist()

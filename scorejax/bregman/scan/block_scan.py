@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scans of one block of points on one device: the smallest scores, or all below a threshold.
+"""Scans one block of points on one device: the smallest scores, or all below a threshold.
 
-A score is height_x height_q - <vector_x, vector_q>. A block is cut into chunks whose scores stay in
-the cache. Of each chunk only the minimum of every 8 rows is kept, and of every 64, which costs
-little beside the product. The smallest m scores lie in the m groups of smallest minimum, so sorting
-sees a 64th of the numbers, then 8 m of them, and only 8 m rows are scored again.
+A score is height_x height_q - <vector_x, vector_q>. A block is cut into chunks whose scores fit the
+cache. Only the minimum of every 8 rows and of every 64 is kept, which costs little compared to the
+product. The smallest m scores lie in the m groups of smallest minimum. So the sort sees a 64th of
+the numbers, then 8 m of them, and only 8 m rows are scored again.
 """
 
 import functools
@@ -19,22 +19,22 @@ from jaxtyping import Array, Bool, Float, Int
 
 GROUP = 8
 CHUNK_ROWS = 4096
-"""Fewer rows leave a second core waiting at the start and end of each product, more the cache."""
+"""With fewer rows a second core waits at both ends of each product; more rows leave the cache."""
 FEW = 4
-"""Up to FEW queries are bound by reading the points: each has a product of its own, which streams
-them; the second product finds its points in the cache."""
+"""Largest number of queries that are multiplied one by one: reading the points is then the limit,
+and from the second product on they are in the cache."""
 ROW_MULTIPLE = GROUP * GROUP
 
 
 class Block(NamedTuple):
-    """Points in the form of `three_point`, in chunks; rows of padding have infinite height."""
+    """Points in the form of `three_point`, in chunks; padding rows have infinite height."""
 
     vectors: Float[ArrayLike, "chunks rows d"]
     heights: Float[ArrayLike, "chunks rows"]
 
 
 class Smallest(NamedTuple):
-    """The rows of smallest score, in order, and a number that no other row's score is below."""
+    """The rows of smallest score, in order, and a lower bound of all other scores."""
 
     scores: Float[Array, "q m"]
     rows: Int[Array, "q m"]
@@ -42,7 +42,7 @@ class Smallest(NamedTuple):
 
 
 def block_shape(num_rows: int) -> tuple[int, int]:
-    """Chunks, and rows of each, for blocks of at least num_rows rows."""
+    """Numbers of chunks and of rows in each, for blocks of at least num_rows rows."""
     chunks = -(-num_rows // CHUNK_ROWS)
     rows = -(-num_rows // (chunks * ROW_MULTIPLE)) * ROW_MULTIPLE
     return chunks, rows
@@ -53,7 +53,7 @@ def make_block(
     shape: tuple[int, int],
     dim: int,
 ) -> Block:
-    """A block of that shape in float32 on the host, from pieces of vectors and heights."""
+    """A float32 block (chunks, rows) = `shape` on the host, from pieces of vectors and heights."""
     vectors = np.zeros((shape[0] * shape[1], dim), np.float32)
     heights = np.full(len(vectors), np.inf, np.float32)
     start = 0
@@ -91,8 +91,8 @@ def smallest_scores(
     products = jnp.einsum("qnd,qd->qn", near, vectors, precision=jax.lax.Precision.HIGHEST)
     again = block.heights.reshape(-1)[members] * heights[:, None] - products
     scores, order, bound = _least(again, num)
-    found = jnp.take_along_axis(members, order, axis=1)
-    return Smallest(scores, found, jnp.minimum(bound, jnp.minimum(bound_8, bound_64)))
+    smallest = jnp.take_along_axis(members, order, axis=1)
+    return Smallest(scores, smallest, jnp.minimum(bound, jnp.minimum(bound_8, bound_64)))
 
 
 @jax.jit
@@ -107,12 +107,12 @@ def at_most(
     def compare(carry: None, chunk: Block) -> tuple[None, Array]:
         return carry, _scores(*chunk, vectors, heights) <= thresholds[:, None]
 
-    _, found = jax.lax.scan(compare, None, block)
-    return jnp.swapaxes(found, 0, 1).reshape(len(thresholds), -1)
+    _, within = jax.lax.scan(compare, None, block)
+    return jnp.swapaxes(within, 0, 1).reshape(len(thresholds), -1)
 
 
 def _group_minima(values: Float[Array, "q n"]) -> Float[Array, "q g"]:
-    """Of groups i, i + n / 8, ...: minima of long stretches, in vector registers."""
+    """Minima over the groups i, i + n / 8, ...; long strides suit vector registers."""
     return jnp.min(values.reshape(len(values), GROUP, -1), axis=1)
 
 
@@ -134,7 +134,7 @@ def _scores(
 
 
 def _least(values: Float[Array, "q n"], num: int) -> tuple[Array, Array, Array]:
-    """The num smallest of each row, where they are, and the smallest of the others."""
+    """The num smallest values of each row, their places, and the smallest of the others."""
     size = values.shape[1]
     # Without the barrier XLA's CPU compiler joins the slices below with those of top_k, no longer
     # sees that it is a top_k, and sorts everything: 80 times slower.

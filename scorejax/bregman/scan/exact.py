@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exact nearest neighbours under a Bregman divergence by scanning all points: one matrix product.
+"""Exact nearest neighbours under a Bregman divergence by a scan of all points in memory.
 
-A device scans the points in single precision (`three_point`, `block_scan`) and keeps a few more
-candidates than asked for; the host ranks them by the divergence itself in double precision, ties by
-number. A bound on the rounding of the scan says whether any other point could belong to the answer;
-for the queries where one could, a second scan fetches every point that could. The answer is
-therefore that of brute force in double precision, always.
+A device scores the points in single precision by one matrix product (`three_point`, `block_scan`)
+and keeps a few more candidates than asked for. The host ranks these by the divergence itself in
+double precision, ties by number. A bound on the rounding of the scores tells whether any other
+point may belong to the answer; if so, a second scan fetches every point that may. The answer is
+therefore always that of brute force in double precision.
 """
 
 import collections
@@ -27,19 +27,19 @@ from scorejax.bregman.scan.ranking import Neighbours
 
 BLOCK_ROWS = 2**18
 MAX_TILE = 256
-"""Queries in one product: more would not be faster, and take more memory."""
+"""Largest number of queries in one product; more take more memory and no less time."""
 GATHER_BYTES = 2**26
-"""Limit of what the candidates of a tile of queries take on a device."""
+"""Largest memory on a device for the candidates of a tile of queries."""
 READ_BYTES = 2**24
-"""Limit of what is taken to double precision at a time while an index is built."""
+"""Bytes of points that are converted to double precision at a time while an index is built."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ExactIndex:
-    """Points, and what a scan of them needs.
+    """Points in memory, prepared for scans.
 
-    A device holds 4 n (d + 1) bytes of blocks, divided among several; or, streamed, three blocks.
-    The host holds `points` as they were given, which may be a memory map.
+    Blocks take 4 n (d + 1) bytes, divided among the devices; if streamed, three blocks per device.
+    The host keeps `points` as the caller passed them, which may be a memory map.
     """
 
     points: Float[np.ndarray, "n d"]
@@ -49,15 +49,15 @@ class ExactIndex:
     shape: tuple[int, int]
     devices: tuple[jax.Device, ...]
     resident: tuple[block_scan.Block, ...] | None = None
-    """Blocks on the devices; None if they are made anew in each search."""
+    """Blocks on the devices; None if every search makes and streams them."""
 
     def __reduce__(self) -> tuple[Callable, tuple]:
-        """Pickles and copies hold the points, and find their own devices."""
+        """Pickles and copies hold the points, and choose devices when they are loaded."""
         build = functools.partial(build_index, side=self.side)
         return build, (np.asarray(self.points), self.divergence)
 
     def blocks(self) -> Iterator[tuple[int, block_scan.Block]]:
-        """First row and block, on the devices in turn."""
+        """Yields first row and block, on the devices in turn."""
         size = self.shape[0] * self.shape[1]
         starts = range(0, len(self.points), size)
         if self.resident is not None:
@@ -84,8 +84,8 @@ def build_index(
 ) -> ExactIndex:
     """An index that answers by D(point, query), or D(query, point) with side="query_first".
 
-    Blocks stay on the devices if they fit in device_bytes each, by default half of what is free;
-    else every search streams them, and a memory map may be larger than any memory.
+    Blocks stay on the devices if they fit in `device_bytes` each, by default half of the free
+    memory. Otherwise every search streams them, so that a memory map may exceed the memory.
     Raises: ValueError for no points, or points outside the divergence's domain.
     """
     divergence = get(divergence)
@@ -106,14 +106,14 @@ def build_index(
     return dataclasses.replace(index, resident=tuple(block for _, block in index.blocks()))
 
 
-@np.errstate(all="ignore")  # what overflows is infinite, and looked at again
+@np.errstate(all="ignore")  # Overflow gives infinity or NaN; such queries are scanned again.
 def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighbours:
     """The k points of smallest divergence for each query, nearest first, ties by number.
 
     Memory beside the index: on a device 4 t (n_B / 8 + 8 m d) bytes for a tile of t <= 256 queries,
     blocks of n_B rows and m = 2 k + 12 candidates or a few more; on the host 32 q m bytes
     and 32 MiB, and n_B t bytes where rounding calls for a second scan.
-    Raises: ValueError unless 1 <= k <= n and queries have as many columns and lie in the domain.
+    Raises: ValueError unless 1 <= k <= n and the queries have d columns and lie in the domain.
     """
     num_points, dim = index.points.shape
     if not (isinstance(k, int | np.integer) and 1 <= k <= num_points):
@@ -130,11 +130,11 @@ def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighb
     if len(bounded):
         part = form.take(bounded)
         scores, rows, bound = _candidates(index, part, _num_candidates(k, num_points))
-        # Of two scores this far apart the larger belongs to the farther point, for certain.
+        # Of two scores this far apart, the larger one certainly belongs to the farther point.
         certain = scores[:, k - 1] + 2 * part.slack / part.scales
         rows = np.where(scores <= certain[:, None], rows, num_points)
         best.put(bounded, ranking.rank(index, queries[bounded], rows, k))
-        # No other point is nearer than this; one as near might still come first by its number.
+        # No other point is nearer than this. One at equal distance may still win by its number.
         floor = part.scales * bound + part.offsets - part.slack
         short = bounded[~(floor > best.distances[bounded, -1])]
         _add_all_within(index, form.take(short), queries, short, best)
@@ -147,16 +147,16 @@ def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighb
 def _candidates(
     index: ExactIndex, form: QueryForm, num: int
 ) -> tuple[Float[np.ndarray, "q m"], Int[np.ndarray, "q m"], Float[np.ndarray, "q"]]:
-    """The smallest scores in order, their rows or n for none, and a bound of all others."""
+    """The smallest scores in order, their rows (n for none), and a lower bound of all others."""
     num_points, dim = index.points.shape
     tile = _tile(len(form.scales), num, dim)
     scores = np.full((len(form.scales), 0), np.inf, np.float32)
     rows, bound = scores.astype(np.int64), np.full(len(scores), np.inf)
-    for start, found in _ahead(
+    for start, tiles in _ahead(
         index,
         lambda block: [block_scan.smallest_scores(block, *q, num=num) for q in form.tiles(tile)],
     ):
-        new = [np.concatenate(parts)[: len(rows)] for parts in zip(*found, strict=True)]
+        new = [np.concatenate(parts)[: len(rows)] for parts in zip(*tiles, strict=True)]
         scores = np.concatenate([scores, new[0]], axis=1)
         rows = np.concatenate([rows, new[1] + start], axis=1)
         bound = np.minimum(bound, new[2])
@@ -174,7 +174,7 @@ def _add_all_within(
     numbers: Int[np.ndarray, "q"],
     best: ranking.Best,
 ) -> None:
-    """Ranks, for some queries, all points that may be as near as the k-th of the best so far."""
+    """Ranks all points that may be as near as the k-th best so far, for the queries `numbers`."""
     if not len(numbers):
         return
     limits = (best.distances[numbers, -1] + form.slack - form.offsets) / form.scales
@@ -188,28 +188,28 @@ def _add_all_within(
         tiles = zip(form.tiles(tile), padded, strict=True)
         return [(block_scan.at_most(block, *query, limit),) for query, limit in tiles]
 
-    for start, found in _ahead(index, compare):
+    for start, within in _ahead(index, compare):
         for i, number in enumerate(numbers.tolist()):
-            rows = start + np.flatnonzero(found[i // tile][0][i % tile])
+            rows = start + np.flatnonzero(within[i // tile][0][i % tile])
             ranking.add(index, queries, number, rows[rows < len(index.points)], best)
 
 
 def _ahead(
     index: ExactIndex, launch: Callable[[block_scan.Block], list]
 ) -> Iterator[tuple[int, list[tuple[np.ndarray, ...]]]]:
-    """What `launch` of each block gives, on the host; the devices work on the blocks to come."""
+    """Yields first row and `launch` of each block, while devices work on the next blocks."""
     running = collections.deque()
     for start, block in index.blocks():
         running.append((start, launch(block)))
         if len(running) > len(index.devices):
-            first, found = running.popleft()
-            yield first, jax.device_get(found)
-    for first, found in running:
-        yield first, jax.device_get(found)
+            first, results = running.popleft()
+            yield first, jax.device_get(results)
+    for first, results in running:
+        yield first, jax.device_get(results)
 
 
 def _fitted_frame(points: np.ndarray, divergence: Divergence, side: str) -> Frame:
-    """The frame of all points, about the mean of a sample. Raises: as `Divergence.check_points`."""
+    """The frame of all points about the mean of a sample. Raises: as `Divergence.check_points`."""
     size = _rows_at_a_time(points)
     for first in range(0, len(points), size):
         divergence.check_points(points[first : first + size], side=side, first_row=first)
@@ -223,7 +223,7 @@ def _fitted_frame(points: np.ndarray, divergence: Divergence, side: str) -> Fram
 
 
 def _pieces(points: np.ndarray) -> Iterator[np.ndarray]:
-    """Successive rows in float64, a few at a time."""
+    """Yields successive rows in float64, READ_BYTES at a time."""
     size = _rows_at_a_time(points)
     for start in range(0, len(points), size):
         yield np.asarray(points[start : start + size], np.float64)
@@ -234,18 +234,18 @@ def _rows_at_a_time(points: np.ndarray) -> int:
 
 
 def _num_candidates(k: int, num_points: int) -> int:
-    """Enough that a second scan is rare, a multiple of 8: each size is compiled for."""
+    """Candidates per query: second scans are rare, and a multiple of 8 limits compilations."""
     return min(-(-(2 * k + 12) // 8) * 8, num_points)
 
 
 def _tile(num_queries: int, num: int, dim: int) -> int:
-    """Queries at a time, a power of two."""
+    """Number of queries in one product, a power of two."""
     most = max(1, min(MAX_TILE, GATHER_BYTES // (4 * block_scan.GROUP * num * dim)))
     return min(1 << (most.bit_length() - 1), 1 << (num_queries - 1).bit_length())
 
 
 def _free_bytes(devices: Sequence[jax.Device]) -> int:
-    """Of each device; those on the host share what it has."""
+    """Free memory of each device; CPU devices share that of the host."""
     statistics = devices[0].memory_stats()
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
@@ -253,7 +253,7 @@ def _free_bytes(devices: Sequence[jax.Device]) -> int:
 
 
 def _free_host_bytes() -> int:
-    """What Linux says that it could give, or half of the memory where it is not asked."""
+    """Available memory as Linux reports it, or half of the memory on other systems."""
     try:
         with open("/proc/meminfo") as file:
             sizes = dict(line.split(":") for line in file)

@@ -13,23 +13,23 @@ from scorejax.bregman.divergences import Divergence
 from scorejax.bregman.divergences.sided import Sided
 
 PIECE = 2**17
-"""Coordinates taken at a time: a megabyte, so that temporaries stay in the cache."""
+"""Coordinates computed at a time: a megabyte in float64, so that temporaries fit the cache."""
 
 
 class Neighbours(NamedTuple):
-    """The k nearest points of each query, nearest first, and what finding them took."""
+    """The k nearest points of each query, nearest first, and the work that it took."""
 
     ids: Int[np.ndarray, "q k"]
     distances: Float[np.ndarray, "q k"]
     candidates: Int[np.ndarray, "q"]
-    """Points whose distance was computed in double precision."""
+    """Number of points whose distance was computed in double precision."""
     pages: Int[np.ndarray, "q"]
-    """Pages of a disk index that were read; 0 in memory."""
+    """Number of pages of a disk index that were read; 0 in memory."""
 
 
 @runtime_checkable
 class Points(Protocol):
-    """What has points, and a divergence of given argument order."""
+    """Points with a divergence and its order of arguments."""
 
     points: np.ndarray
     divergence: Divergence
@@ -38,9 +38,9 @@ class Points(Protocol):
 
 @dataclasses.dataclass
 class Best:
-    """The best k so far of each query; distance infinite and number n or more where there is none.
+    """The best k points so far of each query; it is updated in place.
 
-    The only thing here that changes.
+    Missing ones have infinite distance and a number of n or more.
     """
 
     ids: Int[np.ndarray, "q k"]
@@ -49,29 +49,29 @@ class Best:
 
     @classmethod
     def none(cls, num_queries: int, k: int) -> "Best":
-        """The best where no point has been looked at."""
+        """No points at all."""
         shape = (num_queries, k)
         none = np.iinfo(np.int64).max
         return cls(np.full(shape, none), np.full(shape, np.inf), np.zeros(num_queries, np.int64))
 
     def put(self, queries: Int[np.ndarray, "b"], other: "Best") -> None:
-        """Puts another's best in the place of these queries', and adds its candidates."""
+        """Replaces the best of these queries by those of `other`, and adds its candidates."""
         self.ids[queries], self.distances[queries] = other.ids, other.distances
         self.candidates[queries] += other.candidates
 
     def reset(self, query: int) -> None:
-        """Forgets the best of a query, not how many were looked at."""
+        """Drops the best of a query; its number of candidates stays."""
         self.ids[query], self.distances[query] = np.iinfo(np.int64).max, np.inf
 
     def neighbours(self) -> Neighbours:
-        """The best as an answer, of an index in memory: without pages."""
+        """The best as the answer of an index in memory, which has no pages."""
         return Neighbours(self.ids, self.distances, self.candidates, np.zeros_like(self.candidates))
 
 
 def rank(
     index: Points, queries: Float[np.ndarray, "q d"], rows: Int[np.ndarray, "q m"], k: int
 ) -> Best:
-    """The k nearest of each query's own candidate rows; a row n or beyond is none."""
+    """The k nearest of each query's candidate rows; a row number of n or more stands for none."""
     best = Best.none(len(queries), k)
     distances = np.full(rows.shape, np.inf)
     which, place = np.nonzero(rows < len(index.points))
@@ -84,7 +84,7 @@ def rank(
     starts = range(0, len(which), step)
     if len(starts) < 2:
         list(map(measure, starts))
-    else:  # NumPy leaves the interpreter to others while it computes
+    else:  # NumPy releases the interpreter's lock while it computes.
         with concurrent.futures.ThreadPoolExecutor(_num_threads()) as threads:
             list(threads.map(measure, starts))
     order = np.lexsort((rows, distances))[:, :k]
@@ -101,7 +101,7 @@ def add(
     rows: Int[np.ndarray, "m"],
     best: Best,
 ) -> None:
-    """Ranks more rows, any number of them, into the best of one query."""
+    """Ranks more rows, of any number, into the best of one query."""
     k = best.ids.shape[1]
     best.candidates[query] += len(rows)
     step = max(1, PIECE // queries.shape[1])
@@ -114,7 +114,7 @@ def add(
 
 
 def _distances(index: Points, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Divergence of each row, or each query's rows, from queries given in coordinates."""
+    """Divergence of each row from its query, or from the one query; queries are coordinates."""
     points = index.divergence.coordinates(np.asarray(index.points[rows], np.float64))
     return Sided(index.divergence, index.side).distances(points, queries)
 

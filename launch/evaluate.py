@@ -101,7 +101,7 @@ def prepare_samples(config, metrics):
     """
     from scorejax import systems
     from scorejax.evaluate import frechet, sample_quality
-    from scorejax.interop import inception
+    from scorejax.interop.networks import inception
 
     if not INCEPTION.value:
         raise ValueError(f"--inception is missing: {inception.WHERE}")

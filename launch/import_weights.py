@@ -60,9 +60,9 @@ def prepare() -> command.Job:
 def num_channels(config) -> int:
     """Of the images that the config's network sees; those that BiO-Net segments are in colour."""
     from scorejax import systems
-    from scorejax.interop import bionet_weights
+    from scorejax.interop.networks import bionet
 
-    if ARCHITECTURE.value in bionet_weights.ARCHITECTURES:
+    if ARCHITECTURE.value in bionet.ARCHITECTURES:
         return 3
     return systems.capability(config, "image_view")(config).shape[-1]
 

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorejax import interop
 from scorejax.data.nuclei import nuclei
-from scorejax.interop import bionet_weights
+from scorejax.interop.networks import bionet as bionet_weights
 from scorejax.models import bionet
 from scorejax.models.bionet import BiONet, Unit, keras_bionet, torch_bionet
 from scorejax.models.convolution import Window, conv, conv_spread

@@ -16,6 +16,7 @@ from configs.edm import cifar10
 from configs.score_sde import digits
 from scorejax import interop
 from scorejax.interop import published
+from scorejax.interop.networks import edm as edm_weights
 from scorejax.systems import edm, score_sde
 from scorejax.train import checkpoint
 from scorejax.train.settings import Settings
@@ -54,7 +55,7 @@ def test_a_config_says_what_one_must_know_and_has_no_idle_key(name):
 def test_the_config_of_cifar10_has_the_official_settings(variant):
     # What `train.py --arch=ddpmpp` and `--arch=ncsnpp` of the published code set.
     config = cifar10.get_config(variant)
-    official = interop.edm.settings_of({**config, "num_channels": 3}, {})
+    official = edm_weights.settings_of({**config, "num_channels": 3}, {})
     expected = {
         "vp": ("positional", "standard", "standard", 1, (1, 1)),
         "ve": ("fourier", "residual", "standard", 2, (1, 3, 3, 1)),

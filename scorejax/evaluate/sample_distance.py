@@ -19,7 +19,7 @@ from scorejax.evaluate import frechet
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.evaluate.progress import Metric
 from scorejax.evaluate.sample_quality import inception_features, stored_levels
-from scorejax.interop.inception import load_inception
+from scorejax.interop.networks.inception import load_inception
 from scorejax.report import Evaluation
 
 Features = Callable[[np.ndarray], np.ndarray]

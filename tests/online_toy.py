@@ -7,11 +7,10 @@ Run as a program it trains in a directory, as toy_system.py does.
 
 import sys
 
-import toy_system  # sets what must stand before JAX starts
-
 import jax
 import jax.numpy as jnp
 import optax
+import toy_system  # sets what must stand before JAX starts
 
 from scorejax.report import Evaluation
 from scorejax.train.system import System

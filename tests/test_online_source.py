@@ -17,8 +17,8 @@ from toy_system import CONFIG as OFFLINE
 
 from scorejax.train import parallel
 from scorejax.train.loop import train
-from scorejax.train.step import make_train_step, scan_online_steps
 from scorejax.train.state import TrainState
+from scorejax.train.step import make_train_step, scan_online_steps
 
 TOY = str(pathlib.Path(online_toy.__file__))
 NUM_STEPS = 400
@@ -107,8 +107,10 @@ def test_environments_that_do_not_divide_are_one_line(tmp_path):
         tmp_path, "--devices=4", "--num_envs=6", "--batch_size=16", "--num_train_steps=80"
     )
     assert status == 1
-    assert stderr.strip().splitlines()[-1].startswith(
-        "the source has 6 rows (ring), which do not divide over 4 devices"
+    assert (
+        stderr.strip()
+        .splitlines()[-1]
+        .startswith("the source has 6 rows (ring), which do not divide over 4 devices")
     )
 
 

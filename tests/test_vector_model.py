@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A score model of vectors: trained, drawn from and measured without an image anywhere."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import Gaussian
 from scipy import stats
 from toy_system import CONFIG as TOY
 
@@ -18,7 +15,6 @@ from scorejax.data.vectors import VectorView
 from scorejax.linear_operators import mask_operator
 from scorejax.objectives.denoising import denoising_score_matching
 from scorejax.parameterize import noise_prediction
-from scorejax.report import Evaluation
 from scorejax.score_model import ChainOptions, EvaluationOptions, ScoreModel, training_system
 from scorejax.sdes import VPSDE
 from scorejax.systems import make_init
@@ -72,7 +68,9 @@ def test_it_trains_and_reports_numbers_without_pictures(tmp_path):
     config = TOY | {"system": "vectors", "best_metric": "loss", "num_train_steps": 200}
     config |= {"eval_every": 200, "save_every": 200}
     system = training_system(score_model(Linear()), config)
-    before = system.evaluate(jax.random.key(0), train(system, config | {"num_train_steps": 200}, tmp_path))
+    before = system.evaluate(
+        jax.random.key(0), train(system, config | {"num_train_steps": 200}, tmp_path)
+    )
     assert set(before.scalars) >= {"loss", "log_prob"} and before.pictures == {}
     untrained, _ = system.init(jax.random.key(0))
     model = score_model(Linear())

@@ -74,7 +74,10 @@ def completed(
     model: "ScoreModel", operator: LinearOperator, y: Array, x: Array
 ) -> dict[str, Array]:
     """What completions return, from measurements y and drawn x in the model's units."""
-    return {"measured": model.data.to_data(operator.pinv(y)), model.data.field: model.data.to_data(x)}
+    return {
+        "measured": model.data.to_data(operator.pinv(y)),
+        model.data.field: model.data.to_data(x),
+    }
 
 
 def interpolation(model: "ScoreModel", num: int) -> Apply:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks.bionet_quality import first_state, make_step
+from benchmarks.bionet_quality import first_state, make_step, with_network
 from benchmarks.residuals import residual_bytes
 from benchmarks.torch_bionet import TorchBiONet
 from benchmarks.torch_bionet import make_step as torch_step
@@ -39,7 +39,6 @@ from configs.bionet import nuclei
 from scorejax import interop
 from scorejax.data.nuclei import nuclei as drawn_nuclei
 from scorejax.models.bionet import BiONet, torch_bionet
-from scorejax.systems import bionet
 
 OURS = "scorejax"
 LAYOUTS = {
@@ -210,7 +209,7 @@ def report_memory(passes: list[int]) -> None:
         for remat in (False, True):
             model = PUBLISHED.network(num_passes, remat=remat)
             state = jax.eval_shape(lambda model=model: first_state(config, model))
-            loss = bionet.make_loss(config, model)
+            loss = with_network(config, model).loss
             kept.append(residual_bytes(loss, state, batch, jax.random.key(0)) / MIB)
         print(f"{num_passes:6}  {kept[0]:8.0f}  {kept[1]:10.0f}", flush=True)
 

@@ -19,6 +19,7 @@ photographs are weak labels by a classical rule, and train and test halves are o
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -95,7 +96,7 @@ def make_network(kind: str) -> BiONet:
     config = nuclei.get_config()
     if kind in PASSES:
         config.num_passes, config.integrate = PASSES[kind]
-        return bionet.make_network(config)
+        return bionet.build_network(config)
     aim = PLAIN[kind] * num_parameters(make_network("t3"))
     multipliers = np.arange(0.5, 2.5, 1 / 64) * config.multiplier
     nets = [PlainUNet(official_widths(m, config.num_levels)) for m in multipliers]
@@ -110,17 +111,22 @@ def num_parameters(model: BiONet) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def make_step(config: ConfigDict, model: BiONet) -> Callable:
-    """step(state, batch, rng) -> (state, metrics), not yet compiled."""
-    loss, tx = bionet.make_loss(config, model), bionet.make_optimizer(config)
-    return make_train_step(loss, tx, ema_rate=0.0)
+def make_step(config: ConfigDict, network: BiONet) -> Callable:
+    """Builds step(state, batch, rng) -> (state, metrics), not yet compiled."""
+    model = with_network(config, network)
+    return make_train_step(model.loss, model.tx, ema_rate=0.0)
+
+
+def with_network(config: ConfigDict, network: BiONet) -> bionet.Segmentation:
+    """The model of a config, with another network."""
+    return dataclasses.replace(bionet.make_model(config), network=network)
 
 
 def first_state(config: ConfigDict, model: BiONet) -> TrainState:
     """Before any update."""
     image = jnp.zeros((1, config.side, config.side, 3))
     variables = dict(jax.jit(model.init)(jax.random.key(config.seed), image))
-    return TrainState.create(variables.pop("params"), variables, bionet.make_optimizer(config))
+    return TrainState.create(variables.pop("params"), variables, bionet.optimizer(config))
 
 
 def step_flops(config: ConfigDict, kind: str) -> float:

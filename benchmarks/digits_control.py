@@ -20,6 +20,7 @@ import numpy as np
 from scipy import stats
 
 from launch import command
+from scorejax import systems
 from scorejax.evaluate import pictures
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.guidance import class_guided
@@ -28,7 +29,7 @@ from scorejax.samplers.correctors import langevin
 from scorejax.samplers.few_step import heun
 from scorejax.samplers.predictors import reverse_diffusion
 from scorejax.samplers.probability_flow import encode
-from scorejax.systems import noisy_classifier, score_sde
+from scorejax.systems import score_sde
 
 NUM_EACH, NUM_INPAINTED, NUM_ENCODED = 40, 200, 100
 GUIDANCE = (0.0, 1.0, 3.0)
@@ -50,7 +51,7 @@ def classes(run, guide) -> tuple[list[str], np.ndarray]:
     """Rows of a table, and a picture: one row of samples for each class asked for."""
     (config, variables), (theirs, weights) = run, guide
     sde, view = score_sde.make_sde(config), score_sde.image_view(config)
-    logits = noisy_classifier.classifier(theirs)
+    logits = systems.load_model(theirs).classifier()
     label = np.repeat(np.arange(10), NUM_EACH)
     rows, shown = [], None
 

@@ -95,9 +95,9 @@ def table_flow(config, name: str, seed: int) -> System:
         return Evaluation(progress.summary("log_prob", found[None]), {})
 
     return System(
-        init=systems.make_init(flow, (table.dim,)),
+        init=systems.make_init(flow, jnp.ones((1, table.dim))),
         loss=training.make_loss(row_losses),
-        tx=training.make_optimizer(config),
+        tx=training.optimizer(config),
         source=table.training_source(config.batch_size, noise=DATA_NOISE),
         evaluate=evaluate,
     )

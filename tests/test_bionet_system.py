@@ -52,9 +52,9 @@ def test_every_variant_is_possible_and_no_key_is_idle(experiment):
         config = get_config(experiment, variant)
         assert set(config) == read
         Settings.from_config(config)
-        bionet.make_optimizer(config)
-        bionet.segmenter(config)
-        net = bionet.make_network(config)
+        model = bionet.make_model(config)
+        model.segmenter()
+        net = model.network
         assert (net.num_passes, net.integrate) == (config.num_passes, config.integrate)
         again = json.loads(json.dumps(config.to_dict()))
         assert again == config.to_dict()
@@ -65,10 +65,10 @@ def test_every_variant_is_possible_and_no_key_is_idle(experiment):
 
 def test_variants_say_what_they_say():
     config = get_config(EXPERIMENTS[0], "t2,x0.5,w1,keras")
-    net = bionet.make_network(config)
+    net = bionet.make_model(config).network
     assert net.widths == (16, 32, 64, 128, 256) and net.num_passes == 2 and not net.integrate
     assert net.backward_levels == (3,) and net.dialect.private_middle
-    assert bionet.make_network(get_config(EXPERIMENTS[0], "")).integrate
+    assert bionet.make_model(get_config(EXPERIMENTS[0], "")).network.integrate
     assert get_config(EXPERIMENTS[1], "").test_layout == "tnbc"
     with pytest.raises(ValueError, match="unknown variant 't9'"):
         family.with_variant(family.default(), "t9")
@@ -76,7 +76,7 @@ def test_variants_say_what_they_say():
 
 def test_the_learning_rate_falls_as_the_script_has_it(config):
     config.learning_rate, config.learning_rate_decay = 0.01, 0.1
-    tx = bionet.make_optimizer(config)
+    tx = bionet.make_model(config).tx
     step = jax.jit(tx.update)
     state, gradient = tx.init(jnp.ones(())), jnp.ones(())
     for count in range(3):
@@ -125,18 +125,22 @@ def test_training_and_test_images_are_others(config):
 def trained():
     """A network of random weights, large enough that it says something."""
     config = get_config("configs.bionet.nuclei", "t1,debug")
-    model = bionet.make_network(config)
-    variables = random_variables(model, jnp.zeros((1, 32, 32, 3)), seed=0, mean=0.05, std=0.3)
+    model = bionet.make_model(config)
+    variables = random_variables(
+        model.network, jnp.zeros((1, 32, 32, 3)), seed=0, mean=0.05, std=0.3
+    )
     stats = jax.tree.map(np.abs, variables.pop("batch_stats"))
     return config, model, (variables["params"], {"batch_stats": stats})
 
 
 def test_an_image_of_one_tile_is_segmented_as_the_network_sees_it_and_others_in_tiles(trained):
     config, model, (params, state) = trained
-    segment = bionet.segmenter(config)
+    segment = model.segmenter()
     image = nuclei(1, 40, seed=3).images[0]
     whole = segment((params, state), image[:32, :32])
-    logits = model.apply({"params": params, **state}, image[None, :32, :32] / np.float32(255))
+    logits = model.network.apply(
+        {"params": params, **state}, image[None, :32, :32] / np.float32(255)
+    )
     expected = np.asarray(jax.nn.sigmoid(logits))[0, ..., 0]
     # Ten roundings of the largest logit, and a sigmoid is at most a quarter as steep as its logit.
     np.testing.assert_allclose(
@@ -148,22 +152,22 @@ def test_an_image_of_one_tile_is_segmented_as_the_network_sees_it_and_others_in_
 
 
 def test_instances_are_separated_once_for_all_scores(trained, monkeypatch):
-    config, _, variables = trained
+    config, model, variables = trained
     calls, separate = [], segmentation.separate
     monkeypatch.setattr(
         segmentation, "separate", lambda mask, **more: calls.append(1) or separate(mask, **more)
     )
-    found = bionet.metrics(config)
+    metrics = model.metrics()
     for name in ("iou", "aji", "pq", "overlays"):
-        found[name](jax.random.key(0), variables)
+        metrics[name]()(jax.random.key(0), variables)
     assert len(calls) == config.test_num_images
 
 
 def test_scores_are_those_of_one_segmentation(trained):
-    config, _, variables = trained
-    found = bionet.metrics(config)
-    assert {"iou", "dice", "aji", "pq", "published", "overlays"} <= found.keys()
-    segment, images = bionet.segmenter(config), bionet.annotated_images(config, "test")
+    config, model, variables = trained
+    metrics = model.metrics()
+    assert {"iou", "dice", "aji", "pq", "published", "overlays"} <= metrics.keys()
+    segment, images = model.segmenter(), bionet.annotated_images(config, "test")
     segmented = [segment(variables, image.image) for image in images]
     scores = [
         segmentation.image_scores(image.instances, one.probability)
@@ -171,15 +175,15 @@ def test_scores_are_those_of_one_segmentation(trained):
     ]
     rng = jax.random.key(0)
     for name in ("iou", "pq"):
-        scalars = found[name](rng, variables).scalars
+        scalars = metrics[name]()(rng, variables).scalars
         np.testing.assert_allclose(scalars[name], np.mean([s[name] for s in scores]), rtol=1e-12)
         assert scalars[f"{name}_low"] <= scalars[name] <= scalars[f"{name}_high"]
-    published = found["published"](rng, variables).scalars
+    published = metrics["published"]()(rng, variables).scalars
     truth = np.stack([image.mask for image in images])
     mask = np.stack([one.probability > config.threshold for one in segmented])
     together = (truth & mask).sum() / (truth | mask).sum()
     np.testing.assert_allclose(published["published_iou"], together, rtol=1e-12)
-    pictures = found["overlays"](rng, variables).pictures
+    pictures = metrics["overlays"]()(rng, variables).pictures
     assert [p.shape for p in pictures.values()] == [image.image.shape for image in images]
 
 

@@ -2,20 +2,22 @@
 """Finite-difference score matching as a system: its configs, and each model's loss and measure."""
 
 import dataclasses
+import functools
 import importlib
 import math
 import pathlib
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorejax import systems
+from scorejax import capabilities, systems
 from scorejax.density import kernel_exponential_family as family
 from scorejax.objectives.finite_difference import fd_denoising
+from scorejax.objectives.training_loss import make_loss_fn
+from scorejax.score_model import ChainOptions, EvaluationOptions, ScoreModel, SolverOptions
 from scorejax.systems import fd_score_matching
 from scorejax.systems.fd_score_matching import (
     autoencoder,
@@ -25,6 +27,7 @@ from scorejax.systems.fd_score_matching import (
     ncsn,
     training,
 )
+from scorejax.train.initial import make_init
 from scorejax.train.settings import Settings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -33,6 +36,12 @@ NAMES = sorted(
 )
 ON_HAND = ("nice_digits", "energy_digits", "ncsn_digits", "vae_digits", "wae_digits",
            "kernel_wine", "kernel_breast_cancer")  # fmt: skip
+
+OPTIONAL = {
+    field.name
+    for options in (ChainOptions, SolverOptions, EvaluationOptions)
+    for field in dataclasses.fields(options)
+}
 
 
 def get_config(name, variant="debug"):
@@ -49,7 +58,8 @@ def test_a_config_says_what_one_must_know_and_has_no_idle_key(name):
     for variant in ("", "full", "debug"):
         config = get_config(name, variant)
         module = fd_score_matching.experiment(config)
-        assert set(config) == {"system", *module.KEYS, *settings}
+        optional = OPTIONAL & set(config) if module is ncsn else set()
+        assert set(config) == {"system", *module.KEYS, *settings, *optional}
         Settings.from_config(config)
     with pytest.raises(ValueError, match="unknown variant 'debg': did you mean 'debug'"):
         get_config(name, "debg")
@@ -64,21 +74,20 @@ IN_FULL = ("nice_fashion_mnist", "energy_fashion_mnist", "kernel_breast_cancer",
 )
 def test_the_network_of_a_config_can_be_in_full(name):
     config = get_config(name, "full")
-    module = fd_score_matching.experiment(config)
-    params, model_state = jax.eval_shape(module.make_init(config), jax.random.key(0))
+    model = fd_score_matching.make_model(config)
+    shape = model.data.shape if hasattr(model, "data") else (model.table.dim,)
+    if isinstance(model, ScoreModel):
+        init = make_init(model.network, jnp.ones((1, *shape)), jnp.ones(1))
+        loss = make_loss_fn(model.example_loss, model.network.apply)
+    else:
+        init, loss = model.init, model.loss
+    params, model_state = jax.eval_shape(init, jax.random.key(0))
     assert model_state == {} and len(jax.tree.leaves(params)) > 5
-    state, batch = type("State", (), {"model_state": {}}), _batch(config, module)
-    value, aux = jax.eval_shape(
-        lambda p, b: module.make_loss(config)(p, state, jax.random.key(0), b), params, batch
-    )
+    state = type("State", (), {"model_state": {}})
+    batch = {"image": jax.ShapeDtypeStruct((config.batch_size, *shape), "float32")}
+    value, aux = jax.eval_shape(lambda p, b: loss(p, state, jax.random.key(0), b), params, batch)
     assert value.shape == () and all(v.shape == () for v in aux.metrics.values())
-    jax.eval_shape(module.make_optimizer(config).init, params)
-
-
-def _batch(config, module):
-    view = hasattr(module, "image_view")
-    shape = module.image_view(config).shape if view else (module.load_table(config).dim,)
-    return {"image": jax.ShapeDtypeStruct((config.batch_size, *shape), "float32")}
+    jax.eval_shape(model.tx.init, params)
 
 
 def test_full_size_parameters_are_counted():
@@ -88,7 +97,7 @@ def test_full_size_parameters_are_counted():
         return (a + 1) * 128 + 129 * 128 + 129 * b
 
     for name, given in (("vae_digits", 64), ("wae_digits", 0)):
-        init = autoencoder.make_init(get_config(name, "full"))
+        init = autoencoder.make_model(get_config(name, "full")).init
         params, _ = jax.eval_shape(init, jax.random.key(0))
         expected = perceptron(96, 8) + perceptron(8, 64) + perceptron(8 + given, 8)
         assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
@@ -112,15 +121,14 @@ def test_an_experiment_is_judged_by_numbers_and_pictures(name):
 def test_the_identity_flow_is_uniform_on_the_squeezed_images():
     # The logistic density of a logit is the volume that the logit makes, so that an image has the
     # density (1 - 2 squeeze)^d.
-    config = get_config("nice_digits")
-    init = flow.make_init(config)
-    params = jax.tree.map(jnp.zeros_like, jax.eval_shape(init, jax.random.key(0))[0])
+    model = flow.make_model(get_config("nice_digits"))
+    params = jax.tree.map(jnp.zeros_like, jax.eval_shape(model.init, jax.random.key(0))[0])
     x = jnp.asarray(np.random.default_rng(0).random((3, 8, 8, 1)), jnp.float32)
-    rows = jax.jit(flow.likelihood(config))((params, {}), {"image": x})
-    expected = math.log2(17) - math.log2(1 - 2 * config.squeeze)
+    rows = jax.jit(model.likelihood())((params, {}), {"image": x})
+    expected = math.log2(17) - math.log2(1 - 2 * model.squeeze)
     np.testing.assert_allclose(rows["bits_per_dim"], expected, rtol=1e-6)
     np.testing.assert_allclose(flow.unlogit(flow.logit(x, 0.05), 0.05), x, atol=1e-6)
-    drawn = jax.jit(flow.sampler(config, ""))((params, {}), jax.random.split(jax.random.key(0), 64))
+    drawn = jax.jit(model.sampler())((params, {}), jax.random.split(jax.random.key(0), 64))
     # Uniform on an interval of length 1 / 0.9: its variance from 4096 draws, to five errors.
     np.testing.assert_allclose(drawn["image"].var(), 1 / 0.9**2 / 12, rtol=5 * 0.9 / 64)
 
@@ -128,10 +136,11 @@ def test_the_identity_flow_is_uniform_on_the_squeezed_images():
 def test_the_loss_of_the_flow_is_the_objective_of_its_logits():
     config = get_config("nice_digits")
     config.objective, config.batch_size = "mle", 2
-    params, _ = jax.jit(flow.make_init(config))(jax.random.key(0))
+    model = flow.make_model(config)
+    params, _ = model.init(jax.random.key(0))
     x = jnp.asarray(np.random.default_rng(0).random((2, 8, 8, 1)), jnp.float32)
-    losses = jax.jit(flow.row_losses(config))(params, jax.random.key(0), x)
-    measured = jax.jit(flow.likelihood(config))((params, {}), {"image": x})
+    losses = jax.jit(model.losses)(params, jax.random.key(0), x)
+    measured = jax.jit(model.likelihood())((params, {}), {"image": x})
     np.testing.assert_allclose(losses, -measured["log_prob"], rtol=1e-6)
 
 
@@ -141,10 +150,10 @@ def test_the_loss_of_the_flow_is_the_objective_of_its_logits():
 def test_losses_of_rows_do_not_depend_on_how_the_batch_is_divided(name):
     config = get_config(name)
     config.objective = "ssm"
-    module = fd_score_matching.experiment(config)
-    params, _ = jax.jit(module.make_init(config))(jax.random.key(0))
+    model = fd_score_matching.make_model(config)
+    params, _ = model.init(jax.random.key(0))
     x = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)), jnp.float32)
-    keys, losses = jax.random.split(jax.random.key(1), 4), jax.jit(module.row_losses(config))
+    keys, losses = jax.random.split(jax.random.key(1), 4), jax.jit(model.losses)
     whole = losses(params, keys, x)
     # Each pair once first and once last, so that there is one size to compile.
     order = np.array([2, 3, 0, 1])
@@ -203,11 +212,12 @@ def test_training_at_many_levels_learns_the_known_energy_of_gaussian_data(x64):
 def test_images_are_framed_and_samples_are_not():
     config = get_config("energy_digits")
     config.padding = 2
-    assert deep_energy.padded_shape(config) == (12, 12, 1)
+    model = deep_energy.make_model(config)
+    assert model.padded_shape == (12, 12, 1)
     x = jnp.ones((1, 8, 8, 1))
     assert deep_energy.framed(x, 2).shape == (1, 12, 12, 1) and deep_energy.framed(x, 2).sum() == 64
-    draw = deep_energy.sampler(config, "langevin")
-    shapes, _ = jax.eval_shape(deep_energy.make_init(config), jax.random.key(0))
+    draw = model.sampler("langevin")
+    shapes, _ = jax.eval_shape(model.init, jax.random.key(0))
     drawn = jax.eval_shape(draw, (shapes, {}), jax.random.split(jax.random.key(0), 3))
     assert drawn["image"].shape == (3, 8, 8, 1)
 
@@ -218,15 +228,16 @@ def test_images_are_framed_and_samples_are_not():
 def test_the_loss_of_the_family_is_of_the_half_that_its_weights_have_not_seen():
     config = get_config("kernel_wine")
     config.objective, config.log_widths = "sm", (0.5,)  # the same whatever the key
-    params, _ = jax.jit(kernel.make_init(config))(jax.random.key(0))
-    rows = jnp.asarray(kernel.load_table(config).train[:16])
-    terms = kernel.make_terms(config)(params)
+    model = kernel.make_model(config)
+    params, _ = jax.jit(model.init)(jax.random.key(0))
+    rows = jnp.asarray(model.table.train[:16])
+    terms = functools.partial(model.terms, params)
     exact = jax.jit(lambda half: family.exact(terms, half))
     found = [exact(half) for half in (rows[:8], rows[8:])]
     alpha = family.inner_weights(found[0], math.exp(config.log_ridge))
     expected = family.loss(found[1], alpha).mean()
     state = type("State", (), {"model_state": {}})
-    loss = jax.jit(lambda p, b: kernel.make_loss(config)(p, state, jax.random.key(0), b)[0])
+    loss = jax.jit(lambda p, b: model.loss(p, state, jax.random.key(0), b)[0])
     # Solved in single precision, with a ridge of 0.14 against a Gram matrix of size 1.
     np.testing.assert_allclose(loss(params, {"image": rows}), expected, rtol=1e-3)
 
@@ -243,7 +254,7 @@ def test_directions_of_the_family_average_to_its_exact_functionals(objective):
     config.sigma = 0.5
     terms = lambda x: jnp.stack([jnp.sin(x).sum(1), -jnp.sum(x**2, axis=1)], axis=1)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3)), jnp.float32)
-    functionals = kernel.make_functionals(config)
+    functionals = kernel.make_model(config).functionals
     found = jax.jit(lambda x: functionals(terms, jax.random.key(0), x))(x)
     losses = np.asarray(family.loss(found, jnp.ones(1))).reshape(400, 2)
     if objective.endswith("dsm"):
@@ -262,7 +273,7 @@ def test_directions_of_the_family_average_to_its_exact_functionals(objective):
 
 
 @pytest.mark.parametrize("model", ["ncsn", "ncsnv2"])
-def test_the_loss_of_a_linear_score_is_its_closed_form(model, monkeypatch):
+def test_the_loss_of_a_linear_score_is_its_closed_form(model):
     # s = c y (over sigma for v2) is linear, so that FD-SSM-VR is SSM-VR at any eps: its divergence
     # is d c, along any direction, and its square is of y = x + sigma noise. At one level, sigma^2
     # (d c + c^2 (|x|^2 + sigma^2 d) / 2) on average over the noise, with five standard errors.
@@ -270,16 +281,10 @@ def test_the_loss_of_a_linear_score_is_its_closed_form(model, monkeypatch):
     config.model, config.num_scales, config.eps = model, 2, 0.5
     config.sigma_min, config.sigma_max = 0.4999, 0.5
     c, d, sigma, n = -1.5, 4, 0.5, 4000
-
-    class Linear(nn.Module):
-        @nn.compact
-        def __call__(self, x, label):
-            return c * x
-
-    monkeypatch.setattr(ncsn, "make_network", lambda config: Linear())
-    monkeypatch.setattr(ncsn, "image_view", lambda c: type("View", (), {"shape": (2, 2, 1)}))
-    x = jnp.ones((n, 2, 2, 1))
-    losses = np.asarray(jax.jit(ncsn.row_losses(config))({}, jax.random.key(0), x))
+    example_loss = ncsn.make_model(config).example_loss
+    linear, x = lambda x, label: c * x, jnp.ones((n, 2, 2, 1))
+    losses = jax.jit(lambda x: example_loss(linear, jax.random.key(0), x))(x)
+    losses = np.asarray(losses)
     c = c if model == "ncsn" else c / sigma
     expected = sigma**2 * (d * c + c**2 * d * (1 + sigma**2) / 2)
     assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(n) + 1e-3 * abs(expected)
@@ -306,14 +311,15 @@ def test_the_score_stands_in_for_the_gradient_of_the_entropy():
 @pytest.mark.parametrize("name", ["vae_digits", pytest.param("wae_digits", marks=pytest.mark.slow)])
 def test_each_player_learns_from_its_own_part(name):
     config = get_config(name)
-    params, _ = jax.jit(autoencoder.make_init(config))(jax.random.key(0))
+    model = autoencoder.make_model(config)
+    params, _ = model.init(jax.random.key(0))
     x = jnp.asarray(np.random.default_rng(0).random((4, 8, 8, 1)), jnp.float32)
-    losses = autoencoder.make_losses(config)
 
     @jax.jit
     def gradient(params, weights):
         whole = lambda p: sum(
-            weights[name] * rows.mean() for name, rows in losses(p, jax.random.key(1), x).items()
+            weights[name] * rows.mean()
+            for name, rows in model.losses(p, jax.random.key(1), x).items()
         )
         return jax.grad(whole)(params)
 
@@ -374,12 +380,17 @@ def test_what_cannot_be_is_refused_in_one_line(name, change, message):
 
 
 def test_what_a_model_has_not_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'kernel_exponential_family' .* has no sampler"):
-        fd_score_matching.sampler(get_config("kernel_wine"), "")
-    with pytest.raises(ValueError, match="has no likelihood"):
-        fd_score_matching.likelihood(get_config("vae_digits"))
+    with pytest.raises(ValueError, match=r"'kernel_exponential_family', cannot draw samples; edm"):
+        systems.require(get_config("kernel_wine"), capabilities.DrawsSamples)
+    with pytest.raises(ValueError, match="'implicit_vae', cannot measure likelihoods; edm"):
+        systems.require(get_config("vae_digits"), capabilities.MeasuresDensity)
 
 
-def test_samples_that_no_classifier_can_guide_say_so():
-    with pytest.raises(ValueError, match="the model 'nice' cannot be guided by a classifier"):
-        fd_score_matching.sampler(get_config("nice_digits"), "", condition=lambda score: score)
+@pytest.mark.parametrize(
+    "name, sampler",
+    [("nice_digits", "inverse"), ("energy_digits", "langevin"), ("vae_digits", "decoder")],
+)
+def test_samples_that_no_classifier_can_guide_say_so(name, sampler):
+    model = fd_score_matching.make_model(get_config(name))
+    with pytest.raises(ValueError, match=f"samples by '{sampler}' cannot be guided by a classif"):
+        model.sampler("", condition=lambda score: score)

@@ -63,8 +63,8 @@ def test_a_shortcut_averages_and_pads_with_zeros():
 
 def test_one_classifier_serves_every_sde_at_the_same_noise_level():
     config = importlib.import_module("configs.noisy_classifier.digits").get_config("debug")
-    logits = noisy_classifier.classifier(config)
-    variables = (some_variables(noisy_classifier.make_network(config))["params"], {})
+    model = noisy_classifier.make_model(config)
+    logits, variables = model.classifier(), (some_variables(model.network)["params"], {})
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     sigma = jnp.array([0.05, 1.0, 4.0])
     found = []
@@ -122,5 +122,4 @@ def test_every_config_reads_as_it_is_read(experiment, variant):
     fields = {field.name for field in dataclasses.fields(Settings)}
     assert set(config) == {"system", *noisy_classifier.KEYS, *fields}
     Settings.from_config(config)
-    noisy_classifier.make_network(config)
-    noisy_classifier.make_optimizer(config)
+    assert noisy_classifier.make_model(config).num_classes == config.num_classes

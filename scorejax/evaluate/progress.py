@@ -35,7 +35,8 @@ def make_evaluate(
     built = [build() for build in metrics.values()]
 
     def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
-        parts = [metric(rng, averaged(state)) for metric in built]
+        variables = averaged(state)  # One object: metrics may share what they compute of it.
+        parts = [metric(rng, variables) for metric in built]
         scalars = {name: value for part in parts for name, value in part.scalars.items()}
         return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
 
@@ -118,3 +119,15 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
         f"{name}_standard_error": float(error),
         f"{name}_failures": int(np.sum(~finite)),
     }
+
+
+def remembered(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Keeps the result of the last argument, told by identity, for metrics that share a step."""
+    last: list[Any] = []
+
+    def call(argument: Any) -> Any:
+        if not last or last[0] is not argument:
+            last[:] = [argument, fn(argument)]
+        return last[1]
+
+    return call

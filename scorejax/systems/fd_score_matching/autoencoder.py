@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,9 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scorejax import systems
 from scorejax.choices import require
-from scorejax.data.view import ImageView
-from scorejax.evaluate import progress
+from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.numerics import gaussian_log_prob, sum_except_batch
 from scorejax.objectives.directions import Score
@@ -30,57 +30,43 @@ from scorejax.objectives.finite_difference import repeat_rows
 from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
+from scorejax.train.initial import make_init
 from scorejax.train.state import TrainState
-from scorejax.typing import (
-    Array,
-    Aux,
-    Batch,
-    LossFn,
-    OfflineSource,
-    Params,
-    PRNGKeyArray,
-    PyTree,
-    Variables,
-)
+from scorejax.train.system import System
+from scorejax.typing import Array, Aux, Batch, Params, PRNGKeyArray, PyTree, Variables
 
 NETWORK_OPTIONS = ("latent", "hidden", "num_hidden", "noise_dim")
 KEYS = (
-    *(field.name for field in dataclasses.fields(ImageView)), "model", *NETWORK_OPTIONS,
-    "objective", "eps", "direction", "prior_weight", "learning_rate", "eval_examples",
-    "eval_samples",
+    *VIEW_OPTIONS, "model", *NETWORK_OPTIONS, "objective", "eps", "direction", "prior_weight",
+    "learning_rate", "eval_examples", "eval_samples",
 )  # fmt: skip
-"""What is read of a config, beside `system` and what the training loop reads."""
+"""Keys that a config needs, beside `system` and those of the training loop."""
 
 
-def image_view(config: ConfigDict) -> ImageView:
-    """The data of a config. Raises: ValueError unless images are in [0, 1]."""
+def build(config: ConfigDict) -> System:
+    """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
+    return training.image_system(make_model(config), config)
+
+
+def make_model(config: ConfigDict) -> "Autoencoder":
+    """The model of a config. Raises: ValueError for an impossible value."""
     require(config, ("centered",), lambda v: v is False, "to be False: pixels are probabilities")
-    return ImageView.from_options(config)
-
-
-def make_network(config: ConfigDict) -> ImplicitAutoencoder:
-    """Raises: ValueError for sizes below 1."""
-    require(config, NETWORK_OPTIONS, lambda v: v >= 1, "to be at least 1")
+    require(config, (*NETWORK_OPTIONS, "eval_samples"), lambda v: v >= 1, "to be at least 1")
+    positive = ("prior_weight", "learning_rate")
+    require(config, positive, lambda v: 0 < v < math.inf, "to be a positive number")
+    data = ImageView.from_options(config)
     sizes = (config.latent, config.hidden, config.num_hidden)
-    return ImplicitAutoencoder(
-        image_view(config).shape, *sizes, conditional=config.model == "implicit_vae"
+    conditional = config.model == "implicit_vae"
+    return Autoencoder(
+        data=data,
+        network=ImplicitAutoencoder(data.shape, *sizes, conditional=conditional),
+        noise_dim=config.noise_dim,
+        distance=RECONSTRUCTIONS[config.model],
+        matching=training.make_score_objective(config, (config.latent,)),
+        prior_weight=config.prior_weight,
+        tx=optax.rmsprop(config.learning_rate),
+        held_out=training.HeldOut.from_config(config, data),
     )
-
-
-def make_init(config: ConfigDict) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
-    """rng -> (params, model_state). Raises: as the network."""
-    return systems.make_init(make_network(config), image_view(config).shape, (config.noise_dim,))
-
-
-def make_source(config: ConfigDict) -> OfflineSource:
-    """Training batches. Raises: as the data set."""
-    return image_view(config).training_source(config.batch_size)
-
-
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """RMSProp. Raises: ValueError unless its rate is positive."""
-    require(config, ("learning_rate",), lambda v: 0 < v < math.inf, "to be a positive number")
-    return optax.rmsprop(config.learning_rate)
 
 
 def negative_entropy(score: Score, z: Array) -> Array:
@@ -101,103 +87,105 @@ def squared_error(logits: Array, x: Array) -> Array:
 RECONSTRUCTIONS = {"implicit_vae": cross_entropy, "implicit_wae": squared_error}
 
 
-def make_losses(config: ConfigDict) -> Callable[[Params, Rng, Array], dict[str, Array]]:
-    """(params, rng, images) -> the parts of the loss by name, (b,) each.
+@dataclasses.dataclass(frozen=True)
+class Autoencoder:
+    """An implicit encoder, a decoder of images in [0, 1], and the score of the codes."""
 
-    Raises: ValueError for an unknown objective, or an impossible option.
-    """
-    model, distance = make_network(config), RECONSTRUCTIONS[config.model]
-    matching = training.make_score_objective(config, (config.latent,))
+    data: ImageView
+    network: ImplicitAutoencoder
+    noise_dim: int
+    distance: Callable[[Array, Array], Array]
+    """(logits, x) -> (b,), the reconstruction error."""
+    matching: training.ScoreObjective
+    prior_weight: float
+    tx: optax.GradientTransformation
+    held_out: training.HeldOut
 
-    def losses(params: Params, rng: Rng, x: Array) -> dict[str, Array]:
+    @property
+    def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
+        """rng -> (params, model_state)."""
+        image, noise = jnp.ones((1, *self.data.shape)), jnp.ones((1, self.noise_dim))
+        return make_init(self.network, image, noise)
+
+    def losses(self, params: Params, rng: Rng, x: Array) -> dict[str, Array]:
+        """The parts of the loss by name, (b,) each."""
         noise_rng, rng = split(rng)
-        noise = draw_rows(jax.random.normal, noise_rng, (len(x), config.noise_dim))
-        apply = functools.partial(model.apply, {"params": params})
+        noise = draw_rows(jax.random.normal, noise_rng, (len(x), self.noise_dim))
+        apply = functools.partial(self.network.apply, {"params": params})
         score = lambda z: apply(z, repeat_rows(x, len(z)), method="score")
         z = apply(x, noise, method="encode")
         return {
-            "reconstruction": distance(apply(z, method="decode"), x),
+            "reconstruction": self.distance(apply(z, method="decode"), x),
             "prior": -gaussian_log_prob(z, 1.0),
             "negative_entropy": negative_entropy(score, z),
-            "score": matching(score, rng, jax.lax.stop_gradient(z)),
+            "score": self.matching(score, rng, jax.lax.stop_gradient(z)),
         }
 
-    return losses
-
-
-def make_loss(config: ConfigDict) -> LossFn:
-    """reconstruction + prior_weight (prior + negative entropy), and the loss of the score."""
-    require(config, ("prior_weight",), lambda v: 0 < v < math.inf, "to be a positive number")
-    losses = make_losses(config)
-
     def loss(
-        params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch
+        self, params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch
     ) -> tuple[Array, Aux]:
-        parts = jax.tree.map(jnp.mean, losses(params, example_keys(rng, batch), batch["image"]))
-        latent = config.prior_weight * (parts["prior"] + parts["negative_entropy"])
+        """reconstruction + prior_weight (prior + negative entropy), and the loss of the score."""
+        losses = self.losses(params, example_keys(rng, batch), batch["image"])
+        parts = jax.tree.map(jnp.mean, losses)
+        latent = self.prior_weight * (parts["prior"] + parts["negative_entropy"])
         metrics = {name: parts[name] for name in ("reconstruction", "prior", "score")}
         return parts["reconstruction"] + latent + parts["score"], Aux(metrics, state.model_state)
 
-    return loss
+    def sampler(self, name: str = "", **options: Any) -> training.Draw:
+        """Decoded draws of the prior.
 
+        Raises: ValueError for any sampler but "decoder", more than one step, or a condition.
+        """
+        training.require_one_step("decoder", name, **options)
 
-def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) -> Callable:
-    """draw(variables, rngs) -> {"image": in [0, 1], "nfe"}: the decoder at codes of the prior.
+        def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
+            z = draw_rows(jax.random.normal, rngs, (len(rngs), self.network.latent))
+            logits = self.network.apply({"params": variables[0]}, z, method="decode")
+            return {"image": jax.nn.sigmoid(logits), "nfe": jnp.ones(len(rngs), jnp.int32)}
 
-    Raises: ValueError for any sampler but "decoder", or another number of evaluations.
-    """
-    training.require_one_step(name, "decoder", num_steps, nfe)
-    model = make_network(config)
+        return draw
 
-    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
-        z = draw_rows(jax.random.normal, rngs, (len(rngs), config.latent))
-        image = jax.nn.sigmoid(model.apply({"params": variables[0]}, z, method="decode"))
-        return {"image": image, "nfe": jnp.ones(len(rngs), jnp.int32)}
+    def metrics(self) -> Metrics:
+        """By name: parts of the loss on test images; moments of their codes, with samples."""
+        return {"reconstruction": self._parts_metric, "codes": self._codes_metric}
 
-    return draw
+    def _parts_metric(self) -> Metric:
+        x, losses = self.held_out.images(), jax.jit(self.losses)
 
+        def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
+            parts = losses(variables[0], jax.random.key(0), x)
+            del parts["negative_entropy"]  # Its gradient means something, its value nothing.
+            return Evaluation({name: float(jnp.mean(rows)) for name, rows in parts.items()}, {})
 
-def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
-    """By name: parts of the loss on test images; moments of their codes; samples beside them."""
-    require(config, ("eval_examples", "eval_samples"), lambda v: v >= 1, "to be at least 1")
-    batches = training.held_out_batches(config, image_view(config))
-    x = training.first_images(batches)
-    losses, draw = jax.jit(make_losses(config)), jax.jit(sampler(config, ""))
-    reconstruct = jax.jit(_reconstruction(config))
+        return metric
 
-    def held_out(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        parts = losses(variables[0], jax.random.key(0), x)
-        del parts["negative_entropy"]  # Its gradient means something, its value nothing.
-        return Evaluation({name: float(jnp.mean(rows)) for name, rows in parts.items()}, {})
+    def _codes_metric(self) -> Metric:
+        x, num, draw = self.held_out.images(), self.held_out.eval_samples, jax.jit(self.sampler())
 
-    def codes(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        z, again = reconstruct(variables, jax.random.key(0), x)
-        # Of the prior, to which the codes of all images together should come: 0 and 1.
-        spread = np.linalg.eigvalsh(np.cov(np.asarray(z), rowvar=False).reshape(2 * z.shape[1:]))
-        scalars = {
-            "code_mean": float(jnp.abs(z.mean(axis=0)).max()),
-            "code_variance_smallest": float(spread[0]),
-            "code_variance_largest": float(spread[-1]),
-        }
-        from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
+        @jax.jit
+        def reconstruct(params: Params, rng: PRNGKeyArray, x: Array) -> tuple[Array, Array]:
+            apply = functools.partial(self.network.apply, {"params": params})
+            z = apply(x, jax.random.normal(rng, (len(x), self.noise_dim)), method="encode")
+            return z, jax.nn.sigmoid(apply(z, method="decode"))
 
-        pairs = jnp.stack([x, again], 1)[: config.eval_samples].reshape(-1, *x.shape[1:])
-        drawn = draw(variables, jax.random.split(rng, config.eval_samples))["image"]
-        shown = {
-            "reconstructions": pictures.image_grid(pairs),
-            "samples": pictures.image_grid(drawn),
-        }
-        return Evaluation(scalars, shown)
+        def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
+            from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
 
-    return {"reconstruction": held_out, "codes": codes}
+            z, decoded = reconstruct(variables[0], jax.random.key(0), x)
+            # The codes of all images together should come to the prior, mean 0 and variances 1.
+            spread = np.linalg.eigvalsh(
+                np.cov(np.asarray(z), rowvar=False).reshape(2 * z.shape[1:])
+            )
+            scalars = {
+                "code_mean": float(jnp.abs(z.mean(axis=0)).max()),
+                "code_variance_smallest": float(spread[0]),
+                "code_variance_largest": float(spread[-1]),
+            }
+            pairs = jnp.stack([x, decoded], 1)[:num].reshape(-1, *x.shape[1:])
+            drawn = draw(variables, jax.random.split(rng, num))["image"]
+            shown = {"reconstructions": pairs, "samples": drawn}
+            return Evaluation(
+                scalars, {name: pictures.image_grid(images) for name, images in shown.items()}
+            )
 
-
-def _reconstruction(config: ConfigDict) -> Callable:
-    model = make_network(config)
-
-    def reconstruct(variables: Variables, rng: PRNGKeyArray, x: Array) -> tuple[Array, Array]:
-        apply = functools.partial(model.apply, {"params": variables[0]})
-        z = apply(x, jax.random.normal(rng, (len(x), config.noise_dim)), method="encode")
-        return z, jax.nn.sigmoid(apply(z, method="decode"))
-
-    return reconstruct
+        return metric

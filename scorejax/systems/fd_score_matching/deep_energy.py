@@ -12,149 +12,169 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from scorejax import systems
-from scorejax.choices import require, require_known
-from scorejax.data.view import ImageView
+from scorejax.choices import require
+from scorejax.data.view import VIEW_OPTIONS, ImageView
 from scorejax.evaluate import progress
+from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.models.energy_resnet import EnergyResNet
 from scorejax.random import Rng, draw_rows, split
 from scorejax.samplers.tempered_langevin import temperatures, tempered_langevin
 from scorejax.systems.fd_score_matching import training
-from scorejax.typing import Array, LossFn, OfflineSource, Params, PRNGKeyArray, Shape, Variables
-
-make_optimizer = training.make_optimizer
+from scorejax.train.initial import make_init
+from scorejax.train.system import System
+from scorejax.typing import Array, LossFn, Params, PRNGKeyArray, PyTree, Shape, Variables
 
 NETWORK_OPTIONS = ("features", "multipliers", "num_blocks", "activation")
-CHAIN = ("num_hot", "num_cooling", "num_freezing")
+CHAIN_LENGTHS = ("num_hot", "num_cooling", "num_freezing")
 KEYS = (
-    *(field.name for field in dataclasses.fields(ImageView)), "model", "padding", "data_noise",
-    *NETWORK_OPTIONS, *training.OPTIONS, *training.MULTI_SCALE, *training.OPTIMIZER_OPTIONS,
-    *CHAIN, "hottest", "step_size", "denoise_sigma",
-    "eval_examples", "eval_exact_examples", "eval_samples",
+    *VIEW_OPTIONS, "model", "padding", "data_noise", *NETWORK_OPTIONS, *training.OPTIONS,
+    *training.MULTI_SCALE, *training.OPTIMIZER_OPTIONS, *CHAIN_LENGTHS, "hottest", "step_size",
+    "denoise_sigma", "eval_examples", "eval_exact_examples", "eval_samples",
 )  # fmt: skip
-"""What is read of a config, beside `system` and what the training loop reads."""
+"""Keys that a config needs, beside `system` and those of the training loop."""
 NUM_FRAMES = 10
 
 
-def image_view(config: ConfigDict) -> ImageView:
-    """The data of a config. Raises: ValueError unless images are in [0, 1]."""
+def build(config: ConfigDict) -> System:
+    """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
+    return training.image_system(make_model(config), config)
+
+
+def make_model(config: ConfigDict) -> "DeepEnergy":
+    """The model of a config. Raises: ValueError for an impossible value."""
     require(config, ("centered",), lambda v: v is False, "to be False: the noise is for [0, 1]")
-    return ImageView.from_options(config)
-
-
-def padded_shape(config: ConfigDict) -> Shape:
-    """Of the images that the network sees. Raises: ValueError for a padding below zero."""
-    require(config, ("padding",), lambda v: v >= 0, "to be at least 0")
-    height, width, channels = image_view(config).shape
-    return height + 2 * config.padding, width + 2 * config.padding, channels
-
-
-def make_network(config: ConfigDict) -> EnergyResNet:
-    """Raises: ValueError for what is no network, or none for these images."""
+    require(config, ("padding", *CHAIN_LENGTHS), lambda v: v >= 0, "to be at least 0")
+    require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or a positive number")
     require(config, ("features", "num_blocks"), lambda v: v >= 1, "to be at least 1")
     whole = lambda values: values and all(type(v) is int and v >= 1 for v in values)
     require(config, ("multipliers",), whole, "a whole number >= 1 for each stage")
+    require(config, ("hottest", "step_size"), lambda v: 0 < v < math.inf, "to be positive")
+    require(config, ("denoise_sigma",), lambda v: 0 <= v < math.inf, "to be positive, or 0")
+    data = ImageView.from_options(config)
+    height, width, channels = data.shape
+    shape = height + 2 * config.padding, width + 2 * config.padding, channels
     options = {option: config[option] for option in NETWORK_OPTIONS}
-    return EnergyResNet(**options | {"multipliers": tuple(config.multipliers)})
+    table = temperatures(*(config[name] for name in CHAIN_LENGTHS), hottest=config.hottest)
+    return DeepEnergy(
+        data=data,
+        network=EnergyResNet(**options | {"multipliers": tuple(config.multipliers)}),
+        padding=config.padding,
+        padded_shape=shape,
+        data_noise=config.data_noise,
+        objective=training.make_objective(config, shape, normalised=False),
+        tx=training.optimizer(config),
+        chain=Chain(config.step_size, table, config.denoise_sigma),
+        held_out=training.HeldOut.from_config(config, data),
+    )
 
 
-def make_init(config: ConfigDict) -> Callable:
-    """rng -> (params, model_state). Raises: as the network."""
-    return systems.make_init(make_network(config), padded_shape(config))
+class Chain(NamedTuple):
+    """Options of `tempered_langevin`."""
+
+    step_size: float
+    temperatures: np.ndarray
+    sigma: float
 
 
-def make_source(config: ConfigDict) -> OfflineSource:
-    """Training batches. Raises: as the data set."""
-    return image_view(config).training_source(config.batch_size)
+@dataclasses.dataclass(frozen=True)
+class DeepEnergy:
+    """An energy of images in [0, 1], and tempered Langevin dynamics on it."""
 
+    data: ImageView
+    network: EnergyResNet
+    padding: int
+    padded_shape: Shape
+    """Shape of an image as the network sees it."""
+    data_noise: float
+    objective: training.EnergyObjective
+    tx: optax.GradientTransformation
+    chain: Chain
+    held_out: training.HeldOut
 
-def make_loss(config: ConfigDict) -> LossFn:
-    """The config's objective of framed images, as a training loss."""
-    return training.make_loss(row_losses(config))
+    @property
+    def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
+        """rng -> (params, model_state)."""
+        return make_init(self.network, jnp.ones((1, *self.padded_shape)))
 
+    @property
+    def loss(self) -> LossFn:
+        """The objective on a batch of framed images."""
+        return training.make_loss(self.losses)
 
-def row_losses(config: ConfigDict) -> training.RowLosses:
-    """The config's objective of each image. Raises: ValueError for an impossible one."""
-    require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or a positive number")
-    model, shape = make_network(config), padded_shape(config)
-    objective = training.make_objective(config, shape, normalised=False)
+    def energy(self, params: Params, x: Array) -> Array:
+        """The energy of framed images (b, h, w, c): (b,)."""
+        return self.network.apply({"params": params}, x)
 
-    def losses(params: Params, rng: Rng, images: Array) -> Array:
+    def losses(self, params: Params, rng: Rng, images: Array) -> Array:
+        """The objective of each image, framed and noised: (b,)."""
         noise_rng, rng = split(rng)
-        x = framed(images, config.padding)
-        x = x + config.data_noise * draw_rows(jax.random.normal, noise_rng, x.shape)
-        return objective(lambda x: model.apply({"params": params}, x), rng, x)
+        x = self.noised(noise_rng, images)
+        return self.objective(functools.partial(self.energy, params), rng, x)
 
-    return losses
+    def noised(self, rng: Rng, images: Array) -> Array:
+        """Images as in training: framed, and with `data_noise`."""
+        x = framed(images, self.padding)
+        return x + self.data_noise * draw_rows(jax.random.normal, rng, x.shape)
+
+    def trajectory(self, variables: Variables, rng: Rng, num: int, num_frames: int) -> Array:
+        """Frames (num_frames, num, h, w, c) of chains from noise; with keys (num,) one for each."""
+        start_rng, rng = split(rng)
+        x = 0.5 + draw_rows(jax.random.normal, start_rng, (num, *self.padded_shape))
+        energy = functools.partial(self.energy, variables[0])
+        frames = tempered_langevin(rng, energy, x, num_frames=num_frames, **self.chain._asdict())
+        (height, width, _), edge = self.padded_shape, self.padding
+        return frames[:, :, edge : height - edge, edge : width - edge]
+
+    def sampler(
+        self, name: str = "", *, num_steps: int = 0, nfe: int = 0, condition: Any = None
+    ) -> training.Draw:
+        """Tempered Langevin dynamics from noise; each sample is a function of its own key.
+
+        Raises: ValueError for any sampler but "langevin", a number of steps, or a condition.
+        """
+        training.require_sampler("langevin", name, condition)
+        if num_steps or nfe:
+            raise ValueError(
+                "the chain of temperatures has its own number of steps, num_hot + num_cooling + "
+                f"num_freezing; got {num_steps or nfe}"
+            )
+        cost = len(self.chain.temperatures) + (self.chain.sigma > 0)
+
+        def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
+            images = self.trajectory(variables, rngs, len(rngs), 1)[-1]
+            return {"image": images, "nfe": jnp.full(len(rngs), cost)}
+
+        return draw
+
+    def metrics(self) -> Metrics:
+        """By name: held-out loss, exact score-matching loss of a few, samples and their way."""
+        held_out = self.held_out
+
+        def exact() -> Metric:
+            few = held_out.images(held_out.eval_exact_examples)
+            return training.exact_metric(self.energy, self.noised(jax.random.key(0), few))
+
+        def samples() -> Metric:
+            num, num_frames = held_out.eval_samples, min(NUM_FRAMES, len(self.chain.temperatures))
+            frames = lambda variables, rng: self.trajectory(variables, rng, num, num_frames)
+            return progress.chain_pictures(jax.jit(frames))
+
+        builders: Metrics = {"loss": lambda: training.held_out_loss(self.losses, held_out.batches)}
+        if held_out.eval_exact_examples:
+            builders["score_matching"] = exact
+        if held_out.eval_samples:
+            builders["samples"] = samples
+        return builders
 
 
 def framed(images: Array, padding: int) -> Array:
-    """Images with so many pixels of black around them."""
+    """Images (b, h, w, c) with a frame of `padding` black pixels."""
     return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def sampler(config: ConfigDict, name: str, *, num_steps: int = 0, nfe: int = 0) -> Callable:
-    """draw(variables, rngs) -> {"image": without the frame, "nfe"}, by tempered Langevin dynamics.
-
-    The first of the keys decides. Raises: ValueError for any sampler but "langevin", or steps.
-    """
-    require_known("sampler", name or "langevin", ("langevin",))
-    if num_steps or nfe:
-        raise ValueError(
-            "the chain of temperatures has its own number of steps, num_hot + num_cooling + "
-            f"num_freezing; got {num_steps or nfe}"
-        )
-    trajectory = make_trajectory(config, 1)
-    cost = sum(config[part] for part in CHAIN) + (config.denoise_sigma > 0)
-
-    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
-        images = trajectory(variables, rngs[0], len(rngs))[-1]
-        return {"image": images, "nfe": jnp.full(len(rngs), cost)}
-
-    return draw
-
-
-def make_trajectory(config: ConfigDict, num_frames: int) -> Callable:
-    """(variables, rng, num) -> frames (num_frames, num, h, w, c) of a chain from noise."""
-    require(config, CHAIN, lambda v: v >= 0, "to be at least 0")
-    require(config, ("hottest", "step_size"), lambda v: 0 < v < math.inf, "to be positive")
-    require(config, ("denoise_sigma",), lambda v: 0 <= v < math.inf, "to be positive, or 0")
-    table = temperatures(*(config[part] for part in CHAIN), hottest=config.hottest)
-    model, shape, edge = make_network(config), padded_shape(config), config.padding
-    run = functools.partial(
-        tempered_langevin, step_size=config.step_size, temperatures=table,
-        sigma=config.denoise_sigma, num_frames=min(num_frames, len(table)),
-    )  # fmt: skip
-
-    def trajectory(variables: Variables, rng: PRNGKeyArray, num: int) -> Array:
-        start_rng, rng = jax.random.split(rng)
-        x = 0.5 + jax.random.normal(start_rng, (num, *shape))
-        frames = run(rng, lambda x: model.apply({"params": variables[0]}, x), x)
-        return frames[:, :, edge : shape[0] - edge, edge : shape[1] - edge]
-
-    return trajectory
-
-
-def metrics(config: ConfigDict) -> dict[str, progress.Metric]:
-    """By name: held-out loss, exact score-matching loss of a few, samples and their way."""
-    require(config, ("eval_examples",), lambda v: v >= 1, "to be at least 1")
-    counts = ("eval_exact_examples", "eval_samples")
-    require(config, counts, lambda v: v >= 0, "to be at least 0")
-    batches = training.held_out_batches(config, image_view(config))
-    model = make_network(config)
-    found = {"loss": training.held_out_loss(row_losses(config), batches)}
-    if config.eval_exact_examples:
-        x = framed(training.first_images(batches, config.eval_exact_examples), config.padding)
-        x = x + config.data_noise * jax.random.normal(jax.random.key(0), x.shape)
-        energy = lambda params, x: model.apply({"params": params}, x)
-        found["score_matching"] = training.exact_metric(energy, x)
-    if config.eval_samples:
-        frames = jax.jit(make_trajectory(config, NUM_FRAMES), static_argnums=2)
-        shown = lambda variables, rng: frames(variables, rng, config.eval_samples)
-        found["samples"] = progress.chain_pictures(shown)
-    return found

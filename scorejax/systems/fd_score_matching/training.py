@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the experiments share: the objective of an energy by config, its loss, the optimiser.
+"""Pieces that the experiments share: objectives and optimiser by config, losses, held-out images.
 
 Each objective is divided by its `expected_multiple`, so that its mean over directions is that of
 score matching, or of denoising score matching, in full, and losses are of one size.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,6 @@ import optax
 from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_known
-from scorejax.data.source import padded_batches
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.objectives import finite_difference
@@ -30,8 +31,9 @@ from scorejax.objectives.score_matching import (
 from scorejax.objectives.sliced import exact_score_matching
 from scorejax.random import Rng, draw_rows, example_keys, split
 from scorejax.report import Evaluation
-from scorejax.train.optimizer import adam
+from scorejax.train.optimizer import adam_from_config
 from scorejax.train.state import TrainState
+from scorejax.train.system import System
 from scorejax.typing import Array, Aux, Batch, LossFn, Params, PRNGKeyArray, Shape, Variables
 
 RowLosses = Callable[[Params, Rng, Array], Array]
@@ -40,6 +42,9 @@ EnergyObjective = Callable[[Energy, Rng, Array], Array]
 """(energy, rng, x (b, *d)) -> (b,)."""
 ScoreObjective = Callable[[Score, Rng, Array], Array]
 """(score, rng, x (b, *d)) -> (b,)."""
+
+Draw = Callable[[Variables, PRNGKeyArray], dict[str, Array]]
+"""(variables, keys (b,)) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}."""
 
 OPTIONS = ("objective", "eps", "sigma", "direction", "num_directions")
 OPTIMIZER_OPTIONS = ("learning_rate", "beta1", "beta2", "grad_clip", "cosine_decay")
@@ -51,12 +56,14 @@ USES = {
     "dsm": ("sigma",),
     "fd_dsm": ("sigma", "eps", "direction", "num_directions"),
 }
-"""Which of the options an objective takes."""
+"""The options that each objective takes."""
 MULTI_SCALE = ("sigma_min", "sigma_max", "target_sigma")
+UNRANKED = ("samples", "codes")
+"""Metrics without a scalar of their name."""
 
 
 def maximum_likelihood(energy: Energy, rng: Rng, x: Array) -> Array:
-    """The energy itself, of a density whose normaliser is in it."""
+    """The energy -log p(x) itself; p must be normalised."""
     return energy(x)
 
 
@@ -78,30 +85,29 @@ def multi_scale_fd_denoising(
 
 
 def make_objective(config: ConfigDict, shape: Shape, *, normalised: bool) -> EnergyObjective:
-    """The objective of a config: "mle" only of `normalised` densities, "fd_mdsm" of others.
+    """The objective of an energy of examples of `shape`, by config.
 
-    An example of what the energy sees has that shape.
-
-    Raises: ValueError for an unknown one, or an impossible step, noise level or direction.
+    `normalised` densities have "mle" too, the others "fd_mdsm".
+    Raises: ValueError for an unknown objective, or an impossible step, noise level or direction.
     """
     options = objective_options(config, shape)
-    known = {
+    objectives = {
         name: _scaled(
             functools.partial(objective, **{use: options[use] for use in USES[name]}), name
         )
         for name, objective in ENERGY_OBJECTIVES.items()
     }
     if normalised:
-        return choose("objective", config.objective, known | {"mle": maximum_likelihood})
+        return choose("objective", config.objective, objectives | {"mle": maximum_likelihood})
     require(config, MULTI_SCALE, lambda v: 0 < v < math.inf, "to be a positive number")
     along = {use: options[use] for use in USES["fd_ssm"]}
     levels = {name: config[name] for name in MULTI_SCALE}
     multi = functools.partial(multi_scale_fd_denoising, **levels, **along)
-    return choose("objective", config.objective, known | {"fd_mdsm": _scaled(multi, "fd_dsm")})
+    return choose("objective", config.objective, objectives | {"fd_mdsm": _scaled(multi, "fd_dsm")})
 
 
 def make_score_objective(config: ConfigDict, shape: Shape) -> ScoreObjective:
-    """The objective of a score network of examples of that shape. Raises: as `make_objective`."""
+    """The objective of a score of examples of `shape`, by config. Raises: as `make_objective`."""
     require_step(config, shape)
     objective = choose("objective", config.objective, SCORE_OBJECTIVES)
     options = {"direction": choose("direction", config.direction, DIRECTIONS)}
@@ -111,7 +117,7 @@ def make_score_objective(config: ConfigDict, shape: Shape) -> ScoreObjective:
 
 
 def objective_options(config: ConfigDict, shape: Shape) -> dict:
-    """Those of `OPTIONS` but its name, checked. Raises: ValueError for what cannot be."""
+    """The options of objectives, by name. Raises: ValueError for an impossible value."""
     require_step(config, shape)
     require(config, ("sigma",), lambda v: 0 < v < math.inf, "to be a positive number")
     require(config, ("num_directions",), lambda v: v >= 1, "to be at least 1")
@@ -125,12 +131,9 @@ def require_step(config: ConfigDict, shape: Shape) -> None:
     check_eps(config.eps, np.ones((1, *shape), np.float32))
 
 
-def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam behind clipping, whose rate falls to zero like a cosine if the config says so."""
-    require(config, ("beta1", "beta2"), lambda v: 0 <= v < 1, "to lie in [0, 1)")
-    require(config, ("grad_clip",), lambda v: v >= 0, "to be positive, or 0 for none")
-    clip = config.grad_clip or None
-    tx = adam(config.learning_rate, b1=config.beta1, b2=config.beta2, clip_norm=clip)
+def optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam behind clipping; with `cosine_decay` its rate falls to zero. Raises: ValueError."""
+    tx = adam_from_config(config)
     if not config.cosine_decay:
         return tx
     fall = optax.cosine_decay_schedule(1.0, config.num_train_steps)
@@ -138,7 +141,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def make_loss(row_losses: RowLosses) -> LossFn:
-    """The batch mean of losses, every example drawing from its own key."""
+    """Builds the batch mean of losses per image; every example draws from its own key."""
 
     def loss(
         params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch
@@ -149,37 +152,83 @@ def make_loss(row_losses: RowLosses) -> LossFn:
     return loss
 
 
-def require_one_step(sampler: str, own: str, num_steps: int, nfe: int) -> None:
-    """Raises ValueError for another sampler than a model's own, or for more than its one step."""
-    require_known("sampler", sampler or own, (own,))
+def image_system(model: Any, config: ConfigDict) -> System:
+    """The training of a model that has `init`, `loss`, `tx`, `data` and `metrics`.
+
+    Raises: ValueError for an impossible value, FileNotFoundError without its data.
+    """
+    return System(
+        init=model.init,
+        loss=model.loss,
+        tx=model.tx,
+        source=model.data.training_source(config.batch_size),
+        evaluate=progress.make_evaluate(model.metrics(), config.best_metric, unranked=UNRANKED),
+        paths=model.data.paths,
+    )
+
+
+def require_sampler(own: str, name: str, condition: Any = None) -> None:
+    """Raises ValueError for another sampler than a model's own, or a condition to guide it."""
+    require_known("sampler", name or own, (own,))
+    if condition is not None:
+        raise ValueError(f"samples by {own!r} cannot be guided by a classifier")
+
+
+def require_one_step(
+    own: str, name: str, *, num_steps: int = 0, nfe: int = 0, condition: Any = None
+) -> None:
+    """Raises ValueError as `require_sampler`, or for more than the one step of the sampler."""
+    require_sampler(own, name, condition)
     if max(num_steps, nfe) > 1:
         raise ValueError(f"the sampler {own!r} draws in one step; got {max(num_steps, nfe)}")
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Test images as in training, with one draw of their noise, and how many each metric uses.
+
+    Raises: ValueError for a negative number, or no example for the held-out loss.
+    """
+
+    data: ImageView
+    batch_size: int
+    eval_examples: int
+    eval_samples: int
+    eval_exact_examples: int = 0
+    """Examples for the exact score-matching loss."""
+
+    @classmethod
+    def from_config(cls, config: ConfigDict, data: ImageView) -> Self:
+        """The numbers that a config states."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name in config]
+        return cls(data, **{name: config[name] for name in names})
+
+    def __post_init__(self) -> None:
+        counts = ("eval_samples", "eval_exact_examples")
+        require(vars(self), ("eval_examples",), lambda v: v >= 1, "to be at least 1")
+        require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
+
+    @functools.cached_property
+    def batches(self) -> list[Batch]:
+        """Batches {"image", "label", "mask"}, padded to one size. Raises: as the data set."""
+        size = min(self.batch_size, self.eval_examples)
+        return self.data.held_out_batches(np.random.default_rng(0), self.eval_examples, size)
+
+    def images(self, num: int | None = None) -> Array:
+        """The first `num` images (num, h, w, c), all by default."""
+        return jnp.concatenate([batch["image"][batch["mask"]] for batch in self.batches])[:num]
+
+
 def held_out_loss(losses: RowLosses, batches: list[Batch]) -> progress.Metric:
-    """The mean loss of test images, as `progress.held_out_loss`."""
+    """The mean loss of the images of batches, see `progress.held_out_loss`."""
     losses = jax.jit(losses)
     return progress.held_out_loss(lambda variables, rng, x: losses(variables[0], rng, x), batches)
-
-
-def first_images(batches: list[Batch], num: int | None = None) -> Array:
-    """The first images of padded batches, all by default."""
-    return jnp.concatenate([batch["image"][batch["mask"]] for batch in batches])[:num]
-
-
-def held_out_batches(config: ConfigDict, view: ImageView) -> list[Batch]:
-    """Test images as in training, with one draw of their noise, padded and masked."""
-    noise, held_out = np.random.default_rng(0), view.stored("test", config.eval_examples)
-    return [
-        batch | {"image": view.as_trained(noise, batch["image"])}
-        for batch in padded_batches(held_out, min(config.batch_size, len(held_out.label)))
-    ]
 
 
 def exact_metric(
     energy: Callable[[Params, Array], Array], x: Array, name: str = "score_matching"
 ) -> progress.Metric:
-    """The score-matching loss by dense Hessians, one example after the other."""
+    """The score-matching loss of examples x (n, *d) by dense Hessians, one after the other."""
 
     @jax.jit
     def losses(params: Params) -> Array:
@@ -187,8 +236,7 @@ def exact_metric(
         return jax.lax.map(lambda row: exact_score_matching(bound, rng, row[None])[0], x)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        found = np.asarray(losses(variables[0]))
-        return Evaluation(progress.summary(name, found[None]), {})
+        return Evaluation(progress.summary(name, np.asarray(losses(variables[0]))[None]), {})
 
     return metric
 

@@ -33,11 +33,10 @@ def prepare() -> command.Job:
     command.require_positive(num=NUM.value, num_train_steps=STEPS.value)
     from configs.score_sde import digits
 
-    config, half = digits.get_config("vp"), max(STEPS.value // 2, 1)
-    config.num_train_steps, config.save_every, config.eval_every = STEPS.value, half, half
+    config = digits.get_config("vp")
+    config.save_every = config.eval_every = max(STEPS.value // 2, 1)
     config.num_steps_per_call = 10 if STEPS.value % 20 == 0 else 1
-    config.ema_rate, config.rtol, config.atol = 0.99, 1e-3, 1e-3
-    config.eval_examples, config.eval_bits_examples = 256, 0  # Bits/dim are measured at the end.
+    config.update(ema_rate=0.99, rtol=1e-3, atol=1e-3, eval_examples=256, eval_bits_examples=0)
     return lambda: demonstrate(config, pathlib.Path(WORKDIR.value), NUM.value)
 
 
@@ -48,13 +47,11 @@ def demonstrate(config, workdir: pathlib.Path, num: int) -> None:
     from scorejax.evaluate import chunks, foreign_images, pictures
     from scorejax.train import loop
 
-    started, system, model = time.monotonic(), systems.load(config), systems.load_model(config)
-    for last in (config.save_every, STEPS.value):
+    started, whole = time.monotonic(), STEPS.value
+    system, model = systems.load(config), systems.load_model(config)
+    for last in (config.save_every, whole):
         config.num_train_steps = last
-        print(
-            f"\nTraining a VP score SDE on 899 digits, to step {last} of {STEPS.value} ...",
-            flush=True,
-        )
+        print(f"\nTraining a VP score SDE on 899 digits, to step {last} of {whole} ...", flush=True)
         loop.train(system, config, workdir)
     variables, key = runs.open(workdir).variables, jax.random.key(0)
     for name in ("pc", "ode"):
@@ -64,8 +61,7 @@ def demonstrate(config, workdir: pathlib.Path, num: int) -> None:
         print(f"  {drawn['nfe'].mean():.0f} evaluations of the score for each image")
     print(f"\nMeasuring likelihoods of {3 * num} images ...", flush=True)
     bits = foreign_images.digits_beside_others(model.likelihood(), variables, model.data, num)
-    picture = pictures.histogram_picture(bits, xlabel="bits/dim: lower is likelier")
-    pictures.save_png(workdir / "likelihood.png", picture)
+    foreign_images.save_histogram(workdir / "likelihood.png", bits)
     print(ENDING.format((time.monotonic() - started) / 60, foreign_images.table(bits), workdir))
 
 

@@ -43,11 +43,10 @@ def prepare() -> command.Job:
 
     if CONFIG.value is not None:
         config = command.config(CONFIG)
-        builders = systems.require(config, capabilities.DescribesData).data_metrics()
+        builders, further = systems.require(config, capabilities.DescribesData).data_metrics(), ()
     else:
-        config = runs.read_config(WORKDIR.value)
+        config, further = runs.read_config(WORKDIR.value), sample_report.METRICS
         builders = systems.require(config, capabilities.IsEvaluated).metrics()
-    further = () if CONFIG.value is not None else sample_report.METRICS
     metrics, judged = sample_report.choose_metrics(METRICS.value, builders, further)
     if judged:
         model = systems.require(config, capabilities.DrawsSamples)

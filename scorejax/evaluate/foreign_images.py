@@ -2,6 +2,7 @@
 """Bits/dim of held-out digits beside those of images that are no digits."""
 
 import importlib.resources
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from scorejax.data.view import ImageView
+from scorejax.evaluate import pictures
 from scorejax.evaluate.chunks import measure_in_chunks
 from scorejax.typing import Array
 
@@ -34,6 +36,12 @@ def digits_beside_others(
     x = data.dequantized(rng, np.concatenate([images[:num] for images in kinds.values()]))
     rows = measure_in_chunks(jax.random.key(0), measure, variables, x, batch_size=num)
     return dict(zip(kinds, np.split(rows["bits_per_dim"], len(kinds)), strict=True))
+
+
+def save_histogram(path: str | os.PathLike, bits: dict[str, Float[np.ndarray, "n"]]) -> None:
+    """Draws the bits/dim of each kind of images."""
+    picture = pictures.histogram_picture(bits, xlabel="bits/dim: lower is likelier")
+    pictures.save_png(path, picture)
 
 
 def table(bits: dict[str, Float[np.ndarray, "n"]]) -> str:

@@ -28,7 +28,7 @@ from scorejax.typing import Array, PyTree
 
 
 class Judge(NamedTuple):
-    """Metrics by name, a sampler, InceptionV3 with its weights, and real images or their moments."""
+    """Names of metrics, a sampler, InceptionV3 with its weights, and real images or moments."""
 
     metrics: tuple[str, ...]
     draw: Callable[[PyTree, Array], dict[str, Array]]

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax import bregman
-from scorejax.bregman import exact, ranking
+from scorejax.bregman.scan import exact, ranking
 
 DIM, K = 128, 10
 NUM_POINTS, NUM_FOR_GRAPH = 200_000, 20_000

@@ -23,10 +23,10 @@ from absl import app, flags
 
 from benchmarks import va_file
 from benchmarks.bregman_sets import SETS
-from scorejax.bregman import brepartition, filters, planning, store
 from scorejax.bregman.divergences import get
-from scorejax.bregman.pages import PagedRows, page_layout, paged
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import brepartition, filters, planning, store
+from scorejax.bregman.index.pages import PagedRows, page_layout, paged
 
 DATA = flags.DEFINE_list("data", ["patches", "spectra", "normal", "uniform"], "Which sets.")
 NUM_POINTS = flags.DEFINE_integer("num_points", 20_000, "Of each set.")

@@ -16,8 +16,8 @@ import time
 import numpy as np
 from absl import app, flags
 
-from scorejax.bregman import brepartition, store
 from scorejax.bregman.divergences import get
+from scorejax.bregman.index import brepartition, store
 
 NUM_POINTS = flags.DEFINE_integer("num_points", 10_000_000, "Rows.")
 DIMENSION = flags.DEFINE_integer("dimension", 64, "Columns, float32.")

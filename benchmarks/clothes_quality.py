@@ -31,7 +31,7 @@ from benchmarks.digits_quality import (
 )
 from scorejax import runs, systems
 from scorejax.data.view import ImageView
-from scorejax.evaluate.digits_features import looked_at
+from scorejax.evaluate.digits_features import hidden_features
 from scorejax.files import written_whole
 
 SIDE, NUM, NUM_BITS, NUM_TRAIN, NUM_TEST = 14, 400, 64, 10_000, 2000
@@ -60,7 +60,7 @@ def of_clothes() -> Judge:
     print(f"the classifier is right on {model.score(rows(test.image) / 255, test.label):.3f}")
 
     levels = lambda images: np.floor(256 * np.clip(images, 0, 1 - 1e-6)).astype(np.int64)
-    look = lambda images: looked_at(model, rows(levels(images) / 255))
+    look = lambda images: hidden_features(model, rows(levels(images) / 255))
     return Judge(train, test, 255, look, levels)
 
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scorejax.bregman.filters import Nearest
-from scorejax.bregman.pages import PagedRows, PageReader
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index.filters import Nearest
+from scorejax.bregman.index.pages import PagedRows, PageReader
 
 
 class VAFile(NamedTuple):

@@ -208,7 +208,7 @@ CASES = {
     ),
     "evaluate: another network's reference": (
         "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/small.npz"], 2,
-        "{tmp}/small.npz has 64 features an image, InceptionV3 has 2048",
+        "{tmp}/small.npz has 64 features per image, InceptionV3 has 2048",
     ),
     "evaluate: samples": ("evaluate", [RUN, "--num_samples=3"], 2, "--num_samples=3"),
     "evaluate: sampler": (

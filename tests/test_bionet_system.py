@@ -188,7 +188,7 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(tmp_path):
         segmented_folder.readable(tmp_path)
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(ValueError, match=r"bad\.png is no picture"):
+    with pytest.raises(ValueError, match=r"bad\.png is not a readable picture"):
         segmented_folder.readable(tmp_path)
     found = segmented_folder.readable(tmp_path, damaged="skip")
     assert found.paths == (tmp_path / "good.png",) and "bad.png" in found.skipped[0]
@@ -314,7 +314,7 @@ MISTAKES = {
     "mask of many levels": (training("greys"), "needs two levels, 0 and one other"),
     "16 bits": (training("deep"), "needs 8-bit grey or RGB pixels; got mode I;16"),
     "alpha": (training("see_through"), "needs opaque pixels; got transparent ones"),
-    "one corrupt file": (training("corrupt"), "images/4.png is no picture that can be read"),
+    "one corrupt file": (training("corrupt"), "images/4.png is not a readable picture"),
     "no such layout": (training("empty"), "needs folders images/ and masks/"),
     "empty folder": (training("half_empty"), "needs at least one picture"),
     "side": (training("sound", "--config.side=33"), "side to be a multiple of 8; got 33"),
@@ -324,7 +324,7 @@ MISTAKES = {
     ),
     "16 bits to segment": (segmenting("deep/images"), "1.png needs 8-bit grey or RGB pixels"),
     "alpha to segment": (segmenting("see_through/images"), "1.png needs opaque pixels"),
-    "corrupt to segment": (segmenting("corrupt/images"), "4.png is no picture that can be read"),
+    "corrupt to segment": (segmenting("corrupt/images"), "4.png is not a readable picture"),
     "nothing to segment": (segmenting("empty"), "needs at least one picture"),
     "masks among the pictures": (
         segmenting("mine", "--damaged=skip", "--out={tmp}/run/../mine"),

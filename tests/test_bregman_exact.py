@@ -13,9 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from scorejax import bregman
-from scorejax.bregman import block_scan, exact, three_point
 from scorejax.bregman import divergences as dv
-from scorejax.bregman.domain import POSITIVE
+from scorejax.bregman.divergences import three_point
+from scorejax.bregman.divergences.domain import POSITIVE
+from scorejax.bregman.scan import block_scan, exact
 
 SIDES = pytest.mark.parametrize("side", dv.SIDES)
 DIM = 6

@@ -15,10 +15,11 @@ from bregman_cases import (
 )
 
 from scorejax import bregman
-from scorejax.bregman import brepartition, divergences, filters, planning
-from scorejax.bregman.approximate import Calibration
-from scorejax.bregman.ball_tree import BOUNDS
-from scorejax.bregman.filters import Nearest, PageReader
+from scorejax.bregman import divergences
+from scorejax.bregman.index import brepartition, filters, planning
+from scorejax.bregman.index.approximate import Calibration
+from scorejax.bregman.index.ball_tree import BOUNDS
+from scorejax.bregman.index.filters import Nearest, PageReader
 
 WAYS = [(f, b) for f in ("paper", "seed", "sums") for b in BOUNDS] + [("scan", None)]
 

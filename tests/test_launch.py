@@ -19,7 +19,7 @@ from scorejax.data.images import load
 from scorejax.evaluate import frechet
 from scorejax.evaluate.inception_score import inception_score
 from scorejax.guidance import class_guided
-from scorejax.interop import inception
+from scorejax.interop.networks import inception
 from scorejax.likelihood import bits_per_dim, log_prob
 from scorejax.parameterize import noise_prediction
 from scorejax.random import row_keys

@@ -16,9 +16,8 @@ from flax.traverse_util import flatten_dict
 
 from scorejax import interop
 from scorejax.interop import published
-from scorejax.interop.flax_weights import load_flax
-from scorejax.interop.torch_export import published_sigmas
-from scorejax.interop.torch_weights import build, correspondence
+from scorejax.interop.networks.score_sde import build, correspondence, published_sigmas
+from scorejax.interop.networks.score_sde_flax import load_flax
 from scorejax.models.ncsnpp import NCSNpp
 from tests.jax_skeleton import jax_layout
 from tests.published_files import (

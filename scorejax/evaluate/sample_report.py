@@ -20,7 +20,7 @@ from scorejax.evaluate.chunks import in_chunks
 from scorejax.evaluate.parts import Arrays, Parts
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.evaluate.sample_quality import METRICS, NEED_FEATURES, Reference
-from scorejax.interop import inception
+from scorejax.interop.networks import inception
 from scorejax.models.inception import Inception
 from scorejax.random import row_keys
 from scorejax.runs import Run

@@ -19,14 +19,20 @@ from scorejax.linear_operators import LinearOperator
 from scorejax.objectives.training_loss import ExampleLoss
 from scorejax.score_model import control, evaluation, sampling
 from scorejax.score_model.binding import bind
-from scorejax.score_model.options import ChainOptions, EvaluationOptions, SolverOptions, options
+from scorejax.score_model.options import (
+    OPTIONS,
+    ChainOptions,
+    EvaluationOptions,
+    SolverOptions,
+    options,
+)
 from scorejax.score_model.training import training_system
 from scorejax.sdes import SDE
 from scorejax.typing import NetworkFn, ScoreFn, Variables
 
 __all__ = [
-    "ChainOptions", "EvaluationOptions", "ScoreModel", "SolverOptions", "bind", "options",
-    "training_system",
+    "OPTIONS", "ChainOptions", "EvaluationOptions", "ScoreModel", "SolverOptions", "bind",
+    "options", "training_system",
 ]  # fmt: skip
 
 

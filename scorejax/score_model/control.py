@@ -73,7 +73,7 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
     arguments = sampling.chain_arguments(model) | {"denoise": model.chain.denoise}
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        x, score_fn = rows["image"], model.score(variables)
+        x, score_fn = rows[model.data.field], model.score(variables)
         y = operator.forward(x)
         drawn = inverse.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **arguments
@@ -87,7 +87,10 @@ def completed(
     model: "ScoreModel", operator: LinearOperator, y: Array, x: Array
 ) -> dict[str, Array]:
     """What completions return, from measurements y and drawn x in the model's units."""
-    return {"measured": model.data.to_data(operator.pinv(y)), "image": model.data.to_data(x)}
+    return {
+        "measured": model.data.to_data(operator.pinv(y)),
+        model.data.field: model.data.to_data(x),
+    }
 
 
 def interpolation(model: "ScoreModel", num: int) -> Apply:

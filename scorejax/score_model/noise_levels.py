@@ -120,7 +120,7 @@ def completion(
         )
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        x, score_fn = rows["image"], by_sigma(model.sde, model.score(variables))
+        x, score_fn = rows[model.data.field], by_sigma(model.sde, model.score(variables))
         y = operator.forward(x)
         drawn = langevin.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **ladder.chain()

@@ -77,6 +77,14 @@ class EvaluationOptions(_FromConfig):
         require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
 
 
+OPTIONS = tuple(
+    field.name
+    for kind in (ChainOptions, SolverOptions, EvaluationOptions)
+    for field in dataclasses.fields(kind)
+)
+"""Keys that a config of a score model may have."""
+
+
 def options(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields `chain`, `solver` and `eval_options` of a `ScoreModel`, from a config."""
     return {

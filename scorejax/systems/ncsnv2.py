@@ -31,7 +31,7 @@ from scorejax.report import Evaluation
 from scorejax.samplers import langevin
 from scorejax.score_model import ScoreModel, noise_levels
 from scorejax.score_model.noise_levels import Ladder, by_sigma
-from scorejax.train.optimizer import adam_from_config
+from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
 from scorejax.typing import Array, NetworkFn, PRNGKeyArray, Variables
 
@@ -40,6 +40,8 @@ KEYS = (
     "step_size", "denoise", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS)
+"""Keys that it may have."""
 NUM_ROWS, NUM_INTERPOLATED = 6, 10
 MANY = 20_000
 """Images of a set too large for memory from which the ladder is chosen."""

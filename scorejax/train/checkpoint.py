@@ -129,7 +129,7 @@ class Checkpoints:
     def _restore(self, step: int, expected: dict[str, PyTree]) -> Mapping[str, PyTree]:
         metadata = self._manager.item_metadata(step)
         for item, tree in expected.items():
-            if metadata[item] is None:
+            if metadata.get(item) is None:
                 raise RuntimeError(
                     f"checkpoint {self._directory / str(step)} does not fit the config: it has no "
                     f"{item}."

@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
 from benchmarks.digits_quality import (
     SAMPLE_HEAD,
     Judge,
@@ -28,8 +29,7 @@ from benchmarks.digits_quality import (
     plus_minus,
     sample_row,
 )
-from launch import command
-from scorejax import systems
+from scorejax import runs, systems
 from scorejax.data.view import ImageView
 from scorejax.evaluate.digits_features import hidden_features
 from scorejax.files import written_whole
@@ -69,13 +69,12 @@ def measure(workdir: pathlib.Path, kind: str) -> dict:
     path = workdir / "quality.json"
     if path.exists():
         return json.loads(path.read_text())
-    config, restored = command.saved_config(str(workdir)), command.restore(str(workdir), None)
-    variables = restored.params, restored.model_state
-    sampler = systems.capability(config, "sampler")
+    config, variables, _ = runs.open(workdir)
+    model = systems.load_model(config)
     bits = measure_bits(config, variables, NUM_BITS)
     found = {"bits_per_dim": float(np.nanmean(bits))}
     for label, (name, options) in METHODS[kind].items():
-        drawn = draw(sampler(config, name, **options), variables, NUM, name)
+        drawn = draw(model.sampler(name, **options), variables, NUM, name)
         with threadpool_limits(1):
             found[label] = judge(drawn[f"{name}/image"], drawn[f"{name}/nfe"], of_clothes())
     with written_whole(path) as file:

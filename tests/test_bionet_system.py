@@ -237,7 +237,7 @@ def test_the_commands_train_evaluate_and_segment_a_folder(tmp_path):
     folder.mkdir()
     Image.fromarray(nuclei(1, 45, seed=9).images[0]).save(folder / "mine.png")
     (folder / "broken.png").write_bytes(b"nothing")
-    done = run("sample", f"--workdir={workdir}", f"--images={folder}", "--damaged=skip")
+    done = run("segment", f"--workdir={workdir}", f"--images={folder}", "--damaged=skip")
     assert "broken.png" in done
     written = {path.name for path in (workdir / "segmented").iterdir()}
     assert written == {f"mine_{kind}.png" for kind in ("mask", "instances", "overlay")}
@@ -302,8 +302,8 @@ def training(folder, *more):
     return "train", [DEBUG, "--workdir={tmp}/new", *where, *more]
 
 
-def sampling(folder, *more):
-    return "sample", ["--workdir={tmp}/run", f"--images={{tmp}}/{folder}", *more]
+def segmenting(folder, *more):
+    return "segment", ["--workdir={tmp}/run", f"--images={{tmp}}/{folder}", *more]
 
 
 def importing(weights, variant, *more):
@@ -326,13 +326,13 @@ MISTAKES = {
     "run of another t": (
         ("train", [DEBUG, "--workdir={tmp}/run"]), "num_passes",
     ),
-    "16 bits to segment": (sampling("deep/images"), "1.png needs 8-bit grey or RGB pixels"),
-    "alpha to segment": (sampling("see_through/images"), "1.png needs opaque pixels"),
-    "corrupt to segment": (sampling("corrupt/images"), "4.png is not a readable picture"),
-    "nothing to segment": (sampling("empty"), "needs at least one picture"),
+    "16 bits to segment": (segmenting("deep/images"), "1.png needs 8-bit grey or RGB pixels"),
+    "alpha to segment": (segmenting("see_through/images"), "1.png needs opaque pixels"),
+    "corrupt to segment": (segmenting("corrupt/images"), "4.png is not a readable picture"),
+    "nothing to segment": (segmenting("empty"), "needs at least one picture"),
     "masks among the pictures": (
-        sampling("mine", "--damaged=skip", "--out={tmp}/run/../mine"),
-        "--out needs to be another folder than --images",
+        segmenting("mine", "--damaged=skip", "--out={tmp}/run/../mine"),
+        "out needs to be another folder than images",
     ),
     "weights of another t": (
         importing("two", "t1"), "the file's tensors have num_passes=2; the config has 1",
@@ -360,7 +360,7 @@ MISTAKES = {
 }  # fmt: skip
 GOOD = {
     "import": importing("one", "t1"),
-    "segment": ("sample", ["--workdir={tmp}/new", "--images={tmp}/mine", "--damaged=skip"]),
+    "segment": ("segment", ["--workdir={tmp}/new", "--images={tmp}/mine", "--damaged=skip"]),
     "evaluate": ("evaluate", ["--workdir={tmp}/new", "--metrics=iou,pq"]),
 }
 

@@ -4,9 +4,12 @@
 import collections
 import os
 import pathlib
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 from jaxtyping import Int, UInt8
 from PIL import Image
 
@@ -52,6 +55,32 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
     if not kept:
         raise ValueError(f"{folder} has no readable picture; the first error: {skipped[0]}")
     return Readable(tuple(kept), tuple(skipped))
+
+
+def require_apart(folder: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Raises ValueError if what is written to `out` would lie among the pictures of `folder`."""
+    if pathlib.Path(out).resolve() == pathlib.Path(folder).expanduser().resolve():
+        raise ValueError(
+            f"out needs to be another folder than images; both are {folder}. The next call would "
+            "segment the masks there as pictures."
+        )
+
+
+def segment_pictures(
+    segment: Callable[[Any, np.ndarray], Any],
+    variables: Any,
+    paths: Sequence[pathlib.Path],
+    out: str | os.PathLike,
+) -> None:
+    """Saves what segment(variables, image (h, w, 3)).instances gives of each picture; see `save`.
+
+    Creates the folder `out`. A bar on stderr shows the progress.
+    """
+    out = pathlib.Path(out)
+    out.mkdir(exist_ok=True)
+    for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=None):
+        image = load_image(path)
+        save(out / path.stem, image, segment(variables, image).instances)
 
 
 def save(

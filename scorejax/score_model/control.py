@@ -2,11 +2,13 @@
 """Controlled sampling: completions of measured images, interpolations, samples of a class."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from scorejax import guidance as guidance_by
 from scorejax import inverse, latent
@@ -38,6 +40,17 @@ def measurement(
     Raises: ValueError for an unknown task, or one that such images do not allow.
     """
     return choose("task", task, TASKS)(shape, mask=mask, factor=factor, seed=seed)
+
+
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """A mask for inpainting from a picture: bool (h, w), True where the picture is light.
+
+    Raises: FileNotFoundError; ValueError if the file is no picture.
+    """
+    try:
+        return np.asarray(Image.open(path).convert("L")) > 127
+    except UnidentifiedImageError:
+        raise ValueError(f"mask {path} is no image") from None
 
 
 Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
@@ -92,14 +105,21 @@ def interpolation(model: "ScoreModel", num: int) -> Apply:
     return path
 
 
-def class_condition(guide: "Guides", label: int, *, guidance: float = 1.0) -> sampling.Condition:
+def class_condition(
+    model: "ScoreModel", guide: "Guides", label: int, guidance: float = 1.0
+) -> sampling.Condition:
     """The condition of `sampling.sampler` that guides to a class; its argument is the variables.
 
-    `guidance` 1 is Bayes' rule. Raises: ValueError unless the classifier knows the label.
+    `guidance` 1 is Bayes' rule.
+    Raises: ValueError unless the classifier sees the model's images and knows the label.
     """
+    for key in ("dataset", "image_size", "centered"):
+        ours, theirs = getattr(model.data, key), getattr(guide.data, key)
+        if theirs != ours:
+            raise ValueError(f"the classifier has {key}={theirs!r}, the model has {ours!r}")
     logits, num_classes = guide.classifier(), guide.num_classes
     if not 0 <= label < num_classes:
-        raise ValueError(f"--label needs to be below {num_classes}; got {label}")
+        raise ValueError(f"label needs to be below {num_classes}; got {label}")
 
     def condition(score_fn: ScoreFn, sde: SDE, num: int, variables: Variables) -> ScoreFn:
         classify = lambda x, t: logits(variables, sde, x, t)

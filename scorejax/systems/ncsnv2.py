@@ -91,10 +91,10 @@ def make_model(config: ConfigDict) -> NCSNv2Model:
 
 def objective(ladder: Ladder, model: str) -> ExampleLoss:
     """Eq. 2; but for "ncsn", the network's output is divided by sigma (technique 3)."""
-    sigmas = jnp.asarray(ladder.sigmas, jnp.float32)
 
     def loss(network: NetworkFn, rng: PRNGKeyArray, x: Array) -> Array:
         if model != "ncsn":
+            sigmas = jnp.asarray(ladder.sigmas, jnp.float32)
             network = parameterize.divided_by_level_sigma(network, sigmas)
         return denoising.smld_loss(network, ladder.sde, rng, x, num_scales=ladder.num_scales)
 

@@ -112,5 +112,6 @@ def objective(
 def divided_by_level(config: ConfigDict) -> Callable[[NetworkFn], NetworkFn]:
     """Divides a network's output by the sigma of the level that is its label."""
     sigmas = geometric_sigmas(config.sigma_min, config.sigma_max, config.num_scales)
-    table = jnp.asarray(sigmas, jnp.float32)
-    return lambda network: parameterize.divided_by_level_sigma(network, table)
+    return lambda network: parameterize.divided_by_level_sigma(
+        network, jnp.asarray(sigmas, jnp.float32)
+    )

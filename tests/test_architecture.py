@@ -79,6 +79,18 @@ def test_packages_form_no_circle():
     assert order[-1] == "systems"
 
 
+@pytest.mark.parametrize("package", ["bregman", "interop"])
+def test_folders_of_a_package_form_no_circle(package):
+    graph = {}
+    for path in (ROOT / "scorejax" / package).rglob("*.py"):
+        folder = path.relative_to(ROOT / "scorejax" / package).parts[0].removesuffix(".py")
+        inside = [
+            m.split(".") for m in imported_modules(path) if m.startswith(f"scorejax.{package}.")
+        ]
+        graph.setdefault(folder, set()).update({parts[2] for parts in inside} - {folder})
+    assert [*graphlib.TopologicalSorter(graph).static_order()]  # CycleError names the circle
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_edge_is_where_it_should_be(path):
     relative = path.relative_to(ROOT / "scorejax")

@@ -47,17 +47,17 @@ def from_convex(
         raise ValueError(f"{name}: phi needs to act on each entry of an array, one for one.")
     queries = queries or points._replace(closed_lower=False, closed_upper=False)
     slope = gradient or _derivative(phi)
-    inverse = inverse_gradient or _inverse(slope, queries)
+    inverse = inverse_gradient or _make_inverse(slope, queries)
     divergence = Divergence(
         name,
         phi=_in_kind(phi),
         gradient=_in_kind(slope),
         inverse_gradient=_in_kind(inverse),
-        pointwise=_in_kind(_pointwise(phi, slope)),
+        pointwise=_in_kind(_make_pointwise(phi, slope)),
         points=points,
         queries=queries,
     )
-    _check_convex(divergence, _chart(queries))
+    _check_convex(divergence, _make_chart(queries))
     return divergence
 
 
@@ -65,7 +65,7 @@ def _derivative(function: ElementwiseJax) -> ElementwiseJax:
     return jax.grad(lambda x: jnp.sum(function(x)))
 
 
-def _pointwise(phi: ElementwiseJax, slope: ElementwiseJax) -> Callable[[Array, Array], Array]:
+def _make_pointwise(phi: ElementwiseJax, slope: ElementwiseJax) -> Callable[[Array, Array], Array]:
     """Makes d_phi(x, y) = phi(x) - phi(y) - phi'(y) (x - y), without cancellation.
 
     d_phi is also (x - y)^2 times the integral of (1 - s) phi''(y + s (x - y)) over s in [0, 1]. The
@@ -89,9 +89,9 @@ def _pointwise(phi: ElementwiseJax, slope: ElementwiseJax) -> Callable[[Array, A
     return pointwise
 
 
-def _inverse(slope: ElementwiseJax, domain: Interval) -> ElementwiseJax:
+def _make_inverse(slope: ElementwiseJax, domain: Interval) -> ElementwiseJax:
     """Makes the inverse of an increasing slope over the domain."""
-    chart = _chart(domain)
+    chart = _make_chart(domain)
 
     def inverse(target: Float[Array, "..."]) -> Float[Array, "..."]:
         def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -107,7 +107,7 @@ def _inverse(slope: ElementwiseJax, domain: Interval) -> ElementwiseJax:
     return inverse
 
 
-def _chart(domain: Interval) -> ElementwiseJax:
+def _make_chart(domain: Interval) -> ElementwiseJax:
     """Makes an increasing map of the real line onto the interval, exponential towards its ends."""
     lower, upper = domain.lower, domain.upper
     if np.isfinite(lower) and np.isfinite(upper):

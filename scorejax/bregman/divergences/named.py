@@ -182,9 +182,9 @@ def get(divergence: "str | Divergence", **options: Any) -> Divergence:
     try:
         signature.bind(**options)
     except TypeError:
-        known = sorted(signature.parameters)
+        names = sorted(signature.parameters)
         raise ValueError(
-            f"{divergence} takes the options {known}; got {sorted(options)}."
+            f"{divergence} takes the options {names}; got {sorted(options)}."
         ) from None
     try:
         return maker(**options)

@@ -190,7 +190,7 @@ def _bound_and_share(space, x, queries, gauge, num_parts, k, rng) -> tuple[float
         upper = bounds(tuples.values, query_tuple(space, gauge, q, parts, tuples)).upper
         totals = upper.sum(axis=1)
         radii = upper[np.argpartition(totals, min(k, len(x)) - 1)[min(k, len(x)) - 1]]
-        own = [space.distances(x[:, p], q[p]) <= r for p, r in zip(parts, radii, strict=True)]
+        within = [space.distances(x[:, p], q[p]) <= r for p, r in zip(parts, radii, strict=True)]
         means.append(totals.mean())
-        shares.append(np.any(own, axis=0).mean())
+        shares.append(np.any(within, axis=0).mean())
     return float(np.mean(means)), float(np.mean(shares))

@@ -48,7 +48,7 @@ def block_shape(num_rows: int) -> tuple[int, int]:
     return chunks, rows
 
 
-def make_block(
+def block_of(
     forms: Iterable[tuple[Float[np.ndarray, "b d"], Float[np.ndarray, "b"]]],
     shape: tuple[int, int],
     dim: int,

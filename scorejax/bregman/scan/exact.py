@@ -65,7 +65,7 @@ class ExactIndex:
             return
         for number, start in enumerate(starts):
             forms = self._forms(start, start + size)
-            block = block_scan.make_block(forms, self.shape, self.points.shape[1])
+            block = block_scan.block_of(forms, self.shape, self.points.shape[1])
             yield start, jax.device_put(block, self.devices[number % len(self.devices)])
 
     def _forms(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

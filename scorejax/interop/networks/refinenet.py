@@ -161,16 +161,16 @@ def _walk_block(net: refinenet.NCSNv2, official: str, ours: str, pooled: str) ->
 
 def _walk_refine(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:
     units = [(f"adapt_convs.{i}.", f"adapt_{i}/") for i in range(2)]
-    for theirs, own in (*units, ("output_convs.", "output/")):
+    for theirs, unit in (*units, ("output_convs.", "output/")):
         for i in range(3):
             for j in range(2):
-                step, path = f"{official}{theirs}{i + 1}_{j + 1}", f"{ours}{own}block_{i}"
+                step, path = f"{official}{theirs}{i + 1}_{j + 1}", f"{ours}{unit}block_{i}"
                 yield from affine(f"{step}_conv.", f"{path}_conv_{j}/", CONV)
                 yield from _norm(net, f"{step}_norm.", f"{path}_norm_{j}/")
-    for theirs, own in (("msf.", "fusion/"), ("crp.", "pooling/")):
+    for theirs, unit in (("msf.", "fusion/"), ("crp.", "pooling/")):
         for i in range(2):
-            yield from affine(f"{official}{theirs}convs.{i}.", f"{ours}{own}conv_{i}/", CONV)
-            yield from _norm(net, f"{official}{theirs}norms.{i}.", f"{ours}{own}norm_{i}/")
+            yield from affine(f"{official}{theirs}convs.{i}.", f"{ours}{unit}conv_{i}/", CONV)
+            yield from _norm(net, f"{official}{theirs}norms.{i}.", f"{ours}{unit}norm_{i}/")
 
 
 def _norm(net: refinenet.NCSNv2, official: str, ours: str) -> Walk:

@@ -183,9 +183,9 @@ def load_torch(
 ) -> tuple[nn.Module, dict]:
     """The module of a published network and its variables, from the official state dictionary.
 
-    `hyper` holds the official settings of the model and the data, `image_size` among them. Images
-    go in and out as (b, h, w, c), else the module computes what the official network does: a VE
-    network divides by sigma. A prefix `module.` of all names is dropped.
+    `hyper` holds the official settings of the model and the data, `image_size` among them. The
+    module computes what the official network does, division by sigma included, with images as
+    (b, h, w, c). A prefix `module.` of all names is dropped.
 
     Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
     surplus or misshapen.
@@ -193,12 +193,10 @@ def load_torch(
     net = build(architecture, hyper)
     state = arrays_by_name(state_dict)
     table = correspondence(net, hyper)
-    divided = hyper.get("scale_by_sigma", False)
-    if not divided or net.embedding_type == "fourier":
-        params = fill(architecture, state, table)
-        if not divided:
-            return net, {"params": params}
-        return DividedBySigma(net), {"params": {"network": params}}
+    if not hyper.get("scale_by_sigma", False):
+        return net, {"params": fill(architecture, state, table)}
+    if net.embedding_type == "fourier":  # The label is sigma itself.
+        return DividedBySigma(net), {"params": {"network": fill(architecture, state, table)}}
     shapes = table.shapes | {"sigmas": (hyper.get("num_scales", 1000),)}
     params = fill(architecture, state, table._replace(shapes=shapes))
     sigmas = jnp.asarray(state["sigmas"], float)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published checkpoints, read as data: whatever is in a file, nothing of it is executed.
+"""Reads published checkpoints as data: nothing in a file is ever executed.
 
-Known layouts, told apart by their content: `.pth` of the PyTorch score-SDE code, of NCSNv2 and of
-BiO-Net, msgpack of the JAX score-SDE code, pickles of EDM, and bare state dictionaries in `.pth` or
-`.safetensors`. No read needs more memory than a small multiple of the size of the file.
+The format is recognised by the content, not by the file's name: `.pth` of the PyTorch score-SDE
+code, of NCSNv2 and of BiO-Net, msgpack of the JAX score-SDE code, pickles of EDM, and bare state
+dictionaries in `.pth` or `.safetensors`. A read takes at most a small multiple of the file's size
+in memory.
 """
 
 import math
@@ -33,11 +34,11 @@ _LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds of a network: names as in the official code, without `module.`.
+    """The weights of a file by their official names, without the prefix `module.`.
 
-    `layout` is "torch" or "flax", the convention of names and axes. `raw` are the weights as they
-    were trained, `averaged` their moving average; None where the file has none. `settings` are
-    those that the file itself states, by the name of the official class.
+    `layout`, "torch" or "flax", is the convention of names and axes. `raw` holds the trained
+    weights, `averaged` their moving average; None if the file lacks them. `settings` are those that
+    the file states, by the name of the official class.
     """
 
     layout: str
@@ -47,7 +48,7 @@ class Checkpoint(NamedTuple):
     settings: Mapping[str, Mapping[str, Any]] = {}
 
     def weights(self, *, averaged: bool = True) -> StateDict:
-        """One of the two sets of weights. Raises: ValueError if the file does not have it."""
+        """The averaged or the raw weights. Raises: ValueError if the file lacks them."""
         chosen, other = (self.averaged, "raw") if averaged else (self.raw, "averaged")
         if chosen is None:
             kind = "averaged" if averaged else "raw"
@@ -58,8 +59,8 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Reads a published checkpoint.
 
-    Raises: FileNotFoundError; ValueError with one line for a file that is damaged, hostile or of
-    another kind. Either names the file.
+    Raises: FileNotFoundError; ValueError with one line if the file is damaged, hostile or of an
+    unknown format. Both name the file.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -80,7 +81,7 @@ def _read(file: Any, size: int) -> Checkpoint:
         return Checkpoint("torch", _state_dict(read_safetensors(file, size)), None)
     if len(start) < 32:
         raise ValueError("too short for a checkpoint, perhaps truncated.")
-    # A map of the file: reads beyond its end give what there is, and no buffer is set aside.
+    # Mapped: a read beyond the end of the file returns fewer bytes, and allocates no buffer.
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if start.startswith(_LEGACY_START):
             return _from_torch(read_torch_legacy(data))
@@ -100,7 +101,7 @@ def _from_pickle(value: Any) -> Checkpoint:
 
 
 def _from_torch(value: Any) -> Checkpoint:
-    """One of the layouts that the PyTorch code of score models saves."""
+    """The checkpoint in one of the layouts that the PyTorch codes of score models save."""
     if isinstance(value, list) and value and isinstance(value[0], dict):  # NCSNv2
         averaged = value[4] if len(value) > 4 and isinstance(value[4], dict) else None
         step = value[3] if len(value) > 3 else 0
@@ -123,8 +124,8 @@ def _from_torch(value: Any) -> Checkpoint:
 def _named_average(raw: StateDict, entry: Any) -> StateDict:
     """The averaged weights under their names.
 
-    The entry is a list in the order of the parameters, without buffers and without the frozen
-    frequencies of the Fourier embedding; those are taken from the raw weights.
+    The entry lists them in the order of the parameters, without buffers and without the frozen
+    frequencies of the Fourier embedding; these come from the raw weights.
     """
     shadow = entry.get("shadow_params") if isinstance(entry, dict) else None
     if not isinstance(shadow, list):
@@ -147,7 +148,7 @@ def _named_average(raw: StateDict, entry: Any) -> StateDict:
 
 
 def _state_dict(value: Mapping[Any, Any]) -> StateDict:
-    """Arrays by name, without the prefix `module.`. Raises: ValueError for anything else."""
+    """Arrays by name, without the prefix `module.`. Raises: ValueError if an entry is no tensor."""
     state: StateDict = {}
     for name, tensor in value.items():
         if not isinstance(name, str):
@@ -175,7 +176,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _count(step: Any) -> int:
-    """The number of updates. Raises: ValueError if it is none, or beyond 32 bits."""
+    """The number of updates. Raises: ValueError unless it is a number in [0, 2^31)."""
     if isinstance(step, Tensor | Record):
         step = _array("step", step)
     if isinstance(step, np.ndarray) and step.size == 1:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks in the pickles of EDM: their tensors and settings, without the code that is in there.
+"""Reads networks from the pickles of EDM: tensors and settings, without executing their code.
 
-Such a pickle holds, for each object, the source of its class to be executed. It stays text here:
-an object is a `Record` whose one argument has the name of the class and the state.
+Such a pickle holds, for each object, the source code of its class, to be executed on loading. Here
+it stays text: an object is a `Record` whose one argument holds the class name and the state.
 """
 
 from typing import Any
@@ -12,15 +12,15 @@ from scorejax.interop.readers.torch_save import Tensor
 
 _PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 RECORDS = (_PERSISTENT, "torch.nn.modules.container.", "dnnlib.util.EasyDict")
-"""Names, or their beginnings, that become records."""
+"""Prefixes of the names that become records."""
 MAX_DEPTH = 16
 
 
 def network(record: Record) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]]]:
     """Tensors by name, in the order of the official state dictionary, and settings by class.
 
-    Of a preconditioned network it is the network within, without the prefix `model.`.
-    Raises: ValueError with one line if it is no network.
+    For a preconditioned network these are the inner network's, without the prefix `model.`.
+    Raises: ValueError with one line if the record is no network.
     """
     tensors: dict[str, Tensor] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -29,15 +29,15 @@ def network(record: Record) -> tuple[dict[str, Tensor], dict[str, dict[str, Any]
     while pending:
         prefix, module, depth = pending.pop()
         state = _state(module)
-        # Each module once: one that contains itself would never end.
+        # Each module once: a module that contains itself would never end.
         if id(module) in seen or depth > MAX_DEPTH:
             raise ValueError(f"the module {prefix[:80]} is there twice, or too deep.")
         seen.add(id(module))
         if depth < 2 and isinstance(state.get("_init_kwargs"), dict):
             settings[_class_name(module)] = dict(state["_init_kwargs"])
         for kind in ("_parameters", "_buffers"):
-            own = _entries(state.get(kind, {}), kind)
-            tensors |= {f"{prefix}{name}": own[name] for name in own if own[name] is not None}
+            entries = _entries(state.get(kind, {}), kind)
+            tensors |= {f"{prefix}{k}": entries[k] for k in entries if entries[k] is not None}
         below = _entries(state.get("_modules", {}), "_modules")
         pending += [(f"{prefix}{name}.", below[name], depth + 1) for name in reversed(below)]
     if tensors and all(name.startswith("model.") for name in tensors):

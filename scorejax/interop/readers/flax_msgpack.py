@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that flax wrote in the msgpack format, as arrays named `Module_0/kernel`.
+"""Reads checkpoints that flax wrote in the msgpack format, as arrays named `Module_0/kernel`.
 
-flax.serialization could read them too, but lets a few bytes ask for lists of any length.
+Unlike flax.serialization, this reader limits the lengths of lists that a few bytes may ask for.
 """
 
 import math
@@ -24,8 +24,8 @@ _ARRAY, _SCALAR = 1, 3
 def read_flax(data: Any) -> dict[str, Any]:
     """Weights `raw` and `averaged` by name, and the `step`, of a checkpoint in a buffer.
 
-    Knows the training state of the JAX score-SDE code, and a tree of parameters by itself.
-    Raises: ValueError with one line if it is truncated, damaged or of another kind.
+    Reads training states of the JAX score-SDE code, and bare trees of parameters.
+    Raises: ValueError with one line if the data are truncated, damaged or of another kind.
     """
     try:
         tree = msgpack.unpackb(data, ext_hook=_array, strict_map_key=False, **_LIMITS)
@@ -48,21 +48,21 @@ def read_flax(data: Any) -> dict[str, Any]:
 
 
 def flatten(tree: Any) -> dict[str, np.ndarray]:
-    """Arrays by their path, `a/b`. Raises: ValueError if there is anything but arrays in a tree."""
-    found: dict[str, np.ndarray] = {}
+    """Arrays by their path, `a/b`. Raises: ValueError if a leaf is no array, or there are none."""
+    arrays: dict[str, np.ndarray] = {}
     pending = [("", tree, 0)]
     while pending:
         path, node, depth = pending.pop()
         if isinstance(node, np.ndarray):
-            found[path] = node
+            arrays[path] = node
         elif isinstance(node, dict) and depth < MAX_DEPTH:
             below = [(f"{path}/{key}" if path else f"{key}", value) for key, value in node.items()]
             pending += [(name, value, depth + 1) for name, value in reversed(below)]
         else:
             raise ValueError(f"{path[:80] or 'the root'} is a {type(node).__name__}, not an array.")
-    if not found:
+    if not arrays:
         raise ValueError("there are no parameters in it.")
-    return found
+    return arrays
 
 
 def _array(code: int, data: bytes) -> np.ndarray | None:

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pickles as data: a machine that can build lists, dicts and records, and call nothing.
+"""Reads pickles as data, by a machine that builds lists, dicts and records and calls nothing else.
 
-A pickle is a program for a stack machine, and Python's own machine calls whatever it names. This
-one runs the same program with names as mere names: one that `constructors` knows turns its
-arguments into a value by a function of ours, one that begins like one of `records` becomes a
-`Record`, and any other ends the reading. No module is imported, no attribute is set, and what is
-built is of the size of what was read.
+A pickle is a program for a stack machine, and Python's own machine calls whatever the program
+names. This one treats names as text. A name in `constructors` turns its arguments into a value by a
+function of ours; a name with a prefix in `records` becomes a `Record`; any other name ends the
+reading. No module is imported, no attribute is set, and the result grows no faster than the input.
 """
 
 import pickletools
@@ -13,17 +12,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 MAX_OPERATIONS = 2_000_000
-"""An operation is one byte or more and makes at most some 200 bytes; checkpoints have 10^5."""
+"""Each operation takes at least a byte and makes at most some 200; checkpoints have about 10^5."""
 
 
 class Global(NamedTuple):
-    """The name of a class or function, as `module.name`: nothing that could be called."""
+    """The name of a class or function, `module.name`, as text that cannot be called."""
 
     name: str
 
 
 class Record:
-    """An object of a class that is not ours: the name, the arguments, the state, the entries."""
+    """An object of a foreign class: its name, arguments, state and entries."""
 
     def __init__(self, name: str, args: tuple = ()) -> None:
         self.name, self.args, self.state = name, args, None
@@ -40,11 +39,11 @@ def read_pickle(
     records: tuple[str, ...] = (),
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The value of the pickle at which the stream stands, which is left behind its end.
+    """Reads one pickle from the stream and returns its value; the stream stops after it.
 
-    `persistent` turns an identifier of something stored outside the pickle into a value.
-    Raises: ValueError with one line for a name that is not known, an operation that has no place in
-    a checkpoint, and a pickle that is damaged.
+    `persistent` turns the identifier of an object outside the pickle into its value.
+    Raises: ValueError with one line for an unknown name, an operation that no checkpoint needs, or
+    a damaged pickle.
     """
     machine = _Machine(constructors, records, persistent)
     try:
@@ -65,7 +64,7 @@ def _operations(stream: BinaryIO) -> Iterator[tuple]:
 
 
 class _Machine:
-    """The stack, its marks and the memo of a pickle that is being read."""
+    """The stack, its marks and the memo of a pickle while it is read."""
 
     def __init__(self, constructors, records, persistent) -> None:
         self._constructors, self._records = constructors, records
@@ -180,7 +179,7 @@ class _Machine:
         self._stack.append(Global(f"{_require_type(module, str)}.{_require_type(name, str)}"))
 
     def _call(self, _: None) -> None:
-        """What REDUCE and NEWOBJ stand for: an object of this name with these arguments."""
+        """Makes the object that REDUCE or NEWOBJ asks for, from a name and its arguments."""
         args, function = _require_type(self._pop(), tuple), _require_type(self._pop(), Global)
         if function.name in self._constructors:
             self._stack.append(self._constructors[function.name](*args))
@@ -190,7 +189,7 @@ class _Machine:
             raise ValueError(f"the name {function.name[:80]!r}, which no checkpoint needs")
 
     def _build(self, _: None) -> None:
-        """Gives an object its state; the hidden state of a dict is of no use to anybody."""
+        """Sets the state of a record; the attributes of a dict are dropped."""
         state, target = self._pop(), self._top()
         if isinstance(target, Record):
             target.state = state
@@ -211,9 +210,9 @@ def _require_type(value: Any, kind: type) -> Any:
 
 
 def require_plain(key: Any) -> Any:
-    """The key of an entry, hashed in one step: nested tuples are hashed without bound.
+    """The key, checked to be text or a number: hashing nested tuples could take unbounded time.
 
-    Raises: TypeError for what is neither text nor number.
+    Raises: TypeError for a key of another type.
     """
     if not isinstance(key, str | bytes | int | float | None):
         raise TypeError(f"a key of type {type(key).__name__}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files in the safetensors format: the length of a header, the header in JSON, the numbers."""
+"""Reads the safetensors format: the length of the header, a JSON header, and the numbers."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from scorejax.interop.readers.torch_save import numbers
 
 MAX_HEADER_SIZE = 100 * 2**20
-"""Bytes, as the format itself says."""
+"""Largest header in bytes that the format allows."""
 _DTYPES = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bf16", "I64": "<i8", "I32": "<i4",
     "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?",
@@ -20,7 +20,7 @@ _DTYPES = {
 def read_safetensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
     """The tensors of a file of `size` bytes by name; bfloat16 as float32.
 
-    Raises: ValueError with one line if the header cannot be, or does not fit the file.
+    Raises: ValueError with one line if the header is invalid or does not fit the file.
     """
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, MAX_HEADER_SIZE):
@@ -48,7 +48,7 @@ def read_safetensors(file: BinaryIO, size: int) -> dict[str, np.ndarray]:
 
 
 def _parse(name: str, entry: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """(type, shape, first byte, byte after the last) of a tensor."""
+    """Type, shape, first byte and end of a tensor."""
     whole = lambda values: all(type(value) is int and value >= 0 for value in values)
     try:
         dtype, shape, offsets = (entry[key] for key in ("dtype", "shape", "data_offsets"))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that PyTorch wrote, as NumPy arrays: without PyTorch, and without running what is in them.
+"""Reads files of `torch.save` as NumPy arrays, without PyTorch and without executing anything.
 
-The zip format of `torch.save` holds a pickle, data.pkl, which names storages, and each storage as a
-member of its own. The format before PyTorch 1.6 is a row of pickles with the storages behind them;
-a tensor that was pickled by itself carries its storage in that form. Tensors are read when they are
-asked for, so that the optimiser in a checkpoint costs nothing.
+The zip format holds a pickle, data.pkl, which names storages, and each storage as a member of its
+own. The format before PyTorch 1.6 is a sequence of pickles followed by the storages; a tensor that
+is pickled by itself carries its storage in that form. Tensors are read on demand, so that the
+optimiser in a checkpoint costs nothing.
 """
 
 import io
@@ -20,7 +20,7 @@ import numpy as np
 from scorejax.interop.readers.inert_pickle import Global, Record, read_pickle, require_plain
 
 MAX_PICKLE_SIZE = 64 * 2**20
-"""Bytes of data.pkl: it holds names and shapes only."""
+"""Largest size of data.pkl in bytes; it holds names and shapes only."""
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _DTYPES = {
@@ -40,18 +40,18 @@ _ZIP_ERRORS = (
 
 
 class Storage:
-    """`num` numbers of one type in a row, still in their file."""
+    """A flat array of `num` numbers of one type, read from its file on demand."""
 
     def __init__(self, dtype: str, num: int, read: Callable[[], bytes]) -> None:
         self.dtype, self.num, self._read = dtype, num, read
 
     def array(self) -> np.ndarray:
-        """The numbers. Raises: ValueError if the file has another number of them."""
+        """The numbers (num,). Raises: ValueError if the file holds fewer or more."""
         return numbers(self._read(), self.dtype, self.num)
 
 
 class Tensor:
-    """A view of a storage; offset and strides count numbers."""
+    """A view of a storage; offset and strides are in numbers, not bytes."""
 
     def __init__(self, storage: Storage, offset: int, shape: tuple, strides: tuple, *_: Any):
         whole = [offset, *shape, *strides]
@@ -60,14 +60,14 @@ class Tensor:
         if len(shape) > 8 or any(type(value) is not int or value < 0 for value in whole):
             raise ValueError(f"a tensor of impossible shape {str(shape)[:80]}")
         last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        # No storage is shared between the numbers of a parameter: a stride of 0 could otherwise
-        # turn a few bytes into any number of them.
+        # The numbers of a parameter do not overlap. Otherwise a stride of 0 could turn a few bytes
+        # into an array of any size.
         if math.prod(shape) > storage.num or (math.prod(shape) and last >= storage.num):
             raise ValueError(f"a tensor of shape {shape} in a storage of {storage.num} numbers")
         self._storage, self._offset, self.shape, self._strides = storage, offset, shape, strides
 
     def array(self) -> np.ndarray:
-        """The tensor (*shape); bfloat16 as float32. Raises: ValueError if its bytes are damaged."""
+        """The tensor (*shape), bfloat16 as float32. Raises: ValueError for a damaged storage."""
         data = self._storage.array()[self._offset :]
         strides = [stride * data.itemsize for stride in self._strides]
         view = np.lib.stride_tricks.as_strided(data, self.shape, strides, writeable=False)
@@ -75,7 +75,7 @@ class Tensor:
 
 
 def numbers(data: bytes, dtype: str, num: int) -> np.ndarray:
-    """`num` numbers (num,) from as many bytes; "bf16" becomes float32. Raises: ValueError."""
+    """The numbers (num,) in `data`; "bf16" becomes float32. Raises: ValueError for a wrong size."""
     stored = _stored(dtype)
     if len(data) != num * stored.itemsize:
         raise ValueError(f"{len(data)} bytes where {num} numbers of {stored} should be")
@@ -84,7 +84,7 @@ def numbers(data: bytes, dtype: str, num: int) -> np.ndarray:
 
 
 def read_torch_zip(file: BinaryIO, size: int) -> Any:
-    """What `torch.save` put into a zip file of `size` bytes, tensors as `Tensor`.
+    """Reads the object that `torch.save` wrote to a zip file of `size` bytes, with `Tensor` leaves.
 
     Raises: ValueError with one line if the file is truncated, damaged or not of this kind.
     """
@@ -111,7 +111,7 @@ def read_torch_zip(file: BinaryIO, size: int) -> Any:
 
 
 def read_torch_legacy(data: bytes | mmap.mmap) -> Any:
-    """What `torch.save` wrote before it wrote zip files, tensors as `Tensor`.
+    """Reads the object that `torch.save` wrote before it wrote zip files, with `Tensor` leaves.
 
     Raises: ValueError with one line if it is truncated, damaged or not of this kind.
     """
@@ -121,28 +121,28 @@ def read_torch_legacy(data: bytes | mmap.mmap) -> Any:
         raise ValueError("not a file of torch.save.")
     if not system.get("little_endian", True):
         raise ValueError("it was written on a big-endian machine.")
-    found: dict[str, Storage] = {}
+    storages: dict[str, Storage] = {}
     places: dict[str, slice] = {}
 
     def storage(identifier: Any) -> Storage:
         dtype, key, num = _parse_identifier(identifier)
-        return found.setdefault(key, Storage(dtype, num, lambda: data[places[key]]))
+        return storages.setdefault(key, Storage(dtype, num, lambda: data[places[key]]))
 
     value = read_pickle(stream, TORCH, persistent=storage)
     keys = read_pickle(stream, {})
-    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(found):
+    if not isinstance(keys, list) or sorted(map(str, keys)) != sorted(storages):
         raise ValueError("its list of storages is not that of its tensors.")
     for key in keys:
         num, start = int.from_bytes(stream.read(8), "little"), stream.tell()
-        places[key] = slice(start, start + num * _stored(found[key].dtype).itemsize)
-        if num != found[key].num or places[key].stop > len(data):
+        places[key] = slice(start, start + num * _stored(storages[key].dtype).itemsize)
+        if num != storages[key].num or places[key].stop > len(data):
             raise ValueError(f"a truncated file: storage {key} is not whole.")
         stream.seek(places[key].stop)
     return value
 
 
 def numpy_value(record: Record) -> np.ndarray:
-    """A pickled NumPy array or scalar, of numbers only. Raises: ValueError for any other."""
+    """A pickled NumPy array or scalar of numbers. Raises: ValueError for any other record."""
     try:
         if record.name.endswith("scalar"):
             dtype, data = record.args
@@ -162,10 +162,10 @@ def numpy_value(record: Record) -> np.ndarray:
 
 
 def _require_honest(members: Iterable[zipfile.ZipInfo], size: int) -> None:
-    """Raises BadZipFile if what the members say of their sizes cannot be, or is to be unpacked."""
+    """Raises BadZipFile if members are compressed, or state impossible sizes."""
     members = list(members)
     for member in members:
-        # torch.save stores without compression, so a member that would grow is not its work.
+        # torch.save does not compress; a compressed member could grow without bound.
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise zipfile.BadZipFile(f"{member.filename[:80]} is compressed or encrypted")
         if member.file_size != member.compress_size:
@@ -184,7 +184,7 @@ def _member(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def _parse_identifier(identifier: Any) -> tuple[str, str, int]:
-    """(type, key, number of entries) of a storage."""
+    """Type, key and number of entries of a storage."""
     if not isinstance(identifier, tuple) or len(identifier) < 5 or identifier[0] != "storage":
         raise ValueError("a reference that is not one to a storage")
     kind, key, _, num = identifier[1:5]
@@ -226,19 +226,19 @@ TORCH: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     **{name: _numpy_record(name) for name in _NUMPY},
 }
-"""What a checkpoint of PyTorch may name, and what it becomes."""
+"""Name that a PyTorch checkpoint may hold -> function that makes its value."""
 
 
 def pickled_constructors() -> dict[str, Callable[..., Any]]:
-    """`TORCH` for one plain pickle, whose tensors carry their storages as bytes."""
-    known: dict[int, tuple[bytes, Storage]] = {}
+    """`TORCH` for a plain pickle, whose tensors carry their storages as bytes."""
+    read: dict[int, tuple[bytes, Storage]] = {}
 
     def storage(data: bytes) -> Storage:
-        # Each only once, or a few bytes could ask for the same work without end.
-        if id(data) not in known:
+        # Each only once; otherwise a few bytes could ask for the same work endlessly.
+        if id(data) not in read:
             if not isinstance(data, bytes):
                 raise TypeError("no bytes in a storage")
-            known[id(data)] = data, read_torch_legacy(data)
-        return known[id(data)][1]
+            read[id(data)] = data, read_torch_legacy(data)
+        return read[id(data)][1]
 
     return TORCH | {"torch.storage._load_from_bytes": storage}

@@ -163,9 +163,8 @@ STAND_INS = {1: "digits", 3: "photo_patches"}
 
 @cases(
     DEBUG,
-    by_default=[  # test_systems.py has the same of score_sde.
-        "edm/digits:debug", "ncsnv2/digits:debug", "noisy_classifier/digits:debug",
-        "bionet/nuclei:debug", "fd_score_matching/nice_digits:debug",
+    by_default=[  # those that compile in seconds; test_systems.py trains score_sde by default
+        "noisy_classifier/digits:debug", "fd_score_matching/nice_digits:debug",
         "fd_score_matching/energy_digits:debug", "fd_score_matching/vae_digits:debug",
         "fd_score_matching/kernel_wine:debug",
     ],

@@ -222,7 +222,7 @@ def debug(config: ConfigDict) -> ConfigDict:
 
 
 def _debug_official(config: ConfigDict) -> ConfigDict:
-    """As `debug`, with small images as well."""
+    """Small images, a small network and short training, for seconds on a CPU."""
     config = debug(config)
     config.image_size, config.ch_mult, config.attn_resolutions = 16, config.ch_mult[:2], (8,)
     if config.model == "ddpm":

@@ -31,7 +31,7 @@ LAYERS = [
         "models",
     },
     {"train", "data", "evaluate", "interop", "runs"},
-    {"score_model"},
+    {"score_model", "capabilities"},
     {"systems"},
 ]  # fmt: skip
 

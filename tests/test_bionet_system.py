@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """BiO-Net as a system: its configs, its training, masks of images of any size, its commands."""
 
-import dataclasses
 import functools
 import importlib
 import json
-import re
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.bionet import family
 from scorejax import interop, systems
 from scorejax.data.nuclei import nuclei
 from scorejax.data.picture_files import load_instances
 from scorejax.evaluate import segmentation, segmented_folder
 from scorejax.systems import bionet
 from scorejax.train import checkpoint
-from scorejax.train.settings import Settings
 from tests import commands
 from tests.bionet_state import BIONET, hyper, random_state
-from tests.commands import ROOT
 from tests.published_files import Stored, torch_zip
 from tests.random_variables import random_variables
 
@@ -40,27 +35,14 @@ def config():
     return get_config("configs.bionet.nuclei", "t1,debug")
 
 
-def test_no_config_is_forgotten_here():
-    files = {path.stem for path in (ROOT / "configs" / "bionet").glob("*.py")}
-    assert files - {"family"} == {name.split(".")[-1] for name in EXPERIMENTS}
-
-
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_variant_is_possible_and_no_key_is_idle(experiment):
-    read = {"system", *bionet.KEYS, *(field.name for field in dataclasses.fields(Settings))}
+def test_every_variant_is_a_network_that_segments(experiment):
     for variant in VARIANTS:
         config = get_config(experiment, variant)
-        assert set(config) == read
-        Settings.from_config(config)
         model = bionet.make_model(config)
         model.segmenter()
         net = model.network
         assert (net.num_passes, net.integrate) == (config.num_passes, config.integrate)
-        again = json.loads(json.dumps(config.to_dict()))
-        assert again == config.to_dict()
-    header = importlib.import_module(experiment).__doc__
-    for entry in ("Paper", "Command", "Expected", "Hardware"):
-        assert re.search(rf"^{entry} ", header, re.MULTILINE)
 
 
 def test_variants_say_what_they_say():
@@ -71,7 +53,7 @@ def test_variants_say_what_they_say():
     assert bionet.make_model(get_config(EXPERIMENTS[0], "")).network.integrate
     assert get_config(EXPERIMENTS[1], "").test_layout == "tnbc"
     with pytest.raises(ValueError, match="unknown variant 't9'"):
-        family.with_variant(family.default(), "t9")
+        get_config(EXPERIMENTS[0], "t9")
 
 
 def test_the_learning_rate_falls_as_the_script_has_it(config):

@@ -3,8 +3,6 @@
 
 import dataclasses
 import importlib
-import json
-import re
 
 import flax.linen as nn
 import jax
@@ -13,12 +11,8 @@ import numpy as np
 import pytest
 
 from scorejax import schedules, systems
-from scorejax.objectives.training_loss import make_loss_fn
 from scorejax.score_model.control import measurement
-from scorejax.systems import load_model, make_init, ncsnv2
-from scorejax.train.settings import Settings
-from scorejax.train.state import TrainState
-from scorejax.train.step import make_train_step, scan_steps
+from scorejax.systems import load_model
 
 # Name: data, pixels, network, sigma_max, levels, steps per level, step size, updates.
 OFFICIAL = {
@@ -30,9 +24,6 @@ OFFICIAL = {
     "ffhq": ("ffhq", 256, "ncsnv2_deepest", 348.0, 2311, 3, 9e-7, 80_000),
     "ncsn_cifar10": ("cifar10", 32, "ncsn", 1.0, 10, 100, 2e-5, 300_000),
 }
-NAMES = [*OFFICIAL, "digits", "fashion_mnist"]
-READ = {"system", *ncsnv2.KEYS, *(field.name for field in dataclasses.fields(Settings))}
-MAY_READ = READ | {*ncsnv2.OPTIONS}
 
 
 def get_config(name, variant=""):
@@ -51,54 +42,6 @@ def test_an_official_config_is_the_row_of_the_papers_table(name, golden):
     official = golden("e_sigmas")
     sigmas = official[f"out64/{'ncsn_original' if name == 'ncsn_cifar10' else name}_sigmas"]
     np.testing.assert_allclose(chain["sigmas"], sigmas, rtol=1e-12)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_an_official_experiment_takes_three_steps_in_debug_size(name):
-    config = get_config(name, "debug")
-    model = load_model(config)
-    view, tx = model.data, model.tx
-    rng = np.random.default_rng(0)
-    stored = rng.integers(0, view.levels, (3, 4, *view.shape), np.uint8)
-    batches = {"image": np.stack([view.as_trained(rng, images) for images in stored])}
-    state = TrainState.create(
-        *make_init(model.network, jnp.ones((1, *view.shape)), jnp.ones(1))(jax.random.key(0)), tx
-    )
-    loss = make_loss_fn(model.example_loss, model.network.apply)
-    step = scan_steps(make_train_step(loss, tx, ema_rate=config.ema_rate))
-    after, metrics = jax.jit(step)(state, batches, jax.random.key(1))
-    assert int(after.step) == 3 and (metrics["finite"] == 1).all()
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params, state.params)
-    assert max(jax.tree.leaves(moved)) > 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_says_what_one_must_know_and_has_no_idle_key(name):
-    header = importlib.import_module(f"configs.ncsnv2.{name}").__doc__
-    for entry in ("Paper", "Command", "Expected", "Hardware"):
-        assert re.search(rf"^{entry} ", header, re.MULTILINE)
-    assert f"--config=configs/ncsnv2/{name}.py" in header
-    for variant in ("", "debug"):
-        config = get_config(name, variant)
-        assert READ <= set(config) <= MAY_READ
-        assert json.loads(json.dumps(config.to_dict())) == config.to_dict()
-        Settings.from_config(config)
-    with pytest.raises(ValueError, match="unknown variant 'debg': did you mean 'debug'"):
-        get_config(name, "debg")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_network_of_a_config_takes_its_images(name):
-    # In full the published networks are shaped in test_refinenet.py.
-    for variant in ("debug",) if name in OFFICIAL else ("", "debug"):
-        config = get_config(name, variant)
-        model, view = load_model(config).network, load_model(config).data
-        x, label = np.zeros((2, *view.shape), np.float32), np.ones(2, np.float32)
-        init = lambda model=model, x=x, label=label: model.init_with_output(
-            jax.random.key(0), x, label
-        )
-        assert jax.eval_shape(init)[0].shape == x.shape
 
 
 def test_the_ladder_of_the_digits_is_what_the_rules_choose():

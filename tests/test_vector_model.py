@@ -53,7 +53,8 @@ def predicts_noise(network):
     return noise_prediction(SDE, network)
 
 
-def score_model(network=Exact(), to_score=lambda network: network):
+def score_model(network=None, to_score=lambda network: network):
+    network = network or Exact()
     return ScoreModel(
         sde=SDE,
         data=VectorView(vectors(), vectors(seed=1)),

@@ -24,7 +24,7 @@ class ChainOptions(_FromConfig):
     """Predictor-corrector sampling. Raises: ValueError for an unknown name or impossible number."""
 
     predictor: str = "reverse_diffusion"
-    corrector: str = "langevin"
+    corrector: str = "none"
     snr: float = 0.16
     """Signal-to-noise ratio of a corrector's move."""
     num_corrector_steps: int = 1

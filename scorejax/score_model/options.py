@@ -23,7 +23,8 @@ class _FromConfig:
 class ChainOptions(_FromConfig):
     """Predictor-corrector sampling. Raises: ValueError for an unknown name or impossible number."""
 
-    predictor: str = "reverse_diffusion"
+    predictor: str = ""
+    """By default reverse_diffusion, or euler_maruyama for an SDE without a discrete chain."""
     corrector: str = "none"
     snr: float = 0.16
     """Signal-to-noise ratio of a corrector's move."""
@@ -37,7 +38,8 @@ class ChainOptions(_FromConfig):
         require(values, ("num_sampling_steps",), lambda v: v >= 2, "to be at least 2")
         require(values, ("num_corrector_steps",), lambda v: v >= 1, "to be at least 1")
         require(values, ("snr",), lambda v: 0 < v < math.inf, "to be a positive number")
-        get_predictor(self.predictor)
+        if self.predictor:
+            get_predictor(self.predictor)
         get_corrector(self.corrector)
 
 

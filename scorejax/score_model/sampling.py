@@ -15,6 +15,7 @@ from scorejax.samplers import predictor_corrector as pc
 from scorejax.samplers.correctors import get_corrector, no_corrector
 from scorejax.samplers.predictors import get_predictor, no_predictor
 from scorejax.samplers.probability_flow import probability_flow_ode
+from scorejax.sdes import DiscreteChain
 from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Variables
 
 if TYPE_CHECKING:
@@ -82,9 +83,11 @@ def chain_arguments(model: "ScoreModel") -> dict[str, Any]:
     Raises: ValueError if the SDE has no such chain.
     """
     options = model.chain
+    inverts_chain = isinstance(model.sde, DiscreteChain)
+    predictor = options.predictor or ("reverse_diffusion" if inverts_chain else "euler_maruyama")
     arguments = {
         "sde": model.sde,
-        "predictor": get_predictor(options.predictor),
+        "predictor": get_predictor(predictor),
         "corrector": get_corrector(options.corrector),
         "num_steps": options.num_sampling_steps,
         "snr": options.snr,

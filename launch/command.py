@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: flags in, one line per mistake out.
+"""The frame of every command: flags in, one line per mistake out.
 
 A command is `run(prepare)`. `prepare` reads and checks what the user asked for and returns the
 job, a function without arguments. A mistake found by `prepare` ends with exit status 2, a failure
@@ -93,7 +93,7 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    """What is wrong with the flags, and what would be right."""
+    """Explains in one line what is wrong with the flags, and names the nearest valid choice."""
     text = "\n".join(argv)
     path = re.search(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     try:
@@ -117,7 +117,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
 
 
 def _no_config(path: str, loaded: object) -> str:
-    """Why what --config names is no config."""
+    """Explains why --config names no config."""
     path = path.partition(":")[0]
     if os.path.isfile(path):
         return f"--config={path}: get_config() needs to return a ConfigDict; got {loaded!r}"

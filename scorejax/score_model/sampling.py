@@ -33,7 +33,7 @@ MakeTrajectory = Callable[["ScoreModel"], Trajectory]
 
 
 class Stepper(NamedTuple):
-    """A sampler of `num_steps` steps, 0 if it is adaptive, and the steps that n evaluations buy."""
+    """A sampler, its default `num_steps` (0 if it is adaptive), and steps_of_nfe(nfe) -> steps."""
 
     sample: Callable[..., Sampled]
     num_steps: int
@@ -112,7 +112,7 @@ def chain_trajectory(model: "ScoreModel") -> Trajectory:
 
 
 def require_drawable(model: "ScoreModel", sample: Callable[..., Sampled]) -> None:
-    """Raises ValueError if the SDE lacks what the sampler needs: tracing shows it for any score."""
+    """Traces the sampler. Raises: ValueError if the SDE lacks what it needs."""
     shape = (1, *model.data.shape)
     jax.eval_shape(lambda: sample(jax.random.key(0), lambda x, t: -x, shape))
 
@@ -157,7 +157,7 @@ SAMPLERS: dict[str, MakeStepper] = {
 
 
 def first(name: str) -> Mapping[str, MakeStepper]:
-    """All samplers, the one of that name first, which makes it the default."""
+    """All samplers, with the one of that name first, as the default."""
     return {name: SAMPLERS[name], **SAMPLERS}
 
 

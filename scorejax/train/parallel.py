@@ -144,7 +144,7 @@ class InFlight:
         self._calls: collections.deque[tuple[int, PyTree]] = collections.deque()
 
     def push(self, step: int, metrics: PyTree) -> list[tuple[int, PyTree]]:
-        """Adds a call; waits for those beyond the limit and returns them, metrics as NumPy arrays."""
+        """Adds a call; waits for and returns those beyond the limit, metrics as NumPy arrays."""
         self._calls.append((step, metrics))
         return self._pop_until(self._limit)
 

@@ -38,7 +38,7 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
-        """Reads the keys and ignores all others. Raises: ValueError for a missing or impossible one."""
+        """Reads the keys, ignores others. Raises: ValueError for a missing or impossible one."""
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in config]
         if missing:

@@ -72,7 +72,7 @@ def open_workdir(
 
 
 def require_new_workdir(workdir: str | os.PathLike) -> pathlib.Path:
-    """The absolute path of a new run. Raises: ValueError if the directory exists and is not empty."""
+    """The absolute path of a new run. Raises: ValueError unless it is missing or empty."""
     path = pathlib.Path(workdir).absolute()
     if (path / CONFIG).exists():
         raise ValueError(f"workdir {path} already holds a run; choose another workdir.")

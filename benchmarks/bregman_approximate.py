@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks.bregman_sets import SETS
-from scorejax.bregman import brepartition
+from scorejax.bregman.index import brepartition
 
 DATA = flags.DEFINE_list("data", ["patches", "spectra"], "Which sets.")
 NUM_POINTS = flags.DEFINE_integer("num_points", 5000, "Of each set.")

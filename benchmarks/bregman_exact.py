@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax import bregman
-from scorejax.bregman import exact, ranking
+from scorejax.bregman.scan import exact, ranking
 
 DIM, K = 128, 10
 NUM_POINTS, NUM_FOR_GRAPH = 200_000, 20_000
@@ -32,7 +32,7 @@ MANY, FEW = (64, 256, 1024), (1, 2, 4)
 
 
 def rows(num: int, seed: int, divergence: str) -> np.ndarray:
-    """Correlated rows about 16 centres: positive, and of logit normal entries for `logistic`."""
+    """Correlated rows about 16 centres: positive, or with logit-normal entries for `logistic`."""
     generator = np.random.default_rng(seed)
     shared = np.random.default_rng(0)
     centres, mixing = shared.normal(size=(16, DIM)), shared.normal(size=(8, DIM)) / 4
@@ -77,7 +77,7 @@ def against_faiss(index: exact.ExactIndex, divergence: str, rounds: int) -> None
 
     faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
     known = bregman.get(divergence)
-    # D(x, q) = phi(x) - <x, phi'(q)> + what depends on q only.
+    # D(x, q) = phi(x) - <x, phi'(q)> + a term that depends on q only.
     wide = index.points.astype(np.float64)
     height = known.phi(wide).sum(axis=1, keepdims=True)
     flat = faiss.IndexFlatIP(DIM + 1)

@@ -31,7 +31,7 @@ def patches(rng: np.random.Generator, num_points: int, num_queries: int) -> Sets
 
 
 def spectra(rng: np.random.Generator, num_points: int, num_queries: int) -> Sets:
-    """Power spectra, 128 frequencies, of 256 pixels of a line: audio with pixels for samples."""
+    """Power spectra (128 frequencies) of 256 pixels of a line, as of audio samples."""
 
     def windows(picture):
         lines = np.moveaxis(picture, 2, 0).reshape(-1, picture.shape[1])
@@ -81,7 +81,7 @@ def _of_photographs(rng, counts, windows, make) -> Sets:
 
 
 def _draw(rng, windows: list[np.ndarray], num: int, make) -> np.ndarray:
-    """So many different windows in random order, made into rows a piece at a time."""
+    """`num` different windows in random order, converted to rows a piece at a time."""
     first = np.cumsum([0, *map(len, windows)])
     chosen = np.sort(rng.choice(first[-1], num, replace=False))
     rows = []

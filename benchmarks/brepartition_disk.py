@@ -23,10 +23,10 @@ from absl import app, flags
 
 from benchmarks import va_file
 from benchmarks.bregman_sets import SETS
-from scorejax.bregman import brepartition, filters, planning, store
 from scorejax.bregman.divergences import get
-from scorejax.bregman.pages import PagedRows, page_layout, paged
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import brepartition, filters, planning, store
+from scorejax.bregman.index.pages import PagedRows, page_layout, paged
 
 DATA = flags.DEFINE_list("data", ["patches", "spectra", "normal", "uniform"], "Which sets.")
 NUM_POINTS = flags.DEFINE_integer("num_points", 20_000, "Of each set.")
@@ -43,7 +43,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the data.")
 
 @dataclasses.dataclass(frozen=True)
 class WatchedRows(PagedRows):
-    """Rows that remember which were read."""
+    """Paged rows that record which ones were read."""
 
     is_read: np.ndarray
 
@@ -57,7 +57,7 @@ class WatchedRows(PagedRows):
         return super().take(positions)
 
     def page_share(self, page_bytes: int) -> float:
-        """Of all pages of that size, those that hold a row which was read."""
+        """Share of the pages of that size that hold a row that was read."""
         row_bytes = self.records.shape[2] * self.records.itemsize
         per_page, _ = page_layout(row_bytes, page_bytes)
         read = len(np.unique(np.flatnonzero(self.is_read) // per_page))
@@ -65,7 +65,7 @@ class WatchedRows(PagedRows):
 
 
 class Found(NamedTuple):
-    """The distances of every query, and what they took: means over queries."""
+    """Distances of every query, and mean costs over queries."""
 
     distances: np.ndarray
     candidates: float
@@ -100,7 +100,7 @@ def report(name: str, k: int, found: Found, expected: Found, index_share: float)
 
 
 def index_bytes(index, filter: str) -> int:
-    """What a filter reads besides rows, at most."""
+    """Largest number of bytes that a filter reads besides rows."""
     tuples, leaves = index.tuples.values.nbytes, index.leaves.nbytes
     if filter == "scan":
         return tuples
@@ -124,7 +124,7 @@ def search_va_file(file, k, rows, q):
 
 
 def opened(x, divergence: str, folder: pathlib.Path, num_parts: int):
-    """The index with so many parts: that of an earlier run, or one that is built now."""
+    """The index with that many parts, opened from an earlier run or built."""
     path = folder / f"{num_parts}_parts"
     if path.exists():
         return store.open_index(path, verify=False)
@@ -162,7 +162,7 @@ def compare(x, queries, divergence: str, folder: pathlib.Path) -> None:
 
 
 def show_slack(index, queries, k: int, kth: np.ndarray) -> None:
-    """Prints how many times the k-th distance the paper's searching bound is."""
+    """Prints the ratio of the paper's searching bound to the k-th distance."""
     bounds = [
         filters.searching_bound(index, filters.index_tuple(index, q), k)[0].radii().sum()
         for q in index.coordinates(queries)
@@ -180,7 +180,7 @@ def compare_va_file(x, queries, space: Sided, expected: dict[int, Found]) -> Non
 
 
 def resident_bytes() -> int:
-    """The largest memory that this process has had, memory maps included."""
+    """Peak memory of this process, memory maps included."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -203,7 +203,7 @@ def main(argv) -> None:
 
 
 def mapped(x: np.ndarray, path: pathlib.Path) -> np.ndarray:
-    """Rows that are read from a file, as those that do not fit in memory are."""
+    """Rows mapped from a file, like rows that do not fit in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, x)
     return np.load(path, mmap_mode="r")

@@ -16,8 +16,8 @@ import time
 import numpy as np
 from absl import app, flags
 
-from scorejax.bregman import brepartition, store
 from scorejax.bregman.divergences import get
+from scorejax.bregman.index import brepartition, store
 
 NUM_POINTS = flags.DEFINE_integer("num_points", 10_000_000, "Rows.")
 DIMENSION = flags.DEFINE_integer("dimension", 64, "Columns, float32.")
@@ -34,7 +34,7 @@ BLOCK = 2**18
 
 
 class Spectra:
-    """Rows exp(z W + noise): positive, correlated, of a few factors."""
+    """Rows exp(z W + noise): positive, and correlated through a few factors."""
 
     def __init__(self, seed: int):
         self._rng = np.random.default_rng(seed)
@@ -47,7 +47,7 @@ class Spectra:
 
 
 def write_rows(path: pathlib.Path) -> None:
-    """Writes the rows, never more than a block of them in memory."""
+    """Writes the rows, with at most one block of them in memory."""
     shape = NUM_POINTS.value, DIMENSION.value
     data = Spectra(seed=1)
     with open(path, "wb") as file:
@@ -58,7 +58,7 @@ def write_rows(path: pathlib.Path) -> None:
 
 
 def peaks() -> str:
-    """Peak memory of all kinds, and the process's own now."""
+    """Peak memory of all kinds, and the current private memory of the process."""
     status = dict(
         line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines()
     )
@@ -67,7 +67,7 @@ def peaks() -> str:
 
 
 def timed(what: str, step):
-    """What a step returns; prints its seconds, of the clock and of the processor."""
+    """Runs a step and returns its value; prints its wall-clock and processor seconds."""
     start, own = time.perf_counter(), time.process_time()
     result = step()
     wall, cpu = time.perf_counter() - start, time.process_time() - own
@@ -76,7 +76,7 @@ def timed(what: str, step):
 
 
 def brute_force(rows, q) -> np.ndarray:
-    """The k smallest distances, over all rows."""
+    """The k smallest distances over all rows, by brute force."""
     divergence, nearest = get(DIVERGENCE.value), np.empty(0)
     for start in range(0, len(rows), BLOCK):
         block = divergence.divergence(rows[start : start + BLOCK], q[None])

@@ -19,6 +19,7 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_limits
 
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
 from benchmarks.digits_quality import (
     SAMPLE_HEAD,
     Judge,
@@ -28,10 +29,9 @@ from benchmarks.digits_quality import (
     plus_minus,
     sample_row,
 )
-from launch import command
-from scorejax import systems
+from scorejax import runs, systems
 from scorejax.data.view import ImageView
-from scorejax.evaluate.digits_features import looked_at
+from scorejax.evaluate.digits_features import hidden_features
 from scorejax.files import written_whole
 
 SIDE, NUM, NUM_BITS, NUM_TRAIN, NUM_TEST = 14, 400, 64, 10_000, 2000
@@ -60,7 +60,7 @@ def of_clothes() -> Judge:
     print(f"the classifier is right on {model.score(rows(test.image) / 255, test.label):.3f}")
 
     levels = lambda images: np.floor(256 * np.clip(images, 0, 1 - 1e-6)).astype(np.int64)
-    look = lambda images: looked_at(model, rows(levels(images) / 255))
+    look = lambda images: hidden_features(model, rows(levels(images) / 255))
     return Judge(train, test, 255, look, levels)
 
 
@@ -69,13 +69,12 @@ def measure(workdir: pathlib.Path, kind: str) -> dict:
     path = workdir / "quality.json"
     if path.exists():
         return json.loads(path.read_text())
-    config, restored = command.saved_config(str(workdir)), command.restore(str(workdir), None)
-    variables = restored.params, restored.model_state
-    sampler = systems.capability(config, "sampler")
+    config, variables, _ = runs.open(workdir)
+    model = systems.load_model(config)
     bits = measure_bits(config, variables, NUM_BITS)
     found = {"bits_per_dim": float(np.nanmean(bits))}
     for label, (name, options) in METHODS[kind].items():
-        drawn = draw(sampler(config, name, **options), variables, NUM, name)
+        drawn = draw(model.sampler(name, **options), variables, NUM, name)
         with threadpool_limits(1):
             found[label] = judge(drawn[f"{name}/image"], drawn[f"{name}/nfe"], of_clothes())
     with written_whole(path) as file:

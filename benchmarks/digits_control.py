@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from launch import command
-from scorejax import systems
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
+from scorejax import runs, systems
 from scorejax.evaluate import pictures
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.guidance import class_guided
@@ -29,16 +29,15 @@ from scorejax.samplers.correctors import langevin
 from scorejax.samplers.few_step import heun
 from scorejax.samplers.predictors import reverse_diffusion
 from scorejax.samplers.probability_flow import encode
-from scorejax.systems import score_sde
 
 NUM_EACH, NUM_INPAINTED, NUM_ENCODED = 40, 200, 100
 GUIDANCE = (0.0, 1.0, 3.0)
 
 
 def load(workdir: pathlib.Path):
-    """The config and the averaged weights of a run."""
-    restored = command.restore(str(workdir), None)
-    return command.saved_config(str(workdir)), (restored.params, restored.model_state)
+    """The model and the variables of a run."""
+    config, variables, _ = runs.open(workdir)
+    return systems.load_model(config), variables
 
 
 def share(right: np.ndarray) -> str:
@@ -49,15 +48,14 @@ def share(right: np.ndarray) -> str:
 
 def classes(run, guide) -> tuple[list[str], np.ndarray]:
     """Rows of a table, and a picture: one row of samples for each class asked for."""
-    (config, variables), (theirs, weights) = run, guide
-    sde, view = score_sde.make_sde(config), score_sde.image_view(config)
-    logits = systems.load_model(theirs).classifier()
+    (model, variables), (classifier, weights) = run, guide
+    sde, view, logits = model.sde, model.data, classifier.classifier()
     label = np.repeat(np.arange(10), NUM_EACH)
     rows, shown = [], None
 
     @jax.jit
     def draw(variables, weights, guidance):
-        score_fn = score_sde.score_of(config)(variables)
+        score_fn = model.score(variables)
         guide = lambda x, t: logits(weights, sde, x, t)
         guided = class_guided(score_fn, guide, jnp.asarray(label), guidance=guidance)
         return heun(jax.random.key(0), guided, (len(label), *view.shape), sde=sde).x
@@ -73,8 +71,8 @@ def classes(run, guide) -> tuple[list[str], np.ndarray]:
 
 def inpainted(run) -> tuple[list[str], np.ndarray]:
     """Rows of a table, and a picture: digits, what was given of them, and what was made of it."""
-    config, variables = run
-    sde, view = score_sde.make_sde(config), score_sde.image_view(config)
+    model, variables = run
+    sde, view = model.sde, model.data
     test = view.stored("test", NUM_INPAINTED)
     x = jnp.asarray(view.as_trained(np.random.default_rng(0), test.image))
     mask = np.zeros((8, 8, 1), np.float32)
@@ -83,7 +81,7 @@ def inpainted(run) -> tuple[list[str], np.ndarray]:
     @jax.jit
     def draw(variables, x):
         return inpaint(
-            jax.random.key(1), score_sde.score_of(config)(variables), x, mask, sde=sde,
+            jax.random.key(1), model.score(variables), x, mask, sde=sde,
             predictor=reverse_diffusion, corrector=langevin, num_steps=200,
         ).x  # fmt: skip
 
@@ -102,12 +100,12 @@ def inpainted(run) -> tuple[list[str], np.ndarray]:
 
 def same_latents(run, other) -> str:
     """How close the latents of two networks are, and those of different digits."""
-    (config, first), (_, second) = run, other
-    sde, view = score_sde.make_sde(config), score_sde.image_view(config)
+    (model, first), (_, second) = run, other
+    sde, view = model.sde, model.data
     stored = view.stored("test", NUM_ENCODED).image
     x = jnp.asarray(view.dequantized(np.random.default_rng(0), stored))
     solve = functools.partial(encode, sde=sde, rtol=1e-3, atol=1e-3)
-    latent = jax.jit(lambda variables: solve(score_sde.score_of(config)(variables), x).x)
+    latent = jax.jit(lambda variables: solve(model.score(variables), x).x)
     one, two = (np.asarray(latent(variables)).reshape(len(x), -1) for variables in (first, second))
     distance = lambda a, b: np.mean(np.linalg.norm(a - b, axis=1))
     cosine = lambda a, b: np.mean(

@@ -24,17 +24,19 @@ import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
 from benchmarks import digits_baselines as baselines
-from launch import command
-from scorejax import systems
+from scorejax import runs, systems
+from scorejax.capabilities import MeasuresDensity
 from scorejax.data import images
 from scorejax.evaluate import frechet, memorization, pictures
+from scorejax.evaluate.chunks import draw_in_chunks, measure_in_chunks
 from scorejax.evaluate.digits_features import digits_features, quantized
-from scorejax.systems import score_sde
 
 ODE_TOLERANCE = 1e-3
 NUM_NEIGHBOURS = 3
@@ -47,29 +49,26 @@ SAMPLE_HEAD = (
 
 def measure(workdir: pathlib.Path, *, num_bits: int, num_samples: int) -> dict[str, np.ndarray]:
     """Bits/dim of test images and samples by every method, from the workdir if they are there."""
-    restored = command.restore(str(workdir), None)
+    run = runs.open(workdir)
     path = workdir / f"quality_{num_bits}_{num_samples}.npz"
     if path.exists():
         with np.load(path) as file:
-            if file["step"] == restored.step:
+            if file["step"] == run.step:
                 return dict(file)
-    config, variables = command.saved_config(str(workdir)), (restored.params, restored.model_state)
-    found = {"step": np.array(restored.step), "sde": np.array(config.sde)}
-    found["bits_per_dim"] = measure_bits(config, variables, num_bits)
+    found = {"step": np.array(run.step), "sde": np.array(run.config.sde)}
+    found["bits_per_dim"] = measure_bits(run.config, run.variables, num_bits)
     if num_samples:
-        found |= draw_all(config, variables, num_samples)
+        found |= draw_all(run.config, run.variables, num_samples)
     np.savez(path, **found)
     return found
 
 
 def measure_bits(config, variables, num: int) -> np.ndarray:
     """Bits/dim (num,) of the first test images, one dequantisation draw each."""
-    view, likelihood = (
-        systems.capability(config, name)(config) for name in ("image_view", "likelihood")
-    )
-    x = view.dequantized(np.random.default_rng(0), view.stored("test", num).image)
-    rows = {"image": x, "rng": command.keys(0, len(x))}
-    return command.in_chunks(likelihood, variables, rows, 128, "images")["bits_per_dim"]
+    model = systems.require(config, MeasuresDensity)
+    x = model.data.density_examples(np.random.default_rng(0), num)
+    rows = measure_in_chunks(jax.random.key(0), model.likelihood(), variables, x)
+    return rows["bits_per_dim"]
 
 
 def draw_all(config, variables, num: int) -> dict[str, np.ndarray]:
@@ -79,10 +78,10 @@ def draw_all(config, variables, num: int) -> dict[str, np.ndarray]:
     """
     config = config.copy_and_resolve_references()
     config.rtol = config.atol = ODE_TOLERANCE
-    found = draw(score_sde.sampler(config, "ode"), variables, num, "ODE")
+    found = draw(systems.load_model(config).sampler("ode"), variables, num, "ODE")
     for name, settings in chains(round(float(found["ODE/nfe"].mean()))).items():
         config.update(settings)
-        found |= draw(score_sde.sampler(config, "pc"), variables, num, name)
+        found |= draw(systems.load_model(config).sampler("pc"), variables, num, name)
     return found
 
 
@@ -96,8 +95,7 @@ def chains(budget: int) -> dict[str, dict]:
 
 def draw(sampler: Callable, variables, num: int, name: str) -> dict[str, np.ndarray]:
     """`num` samples in [0, 1], clipped to it, and their NFE."""
-    fn = lambda variables, rows: sampler(variables, rows["rng"])
-    rows = command.in_chunks(fn, variables, {"rng": command.keys(1, num)}, 256, name)
+    rows = draw_in_chunks(jax.random.key(1), sampler, variables, num, unit=name)
     return {f"{name}/image": np.clip(rows["image"], 0, 1), f"{name}/nfe": rows["nfe"]}
 
 

@@ -21,10 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
 from benchmarks.digits_quality import draw, judge, measure_bits, plus_minus
-from launch import command
+from scorejax import runs, systems
 from scorejax.files import written_whole
-from scorejax.systems import score_sde
 
 COLUMNS = ("bits/dim", "Fréchet distance", "precision", "recall", "class balance")
 SAMPLER = "dpm++"
@@ -57,10 +57,9 @@ def measure(workdir: pathlib.Path, step: int, counts: Counts) -> dict[str, float
     path = workdir / f"recurrent_{step}_{'_'.join(map(str, counts))}.json"
     if path.exists():
         return json.loads(path.read_text())
-    config, restored = command.saved_config(str(workdir)), command.restore(str(workdir), step)
-    variables = restored.params, restored.model_state
+    config, variables, _ = runs.open(workdir, step)
     bits = measure_bits(config, variables, counts.num_bits)
-    sampler = score_sde.sampler(config, SAMPLER, nfe=counts.nfe)
+    sampler = systems.load_model(config).sampler(SAMPLER, nfe=counts.nfe)
     drawn = draw(sampler, variables, counts.num_samples, SAMPLER)
     with threadpool_limits(1):
         found = judge(drawn[f"{SAMPLER}/image"], drawn[f"{SAMPLER}/nfe"])

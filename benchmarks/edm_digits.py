@@ -13,9 +13,9 @@ import pathlib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
 from benchmarks.digits_quality import SAMPLE_HEAD, draw, judge, measure_bits, plus_minus, sample_row
-from launch import command
-from scorejax.systems import edm
+from scorejax import runs, systems
 
 METHODS = {"Heun": ("heun", 35), "Heun, fewer": ("heun", 19), "DPM-Solver++": ("dpm++", 20)}
 NUM, NUM_BITS = 450, 128
@@ -23,12 +23,12 @@ NUM, NUM_BITS = 450, 128
 
 def measure(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     """Of a run: bits/dim, and sample quality by method."""
-    config, restored = command.saved_config(str(workdir)), command.restore(str(workdir), None)
-    variables = restored.params, restored.model_state
+    config, variables, _ = runs.open(workdir)
+    model = systems.load_model(config)
     bits = measure_bits(config, variables, NUM_BITS)
     found = {"bits": {"bits_per_dim": float(np.nanmean(bits))}}
     for label, (name, nfe) in METHODS.items():
-        drawn = draw(edm.sampler(config, name, nfe=nfe), variables, NUM, name)
+        drawn = draw(model.sampler(name, nfe=nfe), variables, NUM, name)
         with threadpool_limits(1):
             found[label] = judge(drawn[f"{name}/image"], drawn[f"{name}/nfe"])
     return found

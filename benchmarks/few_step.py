@@ -23,16 +23,17 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from scipy import stats
 
-from launch import command
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
+from scorejax import runs, systems
 from scorejax.data import images
 from scorejax.evaluate import frechet, pictures
+from scorejax.evaluate.chunks import draw_in_chunks
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.samplers import dpm_solver, few_step
 from scorejax.samplers.correctors import annealed_langevin
 from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.predictors import euler_maruyama
 from scorejax.sdes import VPSDE
-from scorejax.systems import score_sde
 
 SDE = VPSDE()
 BUDGETS = (5, 10, 20, 35, 50, 100, 200, 500, 1000)
@@ -117,10 +118,9 @@ def on_digits(config, variables, name: str, nfe: int) -> Measured:
     sampler, settings = DIGITS_SAMPLERS[name]
     config = config.copy_and_resolve_references()
     config.update(settings)
-    sample = score_sde.sampler(config, sampler, nfe=nfe)
-    fn = lambda variables, rows: sample(variables, rows["rng"])
-    rows = {"rng": command.keys(1, NUM_DIGITS)}
-    x = command.in_chunks(fn, variables, rows, NUM_DIGITS, f"{name}, {nfe}")["image"]
+    draw = systems.load_model(config).sampler(sampler, nfe=nfe)
+    sizes = {"batch_size": NUM_DIGITS, "unit": f"{name}, {nfe}"}
+    x = draw_in_chunks(jax.random.key(1), draw, variables, NUM_DIGITS, **sizes)["image"]
     if not np.isfinite(x).all():
         return float("nan"), float("nan")
     return with_bootstrap(digits_features(np.clip(x, 0, 1)).features)
@@ -144,11 +144,10 @@ def with_bootstrap(features: np.ndarray) -> Measured:
 
 def measure(workdir: pathlib.Path) -> dict[str, dict[str, Measured]]:
     """Problem -> "sampler, NFE" -> distance; what the workdir holds already is not done again."""
-    restored = command.restore(str(workdir), None)
-    config, variables = command.saved_config(str(workdir)), (restored.params, restored.model_state)
+    config, variables, step = runs.open(workdir)
     if config.sde != SDE.name:
         raise ValueError(f"{workdir} needs a run with sde={SDE.name!r}; got {config.sde!r}")
-    path = workdir / f"few_step_{restored.step}.json"
+    path = workdir / f"few_step_{step}.json"
     found = json.loads(path.read_text()) if path.exists() else {"mixture": {}, "digits": {}}
     jobs = {
         "mixture": (SAMPLERS, BUDGETS[-1], on_the_mixture, floor_of_the_mixture),

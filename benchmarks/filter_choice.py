@@ -18,7 +18,7 @@ from absl import app, flags
 
 from benchmarks import timing
 from benchmarks.bregman_sets import SETS
-from scorejax.bregman import brepartition, planning
+from scorejax.bregman.index import brepartition, planning
 
 DATA = flags.DEFINE_list("data", [*SETS], "Which sets.")
 NUM_POINTS = flags.DEFINE_list("num_points", ["20000"], "Of each set.")

@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from threadpoolctl import threadpool_limits
 
+import launch  # noqa: F401  (XLA's flags and the allocator's settings)
 from benchmarks.digits_quality import (
     SAMPLE_HEAD,
     draw,
@@ -25,9 +26,8 @@ from benchmarks.digits_quality import (
     real,
     sample_row,
 )
-from launch import command
+from scorejax import runs, systems
 from scorejax.evaluate import pictures
-from scorejax.systems import ncsnv2
 
 SEEDS = tuple(f"ncsnv2_digits_seed{seed}" for seed in range(3))
 LEFT_OUT = {
@@ -40,18 +40,17 @@ NUM, NUM_BITS = 450, 128
 
 def load(workdir: pathlib.Path, step: int | None = None, *, raw: bool = False):
     """Config and variables of a run; `raw` are the parameters without the moving average."""
-    restored = command.restore(str(workdir), step)
-    params = restored.params
+    config, (params, model_state), step = runs.open(workdir, step)
     if raw:
-        path = workdir.absolute() / "checkpoints" / str(restored.step) / "train"
+        path = workdir.absolute() / "checkpoints" / str(step) / "train"
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(path)["params"]
-    return command.saved_config(str(workdir)), (params, restored.model_state)
+    return config, (params, model_state)
 
 
 def samples(config, variables, name: str = "ald", **options) -> dict[str, float]:
     """What is found of samples of a method."""
-    found = draw(ncsnv2.sampler(config, name, **options), variables, NUM, name)
+    found = draw(systems.load_model(config).sampler(name, **options), variables, NUM, name)
     with threadpool_limits(1):
         return judge(found[f"{name}/image"], found[f"{name}/nfe"])
 
@@ -74,7 +73,9 @@ def brightness(runs: pathlib.Path, out: pathlib.Path) -> str:
     for step in steps:
         for label in means:
             config, variables = load(runs / SEEDS[0], step, raw=label == "last weights")
-            found = draw(ncsnv2.sampler(config, "ald"), variables, 256, "ald")["ald/image"]
+            found = draw(systems.load_model(config).sampler("ald"), variables, 256, "ald")[
+                "ald/image"
+            ]
             means[label].append(float(found.mean()))
             if step == steps[-1]:
                 shown.append(found[:20])
@@ -117,7 +118,7 @@ def show(label: str, rows: list[dict[str, float]]) -> None:
 
 def fifth(config) -> float:
     """A fifth of the step size that technique 4 chooses."""
-    return ncsnv2.chain_options(config)["step_size"] / 5
+    return systems.load_model(config).ladder.chain()["step_size"] / 5
 
 
 if __name__ == "__main__":

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.residuals import residual_bytes
+from scorejax import systems
 from scorejax.objectives.training_loss import make_loss_fn
-from scorejax.systems import make_init, ncsnv2
+from scorejax.systems import make_init
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step
 
@@ -33,11 +34,11 @@ def measure(name: str, batch_size: int, remat: bool, accumulation: int) -> str:
     """One line on the step of a config."""
     config = importlib.import_module(f"configs.ncsnv2.{name}").get_config()
     config.remat = remat
-    model, tx = ncsnv2.make_network(config), ncsnv2.make_optimizer(config)
-    shape = ncsnv2.image_view(config).shape
-    loss = make_loss_fn(ncsnv2.make_network_loss(config), model.apply)
+    model = systems.load_model(config)
+    shape, tx = model.data.shape, model.tx
+    loss = make_loss_fn(model.example_loss, model.network.apply)
     step = make_train_step(loss, tx, ema_rate=config.ema_rate, accumulation=accumulation)
-    init, rng = make_init(model, shape, ()), jax.random.key(0)
+    init, rng = make_init(model.network, jnp.ones((1, *shape)), jnp.ones(1)), jax.random.key(0)
     state = jax.eval_shape(lambda rng: TrainState.create(*init(rng), tx), rng)
     batch = {"image": jax.ShapeDtypeStruct((batch_size, *shape), jnp.float32)}
     start = time.perf_counter()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The VA-file for Bregman distances, a baseline: every point by a few bits a coordinate.
+"""The VA-file for Bregman distances, a baseline that stores a few bits per coordinate of a point.
 
 A query first scans these approximations, whose cells bound its divergence from below and above,
 and then reads rows in the order of their lower bounds until these exceed the k-th distance.
@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scorejax.bregman.filters import Nearest
-from scorejax.bregman.pages import PagedRows, PageReader
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index.filters import Nearest
+from scorejax.bregman.index.pages import PagedRows, PageReader
 
 
 class VAFile(NamedTuple):
@@ -24,12 +24,12 @@ class VAFile(NamedTuple):
 
     @property
     def index_bytes(self) -> int:
-        """Of the approximations, packed: what each query reads of them."""
+        """Bytes of the packed approximations, all of which each query reads."""
         return self.cells.size * self.bits // 8
 
 
 def build(x: np.ndarray, rows: PagedRows, space: Sided, *, bits: int = 4) -> VAFile:
-    """Cells with equal numbers of points, as far as ties let them."""
+    """The VA-file of the rows, with cells of equal numbers of points, up to ties."""
     num_cells = 2**bits
     cells = np.empty(x.T.shape, np.uint8)
     edges = np.empty((x.shape[1], num_cells, 2))
@@ -38,19 +38,21 @@ def build(x: np.ndarray, rows: PagedRows, space: Sided, *, bits: int = 4) -> VAF
         inner = np.quantile(column, np.linspace(0, 1, num_cells + 1)[1:-1])
         cells[j] = np.searchsorted(inner, column, side="right")
         for cell in range(num_cells):
-            own = column[cells[j] == cell]
-            # An empty cell has no point, and so no bound to be wrong.
-            edges[j, cell] = (own.min(), own.max()) if len(own) else column[:1].repeat(2)
+            members = column[cells[j] == cell]
+            # The edges of an empty cell bound no point, and may be anything.
+            if not len(members):
+                members = column[:1]
+            edges[j, cell] = members.min(), members.max()
     return VAFile(space, rows, cells, edges, bits)
 
 
 def search(file: VAFile, q: np.ndarray, k: int) -> tuple[Nearest, PageReader]:
-    """The k nearest rows, exact, and what was read for them."""
+    """The exact k nearest rows, and the reader that counted pages and candidates."""
     low, high = file.edges[..., 0], file.edges[..., 1]
-    own = lambda edge: file.space.pointwise(edge, q[:, None])
-    # A divergence grows away from the query: least at the nearest place, largest at an end.
-    least = own(np.clip(q[:, None], low, high)) * (1 - 1e-9)
-    largest = np.maximum(own(low), own(high)) * (1 + 1e-9)
+    distance = lambda edge: file.space.pointwise(edge, q[:, None])
+    # A divergence grows away from the query: smallest at the nearest place, largest at an end.
+    least = distance(np.clip(q[:, None], low, high)) * (1 - 1e-9)
+    largest = np.maximum(distance(low), distance(high)) * (1 + 1e-9)
     lower, upper = np.zeros((2, file.cells.shape[1]))
     for j, cells in enumerate(file.cells):
         lower += least[j, cells]

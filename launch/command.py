@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: flags in, one line per mistake out.
+"""Runs a command: parses its flags, and answers each mistake in one line.
 
-A command is `run(prepare)`. `prepare` reads and checks what the user asked for and returns the
-job, a function without arguments. A mistake found by `prepare` ends with exit status 2, a failure
-of the outside world (no space left, no permission, a loss that is NaN) with 1; both print one line.
-Anything else is a defect of ours, and keeps its traceback.
+A command is `run(prepare)`. `prepare` checks the flags and the files that they name, and returns
+the job, a function without arguments. A mistake found by `prepare` ends with exit status 2; a
+failure of the environment (no space left, no permission, a loss that is NaN) ends with 1. Both
+print one line. Any other exception is a bug of this library and keeps its traceback.
 
-Nothing heavy is imported here, so that a mistake in the flags is answered at once.
+Importing this module is fast, so that a mistake in the flags is answered at once.
 """
 
 import difflib
 import functools
-import json
 import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -31,7 +30,7 @@ def run(prepare: Callable[[], Job]) -> None:
 
 
 def config(holder: flags.FlagHolder) -> ConfigDict:
-    """The config that --config names, with its overrides. Raises: ValueError if there is none."""
+    """The config of --config, with its overrides. Raises: ValueError if the flag is missing."""
     value = holder.value
     if isinstance(value, ConfigDict):
         return value
@@ -40,61 +39,11 @@ def config(holder: flags.FlagHolder) -> ConfigDict:
     raise ValueError(_no_config(config_flags.get_config_filename(flags.FLAGS["config"]), value))
 
 
-def saved_config(workdir: str) -> ConfigDict:
-    """The config that a run in `workdir` was started with. Raises: as checkpoint.load_config."""
-    from scorejax.train import checkpoint
-
-    return ConfigDict(checkpoint.load_config(workdir))
-
-
-def restore(workdir: str, step: int | None):
-    """The checkpoint of a step, None for the newest. Raises: as restore_for_inference."""
-    from scorejax.train import checkpoint
-
-    return checkpoint.restore_for_inference(workdir, step=step)
-
-
-def keys(seed: int, num: int):
-    """Random keys (num,), of which the first ones do not depend on how many there are."""
-    import jax
-
-    from scorejax.random import row_keys
-
-    return row_keys(jax.random.key(seed), num)
-
-
-def in_chunks(
-    fn: Callable, variables: Any, rows: dict, batch_size: int, unit: str, parts: Any = None
-) -> dict:
-    """fn(variables, rows) -> rows on all local devices, `batch_size` rows at a time, with a bar.
-
-    With `parts`, a `scorejax.evaluate.parts.Parts`, a chunk that is there is not computed again.
-    """
-    import jax
-    import numpy as np
-    import tqdm
-
-    from scorejax.train import parallel
-
-    mapped = parallel.map_over_devices(fn)
-    num = len(next(iter(rows.values())))
-    batch_size = min(batch_size, num)
-    results = []
-    with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr, disable=None) as bar:
-        for start in range(0, num, batch_size):
-            # The last chunk is filled up, since another size would be compiled anew.
-            index = np.minimum(np.arange(start, start + batch_size), num - 1)
-            chunk = {name: row[index] for name, row in rows.items()}
-            compute = functools.partial(mapped, variables, chunk)
-            results.append(parts.get(f"{start:08d}", compute) if parts else compute())
-            bar.update(min(batch_size, num - start))
-    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num], *results)
-
-
 def output(out: str, workdir: str, name: str) -> str:
-    """The path, without ending, of what a command writes; its directory is made.
+    """The path without suffix of a command's files; creates its directory.
 
-    Raises: NotADirectoryError if that cannot be, since a file is there.
+    `out` is the value of --out; <workdir>/<name> is the default.
+    Raises: NotADirectoryError if a file is in the place of the directory.
     """
     path = pathlib.Path(out) if out else pathlib.Path(workdir) / name
     try:
@@ -102,17 +51,6 @@ def output(out: str, workdir: str, name: str) -> str:
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(f"--out={path}: {path.parent} is not a directory") from None
     return str(path)
-
-
-def write_json(path: str, report: dict[str, Any]) -> None:
-    """Writes a report, whole or not at all, and shows it; what is not finite is null."""
-    from scorejax.files import written_whole
-    from scorejax.report import json_values
-
-    text = json.dumps(json_values(report), indent=2, allow_nan=False)
-    with written_whole(path) as file:
-        file.write(f"{text}\n".encode())
-    print(f"{text}\n{path}")
 
 
 def require_positive(**values: int) -> None:
@@ -156,7 +94,7 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    """What is wrong with the flags, and what would be right."""
+    """The mistake in the flags, and the nearest correct flag."""
     text = "\n".join(argv)
     path = re.search(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     try:
@@ -180,7 +118,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
 
 
 def _no_config(path: str, loaded: object) -> str:
-    """Why what --config names is no config."""
+    """The reason why the file of --config gives no config."""
     path = path.partition(":")[0]
     if os.path.isfile(path):
         return f"--config={path}: get_config() needs to return a ConfigDict; got {loaded!r}"

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes a run of a published checkpoint, from which launch.sample and the others go on.
+"""Makes a run from a published checkpoint, for launch.sample and the other commands.
 
     python -m launch.import_weights --architecture=score_sde/ncsnpp --weights=ckpt.pth \
         --config=configs/score_sde/digits.py:ve --workdir=runs/published
     python -m launch.import_weights --architecture=bionet/bionet --weights=iter_3_mul_1_int.pt \
         --config=configs/bionet/monuseg.py --workdir=runs/bionet
 
-Nothing in the file is executed. Its tensors have to be those of the config's network; what does not
-show in their shapes (fir, skip_rescale, centered, the SDE) is the config's word alone. BiO-Net's
-running statistics come with its weights.
+Nothing in the file is executed. Its tensors need to have the shapes of the config's network. The
+config alone decides what shapes do not show (fir, skip_rescale, centered, the SDE). Running
+statistics are imported with the weights.
 """
 
 from absl import flags
@@ -17,11 +17,15 @@ from ml_collections import config_flags
 from launch import command
 
 ARCHITECTURE = flags.DEFINE_string(
-    "architecture", None, "Whose names, such as score_sde/ncsnpp or ncsnv2/ncsnv2.", required=True
+    "architecture", None, "Names of the tensors, such as score_sde/ncsnpp.", required=True
 )
-WEIGHTS = flags.DEFINE_string("weights", None, "The file, of any known kind.", required=True)
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, and :its,variant.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Of the new run; it has none yet.", required=True)
+WEIGHTS = flags.DEFINE_string(
+    "weights", None, "Checkpoint file, of any known format.", required=True
+)
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and :its,variant.")
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory for the new run; must not exist.", required=True
+)
 
 
 def prepare() -> command.Job:
@@ -30,41 +34,30 @@ def prepare() -> command.Job:
     import numpy as np
 
     from scorejax import interop, systems
+    from scorejax.capabilities import TakesWeights
     from scorejax.interop import published
     from scorejax.train import checkpoint, state, workdir
 
-    network, optimizer = (
-        systems.capability(config, name)(config) for name in ("make_network", "make_optimizer")
-    )
-    found = interop.read_checkpoint(WEIGHTS.value)
-    settings = {**config, "num_channels": num_channels(config)}
-    weights = published.variables_for(network, ARCHITECTURE.value, found, settings)
+    network, tx, num_channels = systems.require(config, TakesWeights).import_target()
+    file = interop.read_checkpoint(WEIGHTS.value)
+    settings = {**config, "num_channels": num_channels}
+    weights = published.variables_for(network, ARCHITECTURE.value, file, settings)
     path = workdir.require_new_workdir(WORKDIR.value)
 
     def job() -> None:
-        create = jax.jit(lambda *given: state.TrainState.create(*given, optimizer))
+        create = jax.jit(lambda *variables: state.TrainState.create(*variables, tx))
         imported = jax.device_get(create(weights.params, weights.model_state))
         averaged = jax.device_get(weights.averaged)
-        imported = imported.replace(step=np.int32(found.step), ema_params=averaged)
+        imported = imported.replace(step=np.int32(file.step), ema_params=averaged)
         with (
             workdir.new_workdir(path, config) as building,
             checkpoint.Checkpoints(building) as checkpoints,
         ):
             checkpoints.save(imported, {})
-        kinds = [kind for kind in ("raw", "averaged") if getattr(found, kind) is not None]
-        print(f"step {found.step}, {' and '.join(kinds)} weights: {path}")
+        kinds = [kind for kind in ("raw", "averaged") if getattr(file, kind) is not None]
+        print(f"step {file.step}, {' and '.join(kinds)} weights: {path}")
 
     return job
-
-
-def num_channels(config) -> int:
-    """Of the images that the config's network sees; those that BiO-Net segments are in colour."""
-    from scorejax import systems
-    from scorejax.interop import bionet_weights
-
-    if ARCHITECTURE.value in bionet_weights.ARCHITECTURES:
-        return 3
-    return systems.capability(config, "image_view")(config).shape[-1]
 
 
 if __name__ == "__main__":

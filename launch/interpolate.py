@@ -1,51 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Goes from image to image through the latents of a model: <out>.png, a row for each pair.
+"""Interpolates between images through the latents of a model: <out>.png, a row for each pair.
 
 python -m launch.interpolate --workdir=runs/digits --num=8 --num_frames=9
 
-Both images of a pair are encoded by the probability-flow ODE; what lies between their latents, on a
-sphere, is decoded.
+The probability-flow ODE encodes both images of a pair and decodes the latents between theirs, which
+lie on a sphere.
 """
 
 from absl import flags
 
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run whose latents they are.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "test or train.")
 NUM = flags.DEFINE_integer("num", 8, "Pairs, of the first images: 1 and 2, 3 and 4 ...")
-NUM_FRAMES = flags.DEFINE_integer("num_frames", 9, "Of a row, both ends among them.", lower_bound=2)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "At most so many pairs at a time.")
-SEED = flags.DEFINE_integer("seed", 0, "Of dequantisation.")
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without ending; <workdir>/interpolation by default.")
+NUM_FRAMES = flags.DEFINE_integer("num_frames", 9, "Images per row, with both ends.", lower_bound=2)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pairs at a time, on all devices.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the dequantisation.")
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/interpolation by default.")
 
 
 def prepare() -> command.Job:
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
-    config = command.saved_config(WORKDIR.value)
     import numpy as np
 
-    from scorejax import systems
+    from scorejax import runs, systems
+    from scorejax.capabilities import Interpolates
     from scorejax.files import save_npz
 
-    view = systems.capability(config, "image_view")(config)
-    path = systems.capability(config, "interpolation")(config, NUM_FRAMES.value)
-    stored = view.stored(SPLIT.value, 2 * NUM.value).image
+    model = systems.require(runs.read_config(WORKDIR.value), Interpolates)
+    path = model.interpolation(NUM_FRAMES.value)
+    stored = model.data.stored(SPLIT.value, 2 * NUM.value).image
     if len(stored) < 2 * NUM.value:
         raise ValueError(f"--num needs to be at most {len(stored) // 2} pairs; got {NUM.value}")
-    restored = command.restore(WORKDIR.value, STEP.value)
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
         from scorejax.evaluate import pictures
+        from scorejax.evaluate.chunks import in_chunks
 
-        x = view.dequantized(np.random.default_rng(SEED.value), stored)
+        x = model.data.dequantized(np.random.default_rng(SEED.value), stored)
         rows = {"start": x[0::2], "end": x[1::2]}
-        variables = restored.params, restored.model_state
-        frames = command.in_chunks(path, variables, rows, BATCH_SIZE.value, "pairs")["image"]
+        frames = in_chunks(path, run.variables, rows, BATCH_SIZE.value, "pairs")["image"]
         out = command.output(OUT.value, WORKDIR.value, "interpolation")
         save_npz(f"{out}.npz", images=frames)
-        flat = frames.reshape(-1, *view.shape)
+        flat = frames.reshape(-1, *frames.shape[2:])
         pictures.save_png(f"{out}.png", pictures.image_grid(flat, num_columns=NUM_FRAMES.value))
         print(f"{len(frames)} pairs: {out}.png, {out}.npz")
 

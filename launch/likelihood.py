@@ -5,68 +5,59 @@ python -m launch.likelihood --workdir=runs/digits --split=test
 python -m launch.likelihood --workdir=runs/digits --split=train --num=200 --repeats=5
 python -m launch.likelihood --workdir=runs/digits --num=100 --repeats=20 --importance_weighted
 
-A call that was killed goes on from its last chunk of images.
+A killed call resumes at its last chunk of images.
 """
 
 from absl import flags
 
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "The run whose model measures.", required=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "test or train.")
-NUM = flags.DEFINE_integer("num", 0, "The first so many images; 0: all.", lower_bound=0)
+NUM = flags.DEFINE_integer("num", 0, "Number of images, from the first; 0: all.", lower_bound=0)
 REPEATS = flags.DEFINE_integer("repeats", 1, "Draws of dequantisation and probe noise per image.")
 IMPORTANCE_WEIGHTED = flags.DEFINE_bool(
     "importance_weighted", False, "Also the tighter bound, by exact divergences: slower."
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "At most so many at a time, on all devices.")
-SEED = flags.DEFINE_integer("seed", 0, "Of the noise.")
-STEP = flags.DEFINE_integer("step", None, "Which checkpoint; the newest by default.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time, on all devices.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string(
-    "out", "", "Path without ending; <workdir>/likelihood_<split> by default."
+    "out", "", "Path without suffix; <workdir>/likelihood_<split> by default."
 )
 
 
 def prepare() -> command.Job:
     command.require_positive(repeats=REPEATS.value, batch_size=BATCH_SIZE.value)
-    config = command.saved_config(WORKDIR.value)
+    import jax
     import numpy as np
 
-    from scorejax import systems
-    from scorejax.evaluate import progress
+    from scorejax import runs, systems
+    from scorejax.capabilities import MeasuresDensity
     from scorejax.evaluate.parts import Parts
     from scorejax.files import save_npz
 
-    exact = IMPORTANCE_WEIGHTED.value
-    measure = systems.capability(config, "likelihood")(config, exact=exact)
-    view = systems.capability(config, "image_view")(config)
-    stored = view.stored(SPLIT.value, NUM.value or None)
-    restored = command.restore(WORKDIR.value, STEP.value)
+    config, exact = runs.read_config(WORKDIR.value), IMPORTANCE_WEIGHTED.value
+    model = systems.require(config, MeasuresDensity)
+    measure = model.likelihood(exact=exact)
+    stored = model.data.stored(SPLIT.value, NUM.value or None).image
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
-        from scorejax.likelihood import importance_weighted
+        from scorejax.evaluate import chunks, reports
 
-        repeated = np.tile(stored.image, (REPEATS.value, 1, 1, 1))
-        x = view.dequantized(np.random.default_rng(SEED.value), repeated)
-        rows = {"image": x, "rng": command.keys(SEED.value, len(x))}
-        variables = restored.params, restored.model_state
+        repeated = np.tile(stored, (REPEATS.value, 1, 1, 1))
+        x = model.data.dequantized(np.random.default_rng(SEED.value), repeated)
         out = command.output(OUT.value, WORKDIR.value, f"likelihood_{SPLIT.value}")
-        report = {"split": SPLIT.value, "step": restored.step, "repeats": REPEATS.value}
-        report |= {
-            "num_images": len(stored.image),
-            "divergence": "exact" if exact else "hutchinson",
-        }
-        asked = {"config": config.to_dict(), "exact": exact, "batch_size": BATCH_SIZE.value}
-        parts = Parts(out, asked | {"seed": SEED.value}, (variables, x))
-        found = command.in_chunks(measure, variables, rows, BATCH_SIZE.value, "images", parts)
-        bits = found["bits_per_dim"].reshape(REPEATS.value, -1)
-        save_npz(f"{out}.npz", bits_per_dim=bits, nfe=found["nfe"].reshape(bits.shape))
-        report |= {"nfe": float(found["nfe"].mean())}
-        report |= progress.summary("bits_per_dim", bits)
-        if exact:
-            weighted = importance_weighted(bits, x[0].size)[None]
-            report |= progress.summary("bits_per_dim_importance_weighted", weighted)
-        command.write_json(f"{out}.json", report)
+        identity = {"config": config.to_dict(), "exact": exact, "seed": SEED.value}
+        sizes = {"batch_size": BATCH_SIZE.value}
+        parts, rng = Parts(out, identity | sizes, (run.variables, x)), jax.random.key(SEED.value)
+        rows = chunks.measure_in_chunks(rng, measure, run.variables, x, parts=parts, **sizes)
+        bits, nfe = (rows[name].reshape(REPEATS.value, -1) for name in ("bits_per_dim", "nfe"))
+        save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
+        report = reports.likelihood_report(bits, nfe, dim=x[0].size, exact=exact)
+        report = {"split": SPLIT.value, "step": run.step} | report
+        reports.save_and_print(f"{out}.json", report)
         parts.remove()
 
     return job

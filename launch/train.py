@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the system that a config describes, from where the run in the workdir stands.
+"""Trains the system that a config describes; resumes the run in the workdir if there is one.
 
     python -m launch.train --config=configs/score_sde/digits.py --workdir=runs/digits
     python -m launch.train --config=configs/score_sde/digits.py:ve,debug --workdir=runs/ve \
@@ -11,12 +11,12 @@ from ml_collections import config_flags
 
 from launch import command
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config file, and :its,variant.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and :its,variant.")
 WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where config, checkpoints, metrics and pictures go.", required=True
+    "workdir", None, "Directory for config, checkpoints, metrics and pictures.", required=True
 )
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "One of several processes, as on a TPU slice or under srun."
+    "distributed", False, "Join the other processes of a TPU slice or of srun."
 )
 
 
@@ -31,7 +31,7 @@ def prepare() -> command.Job:
         jax.distributed.initialize()
     settings.Settings.from_config(config)
     system = systems.load(config)
-    workdir.open_workdir(WORKDIR.value, config)
+    workdir.open_workdir(WORKDIR.value, config, paths=system.paths)
 
     def job() -> None:
         from scorejax.train import loop  # Its writers of metrics take seconds to import.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """scorejax: score-based generative modelling and density methods in JAX.
 
-The names below are what most programs need; they are imported when first used, so that importing
-the package is quick and touches no device. Everything else is in the modules.
+The package exports the names that most programs need. Each is imported on first use, so importing
+the package is quick and touches no device. Everything else lives in the modules.
 """
 
 import importlib

@@ -30,7 +30,7 @@ class MeasuresDensity(Protocol):
 
 @runtime_checkable
 class Completes(Protocol):
-    """launch.inverse: complete(variables, {"image", "rng"}) -> {"measured", "image"}."""
+    """launch.complete: complete(variables, {"image", "rng"}) -> {"measured", "image"}."""
 
     def completion(self, operator: LinearOperator, *, num_steps: int = 0) -> Callable: ...
 
@@ -44,7 +44,10 @@ class Interpolates(Protocol):
 
 @runtime_checkable
 class Guides(Protocol):
-    """launch.sample --classifier: logits(variables, sde, x_t, t) -> (b, num_classes)."""
+    """launch.sample --classifier: logits(variables, sde, x_t, t) -> (b, num_classes).
+
+    The model also has `data`, the images that it was trained on, and `num_classes`.
+    """
 
     def classifier(self) -> Callable: ...
 

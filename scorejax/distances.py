@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The largest Euclidean distance between two points of a data set: exact, or between bounds.
+"""Largest Euclidean distance between two points of a data set: the exact value, or bounds.
 
-NCSNv2 takes it for the highest noise level (arXiv:2006.09011, technique 1).
+NCSNv2 uses it as the highest noise level (arXiv:2006.09011, technique 1).
 """
 
 import functools
@@ -14,10 +14,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 
 class DistanceEstimate(NamedTuple):
-    """The largest distance lies between `lower`, which two points have, and `upper`.
+    """Bounds of the largest distance: `lower` is attained by two points, `upper` is certain.
 
-    `quantile` is the distance that 99.9 % of the pairs of a sample do not exceed. A single outlier
-    may set the largest one; this it raises only if the sample has it and less than 2000 others.
+    `quantile` is the 99.9 % quantile of the distances within a subset of the points. A single
+    outlier can determine the largest distance; it affects the quantile only if it is in the subset
+    and the subset has fewer than 2000 points.
     """
 
     lower: float
@@ -26,12 +27,12 @@ class DistanceEstimate(NamedTuple):
 
 
 def farthest(rows: Float[Array, "b d"], points: Float[Array, "n d"]) -> Float[Array, "b"]:
-    """Largest distance of each row to any of the points; memory for b n numbers.
+    """Largest distance of each row to any of the points; takes memory for b n numbers.
 
-    Both should be centred about the same place.
+    Subtract the same centre from rows and points first, to keep precision.
     """
-    # |x|^2 + |y|^2 - 2 x.y loses digits where points are close, but those are not looked for: it
-    # only finds the farthest, whose distance is then taken directly.
+    # |x|^2 + |y|^2 - 2 x.y loses digits only where points are close. It selects the farthest point,
+    # whose distance is then computed directly.
     norms = jnp.sum(points**2, axis=1)
     products = jnp.matmul(rows, points.T, precision=jax.lax.Precision.HIGHEST)
     partner = points[jnp.argmax(norms[None] - 2 * products, axis=1)]
@@ -39,10 +40,10 @@ def farthest(rows: Float[Array, "b d"], points: Float[Array, "n d"]) -> Float[Ar
 
 
 def max_pairwise_distance(x: Float[np.ndarray, "n *d"], *, block_size: int = 1024) -> float:
-    """The largest distance between two rows, exact up to rounding, `block_size` rows at a time.
+    """Largest distance between two rows, exact up to rounding, `block_size` rows at a time.
 
-    Memory on the device for the points and block_size n distances. Raises: ValueError for less than
-    two points, or numbers that are not finite.
+    Takes device memory for the points and block_size n distances.
+    Raises: ValueError if there are fewer than two points, a value is not finite or block_size < 1.
     """
     if not block_size >= 1:
         raise ValueError(f"max_pairwise_distance needs block_size >= 1; got {block_size}.")
@@ -54,12 +55,13 @@ def max_pairwise_distance(x: Float[np.ndarray, "n *d"], *, block_size: int = 102
 def sampled_max_distance(
     rng: PRNGKeyArray, x: Float[np.ndarray, "n *d"], *, num_rows: int = 256, num_steps: int = 100
 ) -> DistanceEstimate:
-    """Bounds of the largest distance from `num_rows` rows, each against all points.
+    """Bounds of the largest distance, from `num_rows` random rows against all points.
 
-    The lower bound is attained, and the quantile is that of the pairs of those rows. With
-    probability 1 - a, at most a share log(1 / a) / num_rows of all points has a larger distance to
-    some other. The upper bound is sure, up to rounding: the diameter of a ball that holds all
-    points, made small in num_steps. Raises: as `max_pairwise_distance`.
+    The lower bound is attained. With probability 1 - a, at most a fraction log(1 / a) / num_rows of
+    the points has a larger distance to some other point. The upper bound is certain up to rounding:
+    it is the diameter of a ball around all points, shrunk in `num_steps` steps. The quantile is
+    over pairs of the random rows. Raises: as `max_pairwise_distance`, and ValueError unless
+    num_rows >= 2 and num_steps >= 1.
     Source of the ball: Badoiu & Clarkson 2003, Smaller core-sets for balls.
     """
     if not (num_rows >= 2 and num_steps >= 1):
@@ -77,12 +79,12 @@ def sampled_max_distance(
 
 
 def centred(x: Float[np.ndarray, "n *d"]) -> Float[np.ndarray, "n d"]:
-    """Rows about their mean, in single precision. Raises: as `max_pairwise_distance`."""
+    """Flattened rows minus their mean, as float32. Raises: as `max_pairwise_distance`."""
     rows = np.asarray(x).reshape(len(x), -1)
     if len(rows) < 2:
-        raise ValueError(f"a largest distance needs at least 2 points; got {len(rows)}.")
+        raise ValueError(f"the largest distance needs at least 2 points; got {len(rows)}.")
     if not np.isfinite(rows).all():
-        raise ValueError("a largest distance needs finite points; some are not.")
+        raise ValueError("the largest distance needs finite points; got nan or inf.")
     return (rows - rows.mean(axis=0, dtype=np.float64)).astype(np.float32)
 
 
@@ -96,12 +98,13 @@ def _all_distances(rows: Float[Array, "b d"]) -> Float[Array, "b b"]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _enclosing_radius(points: Float[Array, "n d"], num_steps: int) -> Float[Array, ""]:
-    distance = lambda centre: jnp.sqrt(jnp.sum((points - centre[None]) ** 2, axis=1))
+    """Radius of a ball that holds all points; each step moves its centre to the farthest one."""
+    distances = lambda centre: jnp.sqrt(jnp.sum((points - centre[None]) ** 2, axis=1))
 
     def towards_farthest(centre: Array, step: Array) -> tuple[Array, Array]:
-        away = distance(centre)
+        away = distances(centre)
         return centre + (points[jnp.argmax(away)] - centre) / (step + 2), jnp.max(away)
 
     start = jnp.zeros(points.shape[1], points.dtype)
     centre, radii = jax.lax.scan(towards_farthest, start, jnp.arange(num_steps, dtype=start.dtype))
-    return jnp.minimum(jnp.min(radii), jnp.max(distance(centre)))
+    return jnp.minimum(jnp.min(radii), jnp.max(distances(centre)))

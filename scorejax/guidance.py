@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conditional sampling by guidance: the score of x_t given y, for any sampler.
 
-By Bayes' rule it is the score of x_t plus the gradient of log p_t(y | x_t), which a classifier of
-noisy data gives (`class_guided`), or which is approximated for linear measurements y = A x + noise
-(`pseudoinverse_guided`). Whatever is known of y enters as a function; rows are independent.
+By Bayes' rule it is the score of x_t plus the gradient of log p_t(y | x_t). A classifier of noisy
+data gives that gradient (`class_guided`). For linear measurements y = A x + noise it is an
+approximation (`pseudoinverse_guided`). Rows are independent.
 
 Source: Song et al. 2021, arXiv:2011.13456, Eq. 14 and Appendix I.
 """
@@ -33,7 +33,7 @@ CG_TOLERANCE, CG_STEPS = 1e-5, 50
 def guided(
     score_fn: ScoreFn, log_likelihood_fn: LogLikelihoodFn, *, guidance: float | Array = 1.0
 ) -> ScoreFn:
-    """The score of x_t given y; `guidance` above 1 asks for y more than Bayes' rule does.
+    """The score of x_t given y; `guidance` above 1 weighs y more than Bayes' rule does.
 
     Source: arXiv:2011.13456, Eq. 14; Dhariwal and Nichol 2021, arXiv:2105.05233, Sec. 4.3.
     """
@@ -52,7 +52,7 @@ def class_guided(
     *,
     guidance: float | Array = 1.0,
 ) -> ScoreFn:
-    """The score of x_t given its class, by a classifier of noisy data."""
+    """The score of x_t given its class `label`, by a classifier of noisy data; see `guided`."""
 
     def log_likelihood(x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b"]:
         log_share = jax.nn.log_softmax(logits_fn(x, t))
@@ -72,10 +72,11 @@ def pseudoinverse_guided(
 ) -> ScoreFn:
     """The score of x_t given y = measure(x_0) + noise_std z, as if x_0 given x_t were Gaussian.
 
-    Its mean is the denoised point, its covariance that of isotropic data of standard deviation
-    data_std: q^2 I with q^2 = data_std^2 std^2 / (scale^2 data_std^2 + std^2). Exact for such data;
-    else an approximation that is the worse, the stronger the data are correlated. The system
-    q^2 A A^T + noise_std^2 I is solved by conjugate gradients. One more backward pass a step.
+    The mean of that Gaussian is the denoised point. Its covariance is that of isotropic data of
+    standard deviation data_std: q^2 I with q^2 = data_std^2 std^2 / (scale^2 data_std^2 + std^2).
+    The score is exact for isotropic Gaussian data; the stronger the data are correlated, the larger
+    its error. The system q^2 A A^T + noise_std^2 I is solved by conjugate gradients. Each call
+    makes one more backward pass.
 
     Source: Song et al. 2023, Pseudoinverse-guided diffusion models for inverse problems
     (openreview 9_gsMA8MRKQ), Eqs. 7-8.
@@ -98,7 +99,7 @@ def pseudoinverse_guided(
 def _explain(
     measure: Measurement, denoised: Array, y: Array, variance: Array, noise_variance: float
 ) -> Array:
-    """A^T (variance A A^T + noise_variance I)^-1 (y - A denoised), of one row."""
+    """A^T (variance A A^T + noise_variance I)^-1 (y - A denoised) for one row."""
     forward = lambda x: measure(x[None])[0]
     transpose = jax.linear_transpose(forward, denoised)
     system = lambda r: variance * forward(transpose(r)[0]) + noise_variance * r

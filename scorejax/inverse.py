@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling under linear measurements y = A x of the data: inpainting, colorization and their like.
+"""Sampling under linear measurements y = A x of the data: inpainting, colorization, deblurring.
 
-After every update of a sampler, the part of x_t that A sees is replaced by a noisy copy of what was
-measured: x <- x + A^+ (scale y + std A z - A x), with A^+ the pseudo-inverse. Wrapping predictors
-and correctors does it, so that every pair of them works. The replacement is an approximation: it
-does not draw from the exact conditional law where known and unknown parts are correlated.
+After every update of a sampler, the part of x_t that A sees is replaced by a noisy copy of the
+measurement: x <- x + A^+ (scale y + std A z - A x), with A^+ the pseudo-inverse. Predictors and
+correctors are wrapped to do so, so that every pair of them works. The replacement is an
+approximation: it does not draw from the exact conditional law if the measured and the other parts
+are correlated.
 
 Source: Song et al. 2021, arXiv:2011.13456, Sec. 5 and Appendix I.2.
 """
@@ -12,13 +13,13 @@ Source: Song et al. 2021, arXiv:2011.13456, Sec. 5 and Appendix I.2.
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.linear_operators import LinearOperator, grey_operator, mask_operator
 from scorejax.numerics import expand
+from scorejax.random import Rng, normal, split
 from scorejax.samplers.correctors import Corrector, no_corrector
 from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.predictors import Move, Predictor, reverse_diffusion
@@ -35,28 +36,28 @@ def replace_measured(
     t: Float[Array, "b"],
     z: Float[Array, "b *d"],
 ) -> tuple[Float[Array, "b *d"], Float[Array, "b *d"]]:
-    """x and x_mean with the part that is measured as y replaced by what y is at time t.
+    """Replaces the measured part of x and x_mean by the measurement y, taken to time t.
 
-    x gets a copy with the noise z, x_mean one without noise; the rest of each stays as it is.
+    x gets a copy with the noise z, x_mean one without noise. The other part of each is unchanged.
     """
     scale, std = (expand(value, x) for value in sde.marginal(t))
-    known_mean = scale * operator.pinv(y)
+    measured_mean = scale * operator.pinv(y)
     noise = std * operator.project(z)
     return (
-        x - operator.project(x) + known_mean + noise,
-        x_mean - operator.project(x_mean) + known_mean,
+        x - operator.project(x) + measured_mean + noise,
+        x_mean - operator.project(x_mean) + measured_mean,
     )
 
 
 def conditioned(
     update: Callable[..., Move], operator: LinearOperator, y: Float[Array, "b *m"]
 ) -> Any:
-    """A predictor or corrector that imposes the measurement y after each of its calls."""
+    """Wraps a predictor or corrector so that it imposes the measurement y after each call."""
 
-    def conditioned_update(rng: PRNGKeyArray, sde, score_fn, x, t, *args, **kwargs) -> Move:
-        update_rng, noise_rng = jax.random.split(rng)
+    def conditioned_update(rng: Rng, sde, score_fn, x, t, *args, **kwargs) -> Move:
+        update_rng, noise_rng = split(rng)
         moved = update(update_rng, sde, score_fn, x, t, *args, **kwargs)
-        z = jax.random.normal(noise_rng, x.shape, x.dtype)
+        z = normal(noise_rng, x.shape, x.dtype)
         x, x_mean = replace_measured(operator, sde, y, moved.x, moved.x_mean, t, z)
         return Move(x, x_mean, moved.nfe)
 
@@ -64,7 +65,7 @@ def conditioned(
 
 
 def sample_given(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: tuple[int, ...],
     *,
@@ -75,11 +76,12 @@ def sample_given(
     corrector: Corrector = no_corrector,
     **chain: Any,
 ) -> Sampled:
-    """Draws x of the given shape with A x = y, exactly so at the end.
+    """Draws x of that shape with A x = y, which holds exactly at the end.
 
-    `chain` is what `predictor_corrector` takes beside: num_steps, snr, num_inner, t_min, denoise.
+    `chain` holds further arguments of `predictor_corrector`: num_steps, snr, num_inner, t_min,
+    denoise. With keys (b,) each row draws from its own key.
     """
-    prior_rng, chain_rng = jax.random.split(rng)
+    prior_rng, chain_rng = split(rng)
     prior = sde.sample_prior(prior_rng, shape)
     x, nfe = predictor_corrector(
         chain_rng,
@@ -95,7 +97,7 @@ def sample_given(
 
 
 def inpaint(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     image: Float[Array, "b *d"],
     mask: Array | np.ndarray,
@@ -103,7 +105,7 @@ def inpaint(
     sde: SDE,
     **chain: Any,
 ) -> Sampled:
-    """Fills in the entries of image where mask is 0, given the others; see `sample_given`."""
+    """Draws the entries of `image` where `mask` is 0, given the others; see `sample_given`."""
     operator = mask_operator(mask)
     return sample_given(
         rng, score_fn, image.shape, sde=sde, operator=operator, y=operator.forward(image), **chain
@@ -111,14 +113,14 @@ def inpaint(
 
 
 def colorize(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     grey: Float[Array, "b h w 1"],
     *,
     sde: SDE,
     **chain: Any,
 ) -> Sampled:
-    """Draws colour images (b, h, w, 3) whose channels average to grey; see `sample_given`."""
+    """Draws colour images (b, h, w, 3) whose channels average to `grey`; see `sample_given`."""
     operator = grey_operator()
     shape = (*grey.shape[:-1], 3)
     y = operator.forward(jnp.broadcast_to(grey, shape))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The latent space of the probability flow: every example has one latent, the same for every model.
+"""The latent space of the probability flow, in which every example has one latent.
 
-Latents are noise, so that what lies between two of them is found on the sphere, not on the line.
-Drawing latents of a lower `temperature` gives samples closer to what is likely.
+All exact models of the same data and SDE agree on that latent. Latents are Gaussian noise, so that
+interpolation follows the sphere, not the line. Latents of a lower `temperature` give more likely
+samples.
 
 Source: Song et al. 2021, arXiv:2011.13456, Sec. 4.3 and Appendix D.
 """
@@ -11,21 +12,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.numerics import norm_except_batch
+from scorejax.random import Rng
 from scorejax.samplers.probability_flow import decode, encode
 from scorejax.sdes import SDE
 from scorejax.typing import Sampled, ScoreFn, Shape
 
 NEARLY_PARALLEL = 1e-3
-"""Radians, below which the sphere between two latents is a line."""
+"""Angle in radians below which two latents are interpolated on the line."""
 
 
 def slerp(
     start: Float[Array, "b *d"], end: Float[Array, "b *d"], share: Float[Array, "k"]
 ) -> Float[Array, "k b *d"]:
-    """Spherical interpolation from start (share 0) to end (share 1), of each example.
+    """Interpolates on the sphere from start (share 0) to end (share 1), each example by itself.
 
     sin((1 - u) w) / sin(w) start + sin(u w) / sin(w) end, where w is the angle between them.
     Source: Shoemake 1985, doi:10.1145/325334.325242.
@@ -56,14 +58,14 @@ def interpolate(
     sde: SDE,
     **solver: Any,
 ) -> Float[Array, "k b *d"]:
-    """num examples on the way from start to end: both are encoded, and what lies between decoded.
+    """Encodes start and end, interpolates `num` latents between them, and decodes these.
 
-    The first and the last are start and end again, to the solver's tolerance. `solver` is what
-    `encode` and `decode` take: rtol, atol, t_min, max_steps.
-    Raises: ValueError for num < 2.
+    The first and the last example are start and end, to the solver's tolerance. `solver` holds
+    further arguments of `encode` and `decode`: rtol, atol, t_min, max_steps.
+    Raises: ValueError if num < 2.
     """
     if num < 2:
-        raise ValueError(f"interpolate needs num of at least 2, both ends; got {num}.")
+        raise ValueError(f"interpolate needs num >= 2, for both ends; got {num}.")
     latents = (encode(score_fn, x, sde=sde, **solver).x for x in (start, end))
     path = slerp(*latents, jnp.linspace(0, 1, num))
     flat = path.reshape(-1, *start.shape[1:])
@@ -71,7 +73,7 @@ def interpolate(
 
 
 def tempered(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: Shape,
     *,
@@ -79,6 +81,9 @@ def tempered(
     temperature: float,
     **solver: Any,
 ) -> Sampled:
-    """Draws samples from latents of `temperature` times the prior's standard deviation."""
+    """Draws samples from latents of `temperature` times the prior's standard deviation.
+
+    With keys (b,) each row draws from its own key.
+    """
     z = temperature * sde.sample_prior(rng, shape)
     return decode(score_fn, z, sde=sde, **solver)

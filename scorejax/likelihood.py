@@ -5,9 +5,9 @@ Along the flow dx/dt = F(x, t) the log-density changes at the rate -div F, so th
 
     log p(x) = log prior(x(t_max)) + integral from t_min to t_max of div F(x(t), t) dt.
 
-Point and integral are solved together, each example with its own step sizes: its answer does not
-depend on the rest of the batch. The divergence is `exact`, or estimated with random probes that
-stay the same along a trajectory (`hutchinson`, `gaussian_hutchinson`).
+Point and integral are solved together, each example with its own step sizes, so that rows are
+independent. The divergence is `exact`, or estimated with random probes that stay the same along a
+trajectory (`hutchinson`, `gaussian_hutchinson`).
 
 Source: Song et al. 2021, arXiv:2011.13456, Appendix D.1 and D.2.
 """
@@ -31,18 +31,17 @@ Divergence = Callable[[PRNGKeyArray, Float[Array, "*d"]], DriftAndDivergence]
 """(rng, x) of one example -> a function (drift, x) -> (drift(x), its divergence at x).
 
 The random probes are drawn in the first call, once per trajectory. The divergence is a scalar if it
-is exact, or has one entry per probe.
+is exact, and has one entry per probe otherwise.
 """
 
 FIRST_STEP = 1e-2
-"""First step of the solver, as a fraction of the way."""
+"""First step of the solver, as a fraction of the time from t_min to t_max."""
 
 
 class LogProb(NamedTuple):
-    """Log-densities of a batch, and what it took to compute them.
+    """Log-densities of a batch, with their errors and the cost of the solves.
 
-    A row whose solve did not finish has success False and NaN in the first three fields: never the
-    values that it had reached.
+    A row whose solve did not finish has success False and NaN in the first three fields.
     """
 
     log_prob: Float[Array, "b"]  # nats
@@ -54,7 +53,7 @@ class LogProb(NamedTuple):
 
 
 def exact(rng: PRNGKeyArray, x: Float[Array, "*d"]) -> DriftAndDivergence:
-    """The trace of the Jacobian, by as many forward derivatives as x has entries; rng is unused."""
+    """The trace of the Jacobian, from one forward derivative for each entry of x; rng is unused."""
     del rng
     basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
 
@@ -80,7 +79,7 @@ def hutchinson(
 def gaussian_hutchinson(
     rng: PRNGKeyArray, x: Float[Array, "*d"], *, num_probes: int = 1
 ) -> DriftAndDivergence:
-    """As `hutchinson` with normal probes, each of variance 2 |S|_F^2: never less."""
+    """The estimate of `hutchinson` with normal probes, each of variance 2 |S|_F^2: never less."""
     return along(jax.random.normal(rng, (num_probes, *x.shape), x.dtype))
 
 
@@ -107,8 +106,8 @@ def log_prob(
 ) -> LogProb:
     """Log-density of each example at t_min under the probability flow that ends in the prior.
 
-    Several probes and a standard error: divergence=functools.partial(hutchinson, num_probes=8).
-    The score must not depend on the batch (no dropout, no batch statistics).
+    divergence=functools.partial(hutchinson, num_probes=8) takes several probes, which give a
+    standard error. The score must not depend on the batch (no dropout, no batch statistics).
     Raises: ValueError unless rtol, atol and max_steps are positive.
     """
     if not (rtol > 0 and atol > 0 and max_steps > 0):
@@ -153,8 +152,8 @@ def _solve(sde, drift_fn, drift_and_divergence, x, **solver):
 def _largest_rms(state):
     """The larger of the root-mean-squares of point and integral.
 
-    Their joint root-mean-square would let the log-density err by the square root of the dimension
-    times the tolerance; this costs 5-10 % more evaluations.
+    With their joint root-mean-square the log-density could err by the square root of the dimension
+    times the tolerance. This norm costs 5-10 % more evaluations.
     """
     return jnp.stack([jnp.sqrt(jnp.mean(leaf**2)) for leaf in state]).max()
 
@@ -174,11 +173,12 @@ def bits_per_dim(
 ) -> Float[Array, "b"]:
     """Bits per dimension of images of `levels` grey levels, from nats of their dequantised form.
 
-    data_range is where the model sees the interval [0, 1] of `scorejax.data.transforms.dequantize`:
-    (-1, 1) or (0, 1). It adds 7 or 8 bits for 256 levels. In the mean over the noise the answer is
-    an upper bound of the bits of the discrete image. Source: Theis et al. 2016, arXiv:1511.01844,
-    Sec. 3.1.
+    data_range is the range of the model's data, onto which [0, 1] of
+    `scorejax.data.transforms.dequantize` is mapped: (-1, 1), which adds 7 bits for 256 levels, or
+    (0, 1), which adds 8. In the mean over the noise the answer is an upper bound of the bits of the
+    discrete image.
     Raises: ValueError unless dim >= 1, levels >= 2 and data_range increases.
+    Source: Theis et al. 2016, arXiv:1511.01844, Sec. 3.1.
     """
     low, high = data_range
     if not (levels >= 2 and low < high and dim >= 1):
@@ -190,12 +190,11 @@ def bits_per_dim(
 
 
 def importance_weighted(bits: Float[Array, "k b"], dim: int) -> Float[Array, "b"]:
-    """Bits per dimension of the mean of k densities of one image, each at other dequantisation.
+    """Bits per dimension of the mean of k densities of one image, each with fresh dequantisation.
 
-    As bits per dimension themselves they average to an upper bound of the bits of the discrete
-    image; this one is tighter, the tighter the larger k. It needs densities of the `exact`
-    divergence: the error of random probes, once it is in an exponent, does not average out, and
-    the answer would be too low.
+    Like the mean of the bits themselves it is an upper bound of the bits of the discrete image, and
+    a tighter one as k grows. It needs densities by the `exact` divergence: the error of random
+    probes does not average out in an exponent, and the answer would be too low.
     Source: Ho et al. 2019, arXiv:1902.00275, Eq. 10; Burda et al. 2016, arXiv:1509.00519, Eq. 8.
     """
     nats = dim * math.log(2)

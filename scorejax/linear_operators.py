@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear measurements of a batch and their pseudo-inverses: what an inverse problem observes."""
+"""Linear measurements of a batch, as in inverse problems, and their pseudo-inverses."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Shaped
 class LinearOperator(NamedTuple):
     """A linear map A of a batch (b, *d), and its pseudo-inverse A^+.
 
-    pinv(forward(x)) must be an orthogonal projection, so that noise in the measured part stays
-    white.
+    pinv(forward(x)) must be an orthogonal projection; white noise then stays white in the measured
+    part.
     """
 
     forward: Callable[[Array], Array]
@@ -25,7 +25,7 @@ class LinearOperator(NamedTuple):
 
 
 def mask_operator(mask: Array | np.ndarray) -> LinearOperator:
-    """Keeps the entries where mask is 1 and drops those where it is 0; it broadcasts to (b, *d)."""
+    """Keeps the entries where the mask is 1; the mask broadcasts to (b, *d)."""
     keep = lambda x: jnp.broadcast_to(mask, x.shape).astype(x.dtype) * x
     return LinearOperator(keep, keep)
 
@@ -68,8 +68,8 @@ def average_pool_operator(size: int) -> LinearOperator:
 def blur_operator(kernel: Float[np.ndarray, "h w"], *, cutoff: float = 1e-3) -> LinearOperator:
     """Circular convolution of (b, h, w, c) with a kernel of the image's size, centred at [0, 0].
 
-    Frequencies that the kernel weakens below `cutoff` of its largest response count as lost, in
-    both directions.
+    Frequencies that the kernel weakens below `cutoff` of its largest response are set to zero, both
+    by A and by A^+.
     """
     response = np.fft.fft2(kernel)
     kept = np.abs(response) > cutoff * np.abs(response).max()
@@ -87,7 +87,7 @@ def fourier_operator(mask: Shaped[np.ndarray, "h w"]) -> LinearOperator:
     """
     mask = np.asarray(mask, np.float64)
     mirrored = np.roll(mask[::-1, ::-1], 1, axis=(0, 1))
-    # A real image has each coefficient twice, at k and -k; one of them may be masked.
+    # A real image has each coefficient twice, at k and -k; the mask may keep only one of them.
     share = (mask + mirrored) / 2
     weight = np.where(share > 0, 1 / np.where(share > 0, share, 1), 0)
 

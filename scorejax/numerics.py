@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small numerical pieces that the mathematics shares."""
+"""Small numerical functions that the mathematics shares."""
 
 import math
 
@@ -45,7 +45,7 @@ def gaussian_log_prob(z: Float[Array, "b *d"], std: float) -> Float[Array, "b"]:
 def table_index(t: Float[Array, "b"], num_steps: int) -> Array:
     """Index floor(t (num_steps - 1)) of the step that ends at t of [0, 1]: 0 .. num_steps - 1.
 
-    The sampling grid lies at whole numbers plus a little; rounding in single precision can fall a
-    few 1e-8 num_steps short of the whole number, so the floor is taken that much higher.
+    Times of the sampling grid lie at or just above whole numbers; rounding in single precision can
+    fall a few 1e-8 num_steps short of them, so that much is added before the floor.
     """
     return jnp.floor(t * (num_steps - 1) + 1.2e-7 * num_steps).astype(jnp.int32)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive solves of ordinary differential equations that finish or say that they did not.
 
-A solver that runs out of steps holds a finite state of some earlier time. Here it is NaN, and a
-drift that is not finite ends the solve within tens of steps, not at the last one allowed.
+A solver that runs out of steps holds a finite state of some earlier time; here that state becomes
+NaN. A drift that is not finite ends the solve within tens of steps, not after max_steps.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Drift = Callable[[PyTree, Float[Array, ""]], PyTree]
 """(state, t) -> d state / dt, of the same structure and shapes as the state."""
 
 Norm = Callable[[PyTree], Float[Array, ""]]
-"""Errors in units of their tolerances, shaped as the state -> one number; a step passes below 1."""
+"""State of errors in units of their tolerances -> a number; a step is accepted below 1."""
 
 EVALUATIONS_PER_STEP = 6
 """Dormand-Prince 5(4) has seven stages; the last is the first of the next step, also after a
@@ -25,7 +25,7 @@ rejection. Only a rejected first step has its first stage evaluated again, which
 
 
 class Solved(NamedTuple):
-    """Where a solve ended, NaN in every entry unless it got there, and what it took."""
+    """The state at t_to, NaN in every entry if the solve did not get there, and the cost."""
 
     state: PyTree
     steps: Int[Array, ""]  # accepted and rejected
@@ -34,16 +34,16 @@ class Solved(NamedTuple):
 
 
 def root_mean_square(state: PyTree) -> Float[Array, ""]:
-    """Over all entries of all leaves."""
+    """Root-mean-square over all entries of all leaves."""
     leaves = [leaf.ravel() for leaf in jax.tree.leaves(state)]
     return jnp.sqrt(jnp.mean(jnp.concatenate(leaves) ** 2))
 
 
 class _StepControl(diffrax.PIDController):
-    """Gives up where a rejected step shrinks below `resolution`, which hardly moves the time.
+    """Gives up when a rejected step shrinks below `resolution`, which hardly moves the time.
 
-    PIDController's own dtmin keeps a step of exactly that size whatever its error, and all that
-    follow it: they go on with NaN until max_steps, or walk across a pole.
+    PIDController's dtmin accepts steps of that size whatever their error: the solve then goes on
+    with NaN until max_steps, or walks across a pole.
     """
 
     resolution: float = 0.0  # units of time
@@ -69,10 +69,10 @@ def dormand_prince(
 ) -> Solved:
     """Solves d state / dt = drift from t_from to t_to, either way, by Dormand-Prince 5(4).
 
-    For one example: vmap it, and each row takes steps of its own. Times are in the precision of
-    the state; first_step is a fraction of the way. A solve fails, and raises nothing, if the start
-    is not finite, max_steps do not suffice, or the tolerance asks for steps below the resolution of
-    time, as it does where the drift is not finite.
+    Solves one example; under vmap each row takes its own steps. Times are in the precision of the
+    state; first_step is a fraction of t_to - t_from. A solve has success False, and raises nothing,
+    if the start is not finite, max_steps do not suffice, or the tolerance asks for steps below the
+    resolution of time, as it does where the drift is not finite.
     """
     dtype = jnp.result_type(*jax.tree.leaves(start))
     controller = _StepControl(
@@ -81,14 +81,14 @@ def dormand_prince(
         norm=_infinite_for_nan(norm),
         resolution=float(jnp.finfo(dtype).eps) * max(abs(t_from), abs(t_to)),
     )
-    # The step control does not recover from a start that is not finite: it would use max_steps.
+    # From a start that is not finite the step control does not recover: it would use max_steps.
     finite = _all_finite(start)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, state, args: drift_fn(state, t)),
         diffrax.Dopri5(),
         t0=jnp.asarray(t_from, dtype),
         t1=jnp.asarray(t_to, dtype),
-        # The automatic choice costs two evaluations, may look beyond t_to and returns NaN there.
+        # The automatic choice costs two evaluations, and may evaluate beyond t_to and return NaN.
         dt0=jnp.asarray(first_step * (t_to - t_from), dtype),
         y0=jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), start),
         stepsize_controller=controller,

@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what a network puts out to the score: the only place with labels, signs and scales.
+"""From the output of a network to the score: the only place with labels, signs and scales.
 
-A network may predict the score, the noise, the denoised point or the velocity of x_t = scale x_0 +
-std noise. In the mean over x_0 given x_t these four are affine functions of each other:
+A network may predict the score, the noise or the denoised point of x_t = scale x_0 + std noise. In
+the mean over x_0 given x_t these three are affine functions of each other:
 
-    noise = -std score,   denoiser = (x_t + std^2 score) / scale   (Tweedie's formula),
-    velocity = scale noise - std denoiser.
+    noise = -std score,   denoiser = (x_t + std^2 score) / scale   (Tweedie's formula).
 
-The conversions share one signature, (sde, t, x_t, value) -> value, so that they compose. The makers
-below them turn a network, called as (x, label), into a ScoreFn in the convention that the network
-was trained with.
+The conversions share one signature, (sde, t, x_t, value) -> value. The functions below them turn a
+network, called as (x, label), into a ScoreFn in the convention that it was trained with.
 
-Sources: Song et al. 2021, arXiv:2011.13456, Appendices C and H (labels and scales as in the code
-published with it); Salimans and Ho 2022, arXiv:2202.00512, Appendix D (velocity).
+Source: Song et al. 2021, arXiv:2011.13456, Appendices C and H; labels and scales as in the code
+published with it.
 """
 
 import jax.numpy as jnp
@@ -26,14 +24,6 @@ from scorejax.typing import NetworkFn, ScoreFn
 
 TIME_LABEL_SCALE = 999.0
 """Continuous networks see t as the label 999 t, however many steps a sampler takes."""
-
-
-def score_to_noise(
-    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], score: Float[Array, "b *d"]
-) -> Float[Array, "b *d"]:
-    """Mean of the noise given x_t, in units of one standard deviation."""
-    _, std = sde.marginal(t)
-    return -expand(std, x) * score
 
 
 def noise_to_score(
@@ -60,48 +50,15 @@ def denoiser_to_score(
     return (expand(scale, x) * denoiser - x) / expand(std**2, x)
 
 
-def score_to_velocity(
-    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], score: Float[Array, "b *d"]
-) -> Float[Array, "b *d"]:
-    """Mean of the velocity scale noise - std x_0 given x_t."""
-    scale, std = sde.marginal(t)
-    return -expand(std / scale, x) * (x + expand(scale**2 + std**2, x) * score)
-
-
-def velocity_to_score(
-    sde: SDE, t: Float[Array, "b"], x: Float[Array, "b *d"], velocity: Float[Array, "b *d"]
-) -> Float[Array, "b *d"]:
-    """Score at x_t from the mean of the velocity given x_t."""
-    scale, std = sde.marginal(t)
-    # scale^2 + std^2 is one for VP only.
-    noise = (expand(scale, x) * velocity + expand(std, x) * x) / expand(scale**2 + std**2, x)
-    return -noise / expand(std, x)
-
-
-def score_prediction(network: NetworkFn) -> ScoreFn:
-    """Score of a network that sees the label 999 t and puts out the score."""
-    return lambda x, t: network(x, TIME_LABEL_SCALE * t)
-
-
 def noise_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
-    """Score of a network that sees the label 999 t and puts out the noise: VP and sub-VP."""
+    """Score of a network that predicts the noise from the label 999 t: VP and sub-VP."""
     return lambda x, t: noise_to_score(sde, t, x, network(x, TIME_LABEL_SCALE * t))
-
-
-def denoiser_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
-    """Score of a network that sees the label 999 t and puts out the mean of x_0 given x_t."""
-    return lambda x, t: denoiser_to_score(sde, t, x, network(x, TIME_LABEL_SCALE * t))
-
-
-def velocity_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
-    """Score of a network that sees the label 999 t and puts out the velocity."""
-    return lambda x, t: velocity_to_score(sde, t, x, network(x, TIME_LABEL_SCALE * t))
 
 
 def discrete_noise_prediction(sde: VPSDE, network: NetworkFn, num_scales: int) -> ScoreFn:
     """Score of a network trained on the DDPM chain of num_scales steps: VP.
 
-    The label is t (num_scales - 1), a real number; the std is the chain's at its whole part.
+    The label is the real number t (num_scales - 1); the std is that of the chain at its whole part.
     """
     std_table = ddpm_marginals(sde, num_scales)[1]
 
@@ -113,7 +70,7 @@ def discrete_noise_prediction(sde: VPSDE, network: NetworkFn, num_scales: int) -
 
 
 def ddpm_marginals(sde: VPSDE, num_scales: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and std, (num_scales,) each in double precision, of the DDPM chain's x_i given x_0.
+    """Scale and std (num_scales,), in double precision, of x_i given x_0 in the DDPM chain.
 
     Source: Ho et al. 2020, arXiv:2006.11239, Eq. 4.
     """
@@ -122,14 +79,14 @@ def ddpm_marginals(sde: VPSDE, num_scales: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def sigma_conditioned(sde: VESDE, network: NetworkFn) -> ScoreFn:
-    """Score of a network that sees the label sigma(t) and puts out the score: VE."""
+    """Score of a network that predicts the score from the label sigma(t): VE."""
     return lambda x, t: network(x, sde.sigma(t))
 
 
 def discrete_sigma_conditioned(sde: VESDE, network: NetworkFn, num_scales: int) -> ScoreFn:
     """Score of a network trained on the SMLD ladder of num_scales levels: VE.
 
-    The label is the nearest level of the descending ladder, an integer: 0 is the largest sigma.
+    The label is the integer index of the nearest level; index 0 is the largest sigma.
     """
 
     def score_fn(x: Array, t: Array) -> Array:
@@ -140,10 +97,10 @@ def discrete_sigma_conditioned(sde: VESDE, network: NetworkFn, num_scales: int) 
 
 
 def divided_by_sigma(network: NetworkFn) -> NetworkFn:
-    """Divides what a network puts out by its label sigma."""
+    """Divides the output of a network by its label sigma."""
     return lambda x, sigma: network(x, sigma) / expand(sigma, x)
 
 
 def divided_by_level_sigma(network: NetworkFn, sigmas: Float[Array, "levels"]) -> NetworkFn:
-    """Divides what a network puts out by sigmas[label], for integer labels."""
+    """Divides the output of a network by sigmas[label], for integer labels."""
     return lambda x, label: network(x, label) / expand(sigmas[label], x)

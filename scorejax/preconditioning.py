@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks as denoisers D(x; sigma) of x = x_0 + sigma noise, and denoisers as scores.
 
-A preconditioner scales the input, the label and the output of a network, so that the network F sees
-and predicts numbers of unit size:
+A preconditioner scales the input, the label and the output of a network F, so that F sees and
+predicts numbers of unit size:
 
     D(x; sigma) = c_skip x + c_out F(c_in x; c_noise).
 
-Every SDE here is this picture in other units: x_t / scale is x_0 plus noise of level std / scale.
+For every SDE x_t / scale is x_0 plus noise of level sigma = std / scale.
 Source: Karras et al. 2022, arXiv:2206.00364, Section 5 and Table 1.
 """
 
@@ -27,7 +27,7 @@ DenoiserFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Floa
 
 
 class Coefficients(NamedTuple):
-    """What a preconditioner does at noise levels (b,)."""
+    """c_skip, c_out, c_in and c_noise of a preconditioner at noise levels (b,)."""
 
     skip: Float[Array, "b"]
     out: Float[Array, "b"]
@@ -51,15 +51,15 @@ def edm_coefficients(sigma: Float[Array, "b"], *, sigma_data: float = 0.5) -> Co
 
 
 def vp_coefficients(sigma: Float[Array, "b"], *, sde: VPSDE | None = None) -> Coefficients:
-    """Coefficients under which F predicts the noise, with the label 999 t, as VP networks do."""
+    """Coefficients with which F predicts the noise from the label 999 t, as VP networks do."""
     label = TIME_LABEL_SCALE * (sde or VPSDE()).time_of_sigma(sigma)
     return Coefficients(jnp.ones_like(sigma), -sigma, 1 / jnp.sqrt(sigma**2 + 1), label)
 
 
 def ve_coefficients(sigma: Float[Array, "b"]) -> Coefficients:
-    """Coefficients under which F predicts minus the noise, with the label ln(sigma / 2).
+    """Coefficients with which F predicts minus the noise from the label ln(sigma / 2).
 
-    The half is there because VE networks were made for images in [0, 1], and EDM's lie in [-1, 1].
+    The half is there because VE networks see images in [0, 1], and EDM's lie in [-1, 1].
     """
     return Coefficients(jnp.ones_like(sigma), sigma, jnp.ones_like(sigma), jnp.log(sigma / 2))
 
@@ -67,7 +67,7 @@ def ve_coefficients(sigma: Float[Array, "b"]) -> Coefficients:
 def preconditioned(
     network: NetworkFn, coefficients: Preconditioner = edm_coefficients
 ) -> DenoiserFn:
-    """The denoiser that a network makes with a preconditioner."""
+    """The denoiser c_skip x + c_out F(c_in x; c_noise) of a network F."""
 
     def denoiser(x: Float[Array, "b *d"], sigma: Float[Array, "b"]) -> Float[Array, "b *d"]:
         c = coefficients(sigma)
@@ -84,14 +84,14 @@ def noise_level(sde: SDE, t: Float[Array, "b"]) -> Float[Array, "b"]:
 
 
 def noise_level_range(sde: SDE, t_min: float) -> tuple[float, float]:
-    """The noise levels at t_min and t_max, as numbers, inside of jit as well."""
+    """Noise levels at t_min and t_max as Python numbers, also inside jit."""
     with jax.ensure_compile_time_eval():
         low, high = noise_level(sde, jnp.asarray([t_min, sde.t_max]))
         return float(low), float(high)
 
 
 def denoiser_to_score_fn(sde: SDE, denoiser: DenoiserFn) -> ScoreFn:
-    """The score of an SDE's p_t by a denoiser: any sampler can draw from an EDM network."""
+    """The score of an SDE's p_t from a denoiser; with it any sampler draws from an EDM network."""
 
     def score_fn(x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
         scale, _ = sde.marginal(t)
@@ -101,9 +101,9 @@ def denoiser_to_score_fn(sde: SDE, denoiser: DenoiserFn) -> ScoreFn:
 
 
 def score_fn_to_denoiser(sde: SDE, score_fn: ScoreFn) -> DenoiserFn:
-    """The denoiser by the score of an SDE's p_t: inverse to `denoiser_to_score_fn`.
+    """The denoiser from the score of an SDE's p_t: the inverse of `denoiser_to_score_fn`.
 
-    It asks for no time beyond t_max, where rounding would lead.
+    Times are clipped to t_max, beyond which rounding could lead.
     """
 
     def denoiser(x: Float[Array, "b *d"], sigma: Float[Array, "b"]) -> Float[Array, "b *d"]:

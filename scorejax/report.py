@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation hands back: numbers for the log and pictures for the eye."""
+"""Results of an evaluation: scalars and pictures."""
 
 import math
 from collections.abc import Mapping
@@ -16,6 +16,6 @@ class Evaluation(NamedTuple):
 
 
 def json_values(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report with None for what is not finite: JSON has no word for NaN or infinity."""
+    """Replaces non-finite floats by None, since JSON has no NaN or infinity."""
     finite = lambda value: not isinstance(value, float) or math.isfinite(value)
     return {name: value if finite(value) else None for name, value in report.items()}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ladders of noise levels and grids of times, as float64 tables.
 
-They are made with NumPy when a program is built, so that they are exact whatever precision the
-device works in; `jnp.asarray` rounds them once, on use.
+They are made with NumPy when a program is built, so that they are exact in whatever precision the
+device works; `jnp.asarray` rounds them once, on use.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ FLOAT32_SPACING = 2.0**-24
 
 
 def geometric_sigmas(sigma_min: float, sigma_max: float, num_scales: int) -> Table:
-    """Standard deviations from sigma_max DOWN to sigma_min, each the same fraction of the last.
+    """Noise levels from sigma_max DOWN to sigma_min, each the same fraction of the one before.
 
     Source: Song & Ermon 2020, arXiv:2006.09011, Sec. 3.2; index 0 is the largest, as there.
     """
@@ -26,28 +26,30 @@ def geometric_sigmas(sigma_min: float, sigma_max: float, num_scales: int) -> Tab
 
 
 def ncsnv2_sigmas(sigma_min: float, sigma_max: float, dim: int, *, overlap: float = 0.567) -> Table:
-    """Geometric levels for data of `dim` dimensions, as many as overlapping neighbours take.
+    """Geometric levels for data of `dim` dimensions whose neighbours overlap by `overlap`.
 
-    sigma_max should be the largest distance between two data points (technique 1). Raises:
-    ValueError also for sigma_min below 2^-24, the spacing of float32 below 1, where noise is lost
-    on data in [0, 1]. Source: arXiv:2006.09011, techniques 1 and 2; `overlap` as `geometric_ratio`.
+    sigma_max should be the largest distance between two data points (technique 1). `overlap` is
+    that of `geometric_ratio`.
+    Raises: ValueError unless 2^-24 <= sigma_min < sigma_max, and as `geometric_ratio`. Weaker noise
+    is lost in float32 on data in [0, 1]: 2^-24 is its spacing just below 1.
+    Source: arXiv:2006.09011, techniques 1 and 2.
     """
     _require_sigma_order("ncsnv2_sigmas", sigma_min, sigma_max)
     if sigma_min < FLOAT32_SPACING:
         raise ValueError(
             f"ncsnv2_sigmas needs sigma_min >= 2^-24 = {FLOAT32_SPACING:.2g}; got {sigma_min}."
         )
-    # Part of a step is left out, which gives the number of levels of all published ladders; one
-    # more, for an overlap no less than asked for, would miss them all by one.
+    # Rounding the number of steps down gives the number of levels of every published ladder;
+    # rounding it up, for an overlap no less than `overlap`, would give one level more.
     steps = np.log(sigma_max / sigma_min) / np.log(geometric_ratio(dim, overlap=overlap))
     return geometric_sigmas(sigma_min, sigma_max, 1 + max(int(steps + 1e-9), 1))
 
 
 def shell_overlap(ratio: float, dim: int) -> float:
-    """Share of N(0, sigma^2 I) that lies in the shell of noise `ratio` times as large.
+    """Probability that N(0, sigma^2 I) puts on the shell of noise `ratio` times as large.
 
-    A shell holds the radii within three standard deviations of their mean; radii count as Gaussian,
-    N(sqrt(dim) sigma, sigma^2 / 2), which is so in many dimensions.
+    A shell holds the radii within three standard deviations of their mean. Radii are taken as
+    Gaussian, N(sqrt(dim) sigma, sigma^2 / 2), their limit in many dimensions.
     Source: arXiv:2006.09011, Proposition 2 and technique 2.
     """
     _require_dim("shell_overlap", dim)
@@ -57,11 +59,11 @@ def shell_overlap(ratio: float, dim: int) -> float:
 
 
 def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -> float:
-    """The ratio of neighbouring noise levels at which their shells overlap so much.
+    """The ratio of neighbouring noise levels whose shells overlap by `overlap`, at most `largest`.
 
-    The paper says about 0.5; its ladders have 0.567. In up to 17 dimensions, by default, shells are
-    so thick that the ratio would exceed `largest`, or that none is too large: then it is `largest`.
-    No two levels overlap by much more than 0.99, which is the limit here.
+    The paper recommends an overlap of about 0.5; its ladders have 0.567. By default `largest` is
+    returned in up to 17 dimensions, where shells are so thick that the ratio exceeds it or that
+    every ratio overlaps enough. An overlap of 0.99 or more is refused: no two levels have more.
     Raises: ValueError unless dim >= 1, 0 < overlap < 0.99 and 1 < largest < inf.
     Source: arXiv:2006.09011, technique 2.
     """
@@ -71,8 +73,8 @@ def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -
     if not 1 < largest < np.inf:
         raise ValueError(f"geometric_ratio needs a largest ratio above 1; got {largest}.")
     excess = lambda ratio: shell_overlap(ratio, dim) - overlap
-    # From 0.997 at ratio 1 the overlap rises a little before it falls, so that a search from there
-    # could go astray; without its first term, which is 1 to many digits, it can be solved for.
+    # The overlap is 0.997 at ratio 1 and rises a little before it falls: a search from there could
+    # go astray. Without its first term, which is 1 to many digits, the equation has this solution.
     slope = np.sqrt(2 * dim) - 3
     guess = (np.sqrt(2 * dim) - ndtri(overlap)) / slope if slope > 0 else np.inf
     if not guess < largest:
@@ -84,7 +86,7 @@ def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -
 def langevin_step_sizes(sigmas: Table, step_size: float) -> Table:
     """Sizes alpha_i = step_size (sigma_i / sigma_L)^2 of the moves at each level.
 
-    Raises: ValueError unless the levels decrease and all is positive and finite.
+    Raises: ValueError unless the levels decrease, and they and step_size are positive and finite.
     Source: arXiv:2006.09011, Algorithm 1.
     """
     sigmas = np.asarray(sigmas, np.float64)
@@ -100,9 +102,9 @@ def langevin_step_sizes(sigmas: Table, step_size: float) -> Table:
 
 
 def langevin_variance_ratio(relative_step: float, ratio: float, num_steps: int) -> float:
-    """Variance after num_steps moves at a level, over the level's own, of noise from the one above.
+    """Variance after num_steps moves at a level over that of the level, from the level above.
 
-    relative_step is step_size / sigma_L^2; 1 is perfect, and never reached.
+    relative_step is step_size / sigma_L^2. A ratio of 1 is perfect; it is never reached.
     Source: arXiv:2006.09011, Proposition 3.
     """
     _require_ratio("langevin_variance_ratio", ratio)
@@ -111,9 +113,10 @@ def langevin_variance_ratio(relative_step: float, ratio: float, num_steps: int) 
 
 
 def steady_variance_ratio(relative_step: float, ratio: float, num_steps: int) -> float:
-    """The same after many levels, each of which starts from what the one before has left.
+    """`langevin_variance_ratio` after many levels, each of which starts where the last one ended.
 
-    It exceeds the value for one level; infinite where the levels fall faster than moves can follow.
+    It exceeds the value for one level. It is infinite if the levels fall faster than the moves can
+    follow.
     """
     _require_ratio("steady_variance_ratio", ratio)
     shrink, limit = _langevin_recursion(relative_step, num_steps)
@@ -122,7 +125,7 @@ def steady_variance_ratio(relative_step: float, ratio: float, num_steps: int) ->
 
 
 def langevin_step_size(ratio: float, num_steps: int) -> float:
-    """The step_size / sigma_L^2 that brings the variance after a level nearest to the level's own.
+    """The step_size / sigma_L^2 that brings `langevin_variance_ratio` nearest to 1.
 
     Raises: ValueError unless 1 < ratio < inf and num_steps >= 1.
     Source: arXiv:2006.09011, technique 4.
@@ -130,18 +133,18 @@ def langevin_step_size(ratio: float, num_steps: int) -> float:
     if not 1 < ratio < np.inf:
         raise ValueError(f"langevin_step_size needs a ratio of levels above 1; got {ratio}.")
 
-    # The variance ratio, a mixture of two numbers above 1, is never 1: its least value is wanted.
+    # The variance ratio, a mixture of two numbers above 1, is never 1: this finds its minimum.
     def slope(step: float) -> float:
         shrink, limit = _langevin_recursion(step, num_steps)
         shrinking = -2 * num_steps * shrink / (1 - step)
         return shrinking * (ratio**2 - limit) + (1 - shrink) * limit**2 / 2
 
-    # Found where its slope is zero, to all digits; a search for the least value sees half of them.
+    # The zero of the slope is exact to all digits; a search for the minimum finds half of them.
     return float(brentq(slope, 1e-12, 1 - 1e-12, xtol=1e-15))
 
 
 def langevin_steps(num_scales: int, max_nfe: int) -> int:
-    """The steps per level that max_nfe score evaluations allow.
+    """Steps per level for at most max_nfe score evaluations in all.
 
     Raises: ValueError unless 1 <= num_scales <= max_nfe.
     Source: arXiv:2006.09011, technique 4.
@@ -155,7 +158,7 @@ def langevin_steps(num_scales: int, max_nfe: int) -> int:
 
 
 def _langevin_recursion(relative_step: float, num_steps: int) -> tuple[float, float]:
-    """v <- q^2 v + 2 e, num_steps times: what is left of the start, and where it leads."""
+    """v <- q^2 v + 2 e, num_steps times: the share of the first v that is left, and the limit."""
     if not 0 < relative_step < 2:
         raise ValueError(
             f"Langevin dynamics needs 0 < step_size / sigma_L^2 < 2; got {relative_step}."
@@ -172,7 +175,7 @@ def rho_sigmas(sigma_min: float, sigma_max: float, num_scales: int, *, rho: floa
     """
     _require_sigma_order("rho_sigmas", sigma_min, sigma_max)
     _require_two(num_scales, "rho_sigmas needs num_scales")
-    # Powers round the ends, by which a caller may mean the ends of time: they are put back.
+    # Powers round the ends, which callers use as the levels of t_max and t_min: they are put back.
     inner = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), num_scales)[1:-1] ** rho
     return np.array([sigma_max, *inner, sigma_min])
 
@@ -186,11 +189,12 @@ def improved_ddpm_sigmas(
     offset: float = 0.008,
     smallest_ratio: float = 0.001,
 ) -> Table:
-    """Noise levels of the cosine chain between sigma_max and sigma_min, DOWN, at even steps.
+    """Noise levels of the cosine chain from sigma_max DOWN to sigma_min, at even steps.
 
     Step j of the chain has the level u_j with u_M = 0 and u_{j-1}^2 + 1 = (u_j^2 + 1) r, where 1 /
     r is the ratio of the chain's squared scales, at least `smallest_ratio`.
-    Raises: ValueError unless 0 < sigma_min < sigma_max and the chain has 2 <= num_scales levels.
+    Raises: ValueError unless 0 < sigma_min < sigma_max, num_scales >= 2, and the chain has at least
+    num_scales levels between them.
     Source: Karras et al. 2022, arXiv:2206.00364, Table 1 (iDDPM column).
     """
     _require_sigma_order("improved_ddpm_sigmas", sigma_min, sigma_max)
@@ -198,7 +202,7 @@ def improved_ddpm_sigmas(
     steps = np.arange(chain_length + 1)
     squared_scale = np.sin(np.pi / 2 * steps / chain_length / (offset + 1)) ** 2
     ratio = np.maximum(squared_scale[:-1] / squared_scale[1:], smallest_ratio)
-    # The product from the clean end, M, up to step j; that end itself has no noise.
+    # The product runs from the clean end, M, which has no noise, to step j.
     levels = np.sqrt(np.cumprod(1 / ratio[::-1])[::-1] - 1)
     levels = levels[(levels >= sigma_min) & (levels <= sigma_max)]
     _require_two(len(levels), "improved_ddpm_sigmas needs levels between sigma_min and sigma_max,")
@@ -213,9 +217,10 @@ def improved_ddpm_sigmas(
 def linear_betas(beta_min: float, beta_max: float, num_scales: int) -> Table:
     """Noise variances of the DDPM chain, linear from beta_min / n to beta_max / n.
 
-    beta_min and beta_max are the rates of the VP SDE, so that the chain tends to it as n grows; the
-    published chain has 0.1, 20 and 1000. Source: Ho et al. 2020, arXiv:2006.11239, Sec. 4.
+    beta_min and beta_max are the rates of the VP SDE, to which the chain tends as n grows. The
+    published chain has 0.1, 20 and 1000.
     Raises: ValueError unless num_scales >= 2 and 0 <= beta_min < beta_max < num_scales.
+    Source: Ho et al. 2020, arXiv:2006.11239, Sec. 4.
     """
     _require_two(num_scales, "linear_betas needs num_scales")
     if not 0 <= beta_min < beta_max < num_scales:
@@ -227,7 +232,7 @@ def linear_betas(beta_min: float, beta_max: float, num_scales: int) -> Table:
 
 
 def alpha_products(betas: Table) -> Table:
-    """The running products of 1 - beta: the square of the scale of x_i given x_0."""
+    """Running products of 1 - beta: the squared scale of x_i given x_0."""
     return np.cumprod(1 - betas)
 
 

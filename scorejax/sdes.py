@@ -5,8 +5,9 @@ Each SDE is a frozen dataclass of Python floats: hashable, closed over by jit, a
 size inside. Time runs from t_min (data) to t_max (noise). All drifts are linear in x, so that
 p(x_t | x_0) is the Gaussian N(scale(t) x_0, std(t)^2 I) which `marginal` returns.
 
-`transition(t, num_steps)` is the paper's own Markov chain of num_steps steps, whose limit is the
-SDE: x_i = scale x_{i-1} + std z. The reverse-diffusion and ancestral samplers invert this chain.
+Two protocols say what a function needs. `SDE` suffices for training, likelihoods, ODE samplers and
+Euler-Maruyama. The reverse-diffusion and ancestral samplers invert a `DiscreteChain`: the paper's
+Markov chain x_i = scale x_{i-1} + std z of num_steps steps, whose limit is the SDE.
 
 Source: Song et al. 2021, arXiv:2011.13456, Sections 3.2-3.4 and Appendices B, C and E.
 """
@@ -16,21 +17,20 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.choices import choose
 from scorejax.numerics import expand, gaussian_log_prob, table_index
+from scorejax.random import Rng, normal
 from scorejax.typing import ScoreFn, Shape
 
 
 @runtime_checkable
 class SDE(Protocol):
-    """What samplers, losses and likelihoods ask of a stochastic differential equation.
+    """A linear stochastic differential equation with a Gaussian prior at t_max.
 
-    t_min is where training and likelihoods stop, sampling_t_min where samplers do: the published
-    choice for each SDE.
+    Training and likelihoods stop at t_min, samplers at sampling_t_min.
     """
 
     t_min: float
@@ -53,6 +53,19 @@ class SDE(Protocol):
         """The time at which std / scale is sigma."""
         ...
 
+    def sample_prior(self, rng: Rng, shape: Shape) -> Float[Array, "b *d"]:
+        """Draws from the prior; each row from its own key if there are several."""
+        ...
+
+    def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
+        """Log-density of the prior, in nats."""
+        ...
+
+
+@runtime_checkable
+class DiscreteChain(Protocol):
+    """A Markov chain whose limit for many steps is the SDE."""
+
     def transition(
         self, t: Float[Array, "b"], num_steps: int
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
@@ -60,20 +73,28 @@ class SDE(Protocol):
         ...
 
     def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
-        """Noise of the step that goes back from t in ancestral sampling of that chain."""
+        """Noise of the ancestral sampling step that goes back from time t.
+
+        Raises: ValueError if the chain has no ancestral sampling.
+        """
         ...
 
-    def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
-        """Draws from the distribution at t_max."""
-        ...
 
-    def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
-        """Log-density of the distribution at t_max, in nats."""
-        ...
+def discrete_chain(sde: SDE, sampler: str) -> DiscreteChain:
+    """The SDE itself, as the chain that `sampler` inverts.
+
+    Raises: ValueError if the SDE defines no chain.
+    """
+    if not isinstance(sde, DiscreteChain):
+        raise ValueError(
+            f"{sampler} inverts a discrete chain, and {type(sde).__name__} has no transition and "
+            "ancestral_std; use euler_maruyama, euler_flow, heun, dpm++ or ode."
+        )
+    return sde
 
 
 class _LinearBeta:
-    """What VP and sub-VP share: beta(t) = beta_min + t (beta_max - beta_min)."""
+    """SDE with the VP drift and beta(t) = beta_min + t (beta_max - beta_min)."""
 
     beta_min: float
     beta_max: float
@@ -89,7 +110,7 @@ class _LinearBeta:
         _require_time_order(type(self).__name__, self.t_min, self.t_max)
 
     def beta(self, t: Float[Array, "b"] | float) -> Float[Array, "b"] | float:
-        """Rate of forgetting beta(t)."""
+        """The rate beta(t)."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integrated_beta(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
@@ -99,16 +120,16 @@ class _LinearBeta:
     def time_of_integrated_beta(self, integral: Float[Array, "b"]) -> Float[Array, "b"]:
         """The inverse of `integrated_beta`, without cancellation near 0."""
         root = jnp.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * integral)
-        total = self.beta_min + root  # zero at the beginning if beta_min is
+        total = self.beta_min + root  # zero at t = 0 if beta_min is zero
         return 2 * integral / jnp.where(total > 0, total, 1)
 
     def drift(self, x: Float[Array, "b *d"], t: Float[Array, "b"]) -> Float[Array, "b *d"]:
         """The drift -beta(t) x / 2."""
         return -0.5 * expand(self.beta(t), x) * x
 
-    def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
-        """Draws from N(0, I)."""
-        return jax.random.normal(rng, shape)
+    def sample_prior(self, rng: Rng, shape: Shape) -> Float[Array, "b *d"]:
+        """Draws from N(0, I); each row from its own key if there are several."""
+        return normal(rng, shape)
 
     def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
         """Log-density of N(0, I), in nats."""
@@ -149,7 +170,7 @@ class VPSDE(_LinearBeta):
     ) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
         """Scale sqrt(1 - beta_i) and std sqrt(beta_i) of the DDPM chain, with beta_i linear in i.
 
-        Raises: ValueError if the chain has so few steps that some beta_i reaches 1.
+        Raises: ValueError if num_steps < 2 or the last beta_i is not below 1.
         """
         step = self.t_max / num_steps
         last_beta = self.beta(self.t_max) * step
@@ -169,7 +190,7 @@ class VPSDE(_LinearBeta):
 
 @dataclasses.dataclass(frozen=True)
 class SubVPSDE(_LinearBeta):
-    """Sub-VP SDE: the VP drift with g(t)^2 = beta(t) (1 - exp(-2 B(t))); B the integral of beta.
+    """Sub-VP SDE: the VP drift with g(t)^2 = beta(t) (1 - exp(-2 B(t))); B is the integral of beta.
 
     Its variance never exceeds that of VP. Source: arXiv:2011.13456, Eq. 12 and Eq. 29.
     """
@@ -186,7 +207,7 @@ class SubVPSDE(_LinearBeta):
         return jnp.sqrt(-self.beta(t) * jnp.expm1(-2 * self.integrated_beta(t)))
 
     def marginal(self, t: Float[Array, "b"]) -> tuple[Float[Array, "b"], Float[Array, "b"]]:
-        """Scale exp(-B/2) and std 1 - exp(-B) of x_t given x_0: no square root is missing."""
+        """Scale exp(-B/2) and std 1 - exp(-B) of x_t given x_0; the variance is its square."""
         integral = self.integrated_beta(t)
         return jnp.exp(-integral / 2), -jnp.expm1(-integral)
 
@@ -202,10 +223,9 @@ class SubVPSDE(_LinearBeta):
         return 1 - self.beta(t) * step / 2, self.diffusion(t) * math.sqrt(step)
 
     def ancestral_std(self, t: Float[Array, "b"], num_steps: int) -> Float[Array, "b"]:
-        """Raises ValueError: the sub-VP SDE is the limit of no discrete chain."""
+        """Raises ValueError: the Euler steps of sub-VP have no ancestral sampling."""
         raise ValueError(
-            "ancestral sampling needs a discrete chain, which subvp has not; "
-            "take reverse_diffusion or euler_maruyama."
+            "ancestral sampling is not defined for subvp; take reverse_diffusion or euler_maruyama."
         )
 
 
@@ -250,7 +270,7 @@ class VESDE:
         return jnp.ones_like(t), self.sigma(t)
 
     def time_of_sigma(self, sigma: Float[Array, "b"]) -> Float[Array, "b"]:
-        """The time t of sigma(t)."""
+        """The time t at which sigma(t) is sigma."""
         return jnp.log(sigma / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
 
     def transition(
@@ -274,9 +294,9 @@ class VESDE:
         ratio = (self.sigma_min / self.sigma_max) ** spacing
         return self.sigma(index.astype(t.dtype) * spacing), jnp.where(index > 0, ratio, 0.0)
 
-    def sample_prior(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
-        """Draws from N(0, sigma(t_max)^2 I)."""
-        return self.sigma(self.t_max) * jax.random.normal(rng, shape)
+    def sample_prior(self, rng: Rng, shape: Shape) -> Float[Array, "b *d"]:
+        """Draws from N(0, sigma(t_max)^2 I); each row from its own key if there are several."""
+        return self.sigma(self.t_max) * normal(rng, shape)
 
     def prior_log_prob(self, z: Float[Array, "b *d"]) -> Float[Array, "b"]:
         """Log-density of N(0, sigma(t_max)^2 I), in nats."""
@@ -291,12 +311,12 @@ _BY_NAME = {
 
 
 def get_sde(name: str, options: Mapping[str, Any]) -> SDE:
-    """The SDE of that name; of the options, which may be others' too, it takes its own.
+    """The SDE called "vp", "subvp" or "ve"; ignores the options that it does not have.
 
-    Raises: ValueError for an unknown name or impossible values.
+    Raises: ValueError if the name is unknown or an option is out of range.
     """
-    make, own = choose("sde", name, _BY_NAME)
-    return make(**{option: options[option] for option in own})
+    sde_class, fields = choose("sde", name, _BY_NAME)
+    return sde_class(**{field: options[field] for field in fields})
 
 
 DriftFn = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]

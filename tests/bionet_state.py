@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 
-from scorejax.interop import bionet_weights
+from scorejax.interop.networks import bionet as bionet_weights
 
 BIONET = "bionet/bionet"
 LEVELS, MULTIPLIER = 2, 0.125

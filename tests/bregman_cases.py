@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scorejax.bregman import brepartition, divergences
+from scorejax.bregman import divergences
 from scorejax.bregman.divergences import SIDES, Divergence
+from scorejax.bregman.index import brepartition
 
 MATRIX = np.eye(14) + 0.3
 DIVERGENCES = {

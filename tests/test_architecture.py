@@ -31,7 +31,7 @@ LAYERS = [
         "models",
     },
     {"train", "data", "evaluate", "interop", "runs"},
-    {"score_model"},
+    {"score_model", "capabilities"},
     {"systems"},
 ]  # fmt: skip
 
@@ -77,6 +77,18 @@ def test_packages_form_no_circle():
             graph.setdefault(own, set()).update(packages(imported_modules(path)) - {own})
     order = [*graphlib.TopologicalSorter(graph).static_order()]  # CycleError names the circle
     assert order[-1] == "systems"
+
+
+@pytest.mark.parametrize("package", ["bregman", "interop"])
+def test_folders_of_a_package_form_no_circle(package):
+    graph = {}
+    for path in (ROOT / "scorejax" / package).rglob("*.py"):
+        folder = path.relative_to(ROOT / "scorejax" / package).parts[0].removesuffix(".py")
+        inside = [
+            m.split(".") for m in imported_modules(path) if m.startswith(f"scorejax.{package}.")
+        ]
+        graph.setdefault(folder, set()).update({parts[2] for parts in inside} - {folder})
+    assert [*graphlib.TopologicalSorter(graph).static_order()]  # CycleError names the circle
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

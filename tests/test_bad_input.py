@@ -192,7 +192,7 @@ CASES = {
         "evaluate", [RUN, "--metrics=los"], 2, "unknown metric 'los': did you mean 'loss'?",
     ),
     "evaluate: no Inception": (
-        "evaluate", [RUN, "--metrics=fid"], 2, "--inception is missing: the weights of FID's",
+        "evaluate", [RUN, "--metrics=fid"], 2, "inception is missing: the weights of FID's",
     ),
     "evaluate: Inception elsewhere": (
         "evaluate", [RUN, "--metrics=fid", "--inception={tmp}/none.pth"], 2,
@@ -200,7 +200,7 @@ CASES = {
     ),
     "evaluate: moments for KID": (
         "evaluate", [RUN, "--metrics=kid", "--inception=x", "--reference=y"], 2,
-        "kid needs real images, not --reference",
+        "kid needs real images, not a reference of statistics",
     ),
     "evaluate: no reference": (
         "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/none.npz"], 2,
@@ -208,7 +208,7 @@ CASES = {
     ),
     "evaluate: another network's reference": (
         "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/small.npz"], 2,
-        "{tmp}/small.npz has 64 features an image, InceptionV3 has 2048",
+        "{tmp}/small.npz has 64 features per image, InceptionV3 has 2048",
     ),
     "evaluate: samples": ("evaluate", [RUN, "--num_samples=3"], 2, "--num_samples=3"),
     "evaluate: sampler": (
@@ -224,47 +224,61 @@ CASES = {
     ),
     "sample: no classifier's run": (
         "sample", [RUN, "--classifier={tmp}/run", "--label=3"], 2,
-        "the system 'score_sde' has no classifier",
+        "'score_sde', model 'ncsnpp', cannot guide samples to a class; noisy_classifier can",
     ),
-    "inverse: task": (
+    "complete: task": (
+        "complete", [RUN, "--task=colourise"], 2,
+        "unknown task 'colourise': did you mean 'colorize'?",
+    ),
+    "complete: grey model": (
+        "complete", [RUN, "--task=colorize"], 2, "needs a model of colour images",
+    ),
+    "complete: factor": (
+        "complete", [RUN, "--task=super_resolution", "--factor=3"], 2,
+        "factor needs to be 2 or more and to divide (8, 8); got 3",
+    ),
+    "complete: no mask": ("complete", [RUN, "--mask={tmp}/none.png"], 2, "{tmp}/none.png"),
+    "complete: mask is no image": (
+        "complete", [RUN, "--mask={tmp}/number.py"], 2, "mask {tmp}/number.py is no image",
+    ),
+    "complete: mask of another size": (
+        "complete", [RUN, "--mask={tmp}/mask.png"], 2,
+        "mask needs the images' (8, 8) pixels; got (2, 3)",
+    ),
+    "complete: steps": (
+        "complete", [RUN, "--num_steps=1"], 2, "num_sampling_steps needs to be at least 2; got 1",
+    ),
+    "inverse: the former name of complete": (
         "inverse", [RUN, "--task=colourise"], 2,
         "unknown task 'colourise': did you mean 'colorize'?",
     ),
-    "inverse: grey model": (
-        "inverse", [RUN, "--task=colorize"], 2, "needs a model of colour images",
+    "sample: pictures to segment": (
+        "sample", [RUN, "--images={tmp}", "--damaged=skip"], 2,
+        "--images and --damaged are flags of launch.segment",
     ),
-    "inverse: factor": (
-        "inverse", [RUN, "--task=super_resolution", "--factor=3"], 2,
-        "factor needs to be 2 or more and to divide (8, 8); got 3",
+    "segment: no pictures": ("segment", [RUN], 2, "--images is missing"),
+    "segment: a score model": (
+        "segment", [RUN, "--images={tmp}"], 2,
+        "the system 'score_sde', model 'ncsnpp', cannot segment pictures; bionet can",
     ),
-    "inverse: no mask": ("inverse", [RUN, "--mask={tmp}/none.png"], 2, "{tmp}/none.png"),
-    "inverse: mask is no image": (
-        "inverse", [RUN, "--mask={tmp}/number.py"], 2, "--mask={tmp}/number.py is no image",
-    ),
-    "inverse: mask of another size": (
-        "inverse", [RUN, "--mask={tmp}/mask.png"], 2,
-        "mask needs the images' (8, 8) pixels; got (2, 3)",
-    ),
-    "inverse: steps": (
-        "inverse", [RUN, "--num_steps=1"], 2, "num_sampling_steps needs to be at least 2; got 1",
-    ),
-    "inverse: no checkpoint": ("inverse", [RUN], 2, "no checkpoint"),
+    "complete: no checkpoint": ("complete", [RUN], 2, "no checkpoint"),
     "interpolate: one frame": ("interpolate", [RUN, "--num_frames=1"], 2, "--num_frames=1"),
     "interpolate: too many": (
         "interpolate", [RUN, "--num=450"], 2, "--num needs to be at most 449 pairs; got 450",
     ),
     "evaluate: neither run nor config": (
-        "evaluate", ["--metrics=ladder"], 2, "give --workdir, a run to judge, or --config",
+        "evaluate", ["--metrics=ladder"], 2, "give either --workdir, a run, or --config",
     ),
     "evaluate: run and config": (
-        "evaluate", [RUN, LADDER], 2, "give --workdir, a run to judge, or --config",
+        "evaluate", [RUN, LADDER], 2, "give either --workdir, a run, or --config",
     ),
     "evaluate: metric of data": (
         "evaluate", [LADDER, "--metrics=lader"], 2,
         "unknown metric 'lader': did you mean 'ladder'",
     ),
     "evaluate: no metric of data": (
-        "evaluate", [CONFIG, "--metrics=ladder"], 2, "the system 'score_sde' has no data_metrics",
+        "evaluate", [CONFIG, "--metrics=ladder"], 2,
+        "the system 'score_sde', model 'ncsnpp', cannot describe data before training; ncsnv2 can",
     ),
     "evaluate: no data": (
         "evaluate",

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from bregman_cases import CASES, make_case
 
-from scorejax.bregman import ball_tree
-from scorejax.bregman.sided import Sided
-from scorejax.bregman.tree_building import build_tree
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import ball_tree
+from scorejax.bregman.index.tree_building import build_tree
 
 
 def make_tree(name, side, *, columns=slice(0, 4), leaf_size=16, num_points=300):

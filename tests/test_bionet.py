@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from scorejax import interop
 from scorejax.data.nuclei import nuclei
-from scorejax.interop import bionet_weights
+from scorejax.interop.networks import bionet as bionet_weights
 from scorejax.models import bionet
 from scorejax.models.bionet import BiONet, Unit, keras_bionet, torch_bionet
 from scorejax.models.convolution import Window, conv, conv_spread
@@ -261,7 +261,7 @@ def test_images_need_sides_that_can_be_halved():
         ({"num_passes": 0}, "num_passes needs to be at least 1; got 0"),
         ({"num_classes": 0}, "num_classes needs to be at least 1; got 0"),
         ({"multiplier": 0.01}, r"each at least 1; got \(0, 0, 1, 2, 5\)"),
-        ({"num_levels": 0}, "two widths or more"),
+        ({"num_levels": 0}, "at least two widths"),
         ({"backward_levels": (1, 4)}, r"levels of \[0, 1, 2, 3\]; got \(1, 4\)"),
     ],
 )

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from bregman_cases import CASES, make_case
 
-from scorejax.bregman import cauchy, filters, partition, planning
-from scorejax.bregman.brepartition import build_index
-from scorejax.bregman.sided import Sided
+from scorejax.bregman.divergences import cauchy
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import filters, partition, planning
+from scorejax.bregman.index.brepartition import build_index
 
 GAUGES = pytest.mark.parametrize("gauge", cauchy.GAUGES)
 
@@ -17,7 +18,7 @@ def bounds_of(case, gauge, parts):
     space = Sided(case.divergence, case.side)
     x = case.divergence.coordinates(case.points.astype(np.float64))
     q = case.divergence.coordinates(case.queries.astype(np.float64))
-    place = cauchy.make_gauge(space, x, gauge)
+    place = cauchy.gauge_of(space, x, gauge)
     tuples = cauchy.point_tuples(space, place, x, parts)
     found = [
         cauchy.bounds(tuples.values, cauchy.query_tuple(space, place, row, parts, tuples))

@@ -13,9 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from scorejax import bregman
-from scorejax.bregman import block_scan, exact, three_point
 from scorejax.bregman import divergences as dv
-from scorejax.bregman.domain import POSITIVE
+from scorejax.bregman.divergences import three_point
+from scorejax.bregman.divergences.domain import POSITIVE
+from scorejax.bregman.scan import block_scan, exact
 
 SIDES = pytest.mark.parametrize("side", dv.SIDES)
 DIM = 6
@@ -255,7 +256,7 @@ def test_the_three_point_identity_holds_for_any_centre():
 def test_a_bound_of_what_is_left_out_bounds_it():
     rng = np.random.default_rng(11)
     vectors = rng.normal(size=(3000, DIM)).astype(np.float32)
-    block = block_scan.make_block([(vectors, np.zeros(3000))], (3, 1024), DIM)
+    block = block_scan.block_of([(vectors, np.zeros(3000))], (3, 1024), DIM)
     queries = rng.normal(size=(16, DIM)).astype(np.float32)
     scores, rows, bound = jax.device_get(
         block_scan.smallest_scores(block, queries, np.ones(16, np.float32), num=16)

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from scorejax import bregman
-from scorejax.bregman import brepartition, cauchy, divergences, partition
-from scorejax.bregman.ball_tree import BOUNDS
-from scorejax.bregman.divergences import SIDES, Divergence
-from scorejax.bregman.sided import Sided
+from scorejax.bregman import divergences
+from scorejax.bregman.divergences import SIDES, Divergence, cauchy
+from scorejax.bregman.divergences.sided import Sided
+from scorejax.bregman.index import brepartition, partition
+from scorejax.bregman.index.ball_tree import BOUNDS
 
 DIM = 3
 NEAR = [0.25, np.nextafter(0.25, 1), 0.25 * (1 + 1e-8)]
@@ -134,7 +135,7 @@ def test_cauchy_bounds_hold(case, num_parts, gauge):
     space, parts = Sided(case.divergence, case.side), partition.contiguous(DIM, num_parts)
     x, queries = case.points.astype(np.float64), case.queries.astype(np.float64)
     with np.errstate(all="ignore"):
-        place = cauchy.make_gauge(space, x, gauge)
+        place = cauchy.gauge_of(space, x, gauge)
         tuples = cauchy.point_tuples(space, place, x, parts)
         for q in queries:
             own = np.stack([space.distances(x[:, part], q[part]) for part in parts], axis=1)

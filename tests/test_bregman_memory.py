@@ -6,7 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from scorejax.bregman import brepartition
+from scorejax.bregman.index import brepartition
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import stat
 import time
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from bregman_cases import CASES, assert_exact, build_on_disk, contents, make_case
 
-from scorejax.bregman import brepartition, divergences, pages, store
+from scorejax import bregman
+from scorejax.bregman import divergences
+from scorejax.bregman.index import brepartition, pages, store
 
 
 @pytest.fixture(scope="module")
@@ -218,3 +221,24 @@ def test_threads_share_an_index(saved):
         jobs = [pool.submit(brepartition.search, index, case.queries, 5) for _ in range(8)]
         for job in jobs:
             assert_exact(job.result(), case, 5)
+
+
+def test_pickles_of_the_release_before_the_folders_still_answer():
+    # Made by release 0.1.0, whose modules were peers in scorejax.bregman; 40 points, 3 queries.
+    record = pathlib.Path(__file__).parent / "records" / "bregman_before_folders.pkl"
+    saved = pickle.loads(record.read_bytes())
+    points, queries = saved["points"], saved["queries"]
+    fresh = bregman.search(bregman.build_index(points, "itakura_saito"), queries, 3)
+    for found in (bregman.search(saved["parts"], queries, 3), saved["neighbours"]):
+        np.testing.assert_array_equal(found.ids, fresh.ids)
+    again = bregman.search(saved["parts"], queries, 3, p=1.0, calibration=saved["calibration"])
+    np.testing.assert_array_equal(again.ids, fresh.ids)
+    swapped = bregman.build_index(points, "itakura_saito", side="query_first")
+    expected = bregman.search(swapped, queries, 3)
+    np.testing.assert_array_equal(bregman.search(saved["scan"], queries, 3).ids, expected.ids)
+    estimator = bregman.BregmanNeighbors(3, "logistic").fit(points / 10)
+    np.testing.assert_array_equal(
+        saved["estimator"].kneighbors(queries / 10)[1], estimator.kneighbors(queries / 10)[1]
+    )
+    assert type(saved["parts"]) is bregman.BregmanIndex
+    assert all(type(divergence) is bregman.Divergence for divergence in saved["divergences"])

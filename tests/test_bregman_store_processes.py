@@ -24,7 +24,7 @@ PRELUDE = textwrap.dedent(
     sys.path.insert(0, "tests")
     import numpy as np
     from bregman_cases import make_case
-    from scorejax.bregman import brepartition, store
+    from scorejax.bregman.index import brepartition, store
     def build(path, n=300, **options):
         case = make_case("itakura_saito", "data_first", num_points=n)
         return brepartition.build_index(

@@ -15,10 +15,11 @@ from bregman_cases import (
 )
 
 from scorejax import bregman
-from scorejax.bregman import brepartition, divergences, filters, planning
-from scorejax.bregman.approximate import Calibration
-from scorejax.bregman.ball_tree import BOUNDS
-from scorejax.bregman.filters import Nearest, PageReader
+from scorejax.bregman import divergences
+from scorejax.bregman.index import brepartition, filters, planning
+from scorejax.bregman.index.approximate import Calibration
+from scorejax.bregman.index.ball_tree import BOUNDS
+from scorejax.bregman.index.filters import Nearest, PageReader
 
 WAYS = [(f, b) for f in ("paper", "seed", "sums") for b in BOUNDS] + [("scan", None)]
 
@@ -92,7 +93,7 @@ def test_zeros_huge_and_subnormal_values(side):
     x[:6, 0], x[3:9, 1], x[10] = 5e-324, 1e-310, 1e150
     case = Case(divergences.itakura_saito(), side, x, x[:3] * 1.5)
     # x / y overflows for many pairs: their divergence is infinite, and they are all ties.
-    _check_all_ways(case, build(case, 2), finite_only=True)
+    assert_exact_in_all_ways(case, build(case, 2), finite_only=True)
 
 
 def test_points_with_zeros_where_they_are_allowed():
@@ -100,10 +101,10 @@ def test_points_with_zeros_where_they_are_allowed():
     x = rng.poisson(0.5, (200, 6)).astype(np.float64)
     x[:, 3] = 0
     case = Case(divergences.generalized_kl(), "data_first", x, rng.uniform(0.1, 2, (4, 6)))
-    _check_all_ways(case, build(case, 2))
+    assert_exact_in_all_ways(case, build(case, 2))
     # The other way about, it is queries that may have zeros.
     case = Case(divergences.generalized_kl(), "query_first", x + 0.1, x[:4])
-    _check_all_ways(case, build(case, 2))
+    assert_exact_in_all_ways(case, build(case, 2))
 
 
 def test_probabilities_of_zero_and_one():
@@ -111,17 +112,17 @@ def test_probabilities_of_zero_and_one():
     x = rng.integers(0, 2, (100, 5)).astype(np.float64)
     x[50:] = rng.uniform(0.01, 0.99, (50, 5))
     case = Case(divergences.logistic(), "data_first", x, x[-4:])
-    _check_all_ways(case, build(case, 5))
+    assert_exact_in_all_ways(case, build(case, 5))
 
 
 def test_exponentials_near_overflow():
     rng = np.random.default_rng(4)
     x = rng.uniform(-700, 700, (120, 4))
     case = Case(divergences.exponential(), "data_first", x, x[:4] + 0.1)
-    _check_all_ways(case, build(case, 2), finite_only=True)
+    assert_exact_in_all_ways(case, build(case, 2), finite_only=True)
 
 
-def _check_all_ways(case: Case, index, k: int = 4, *, finite_only: bool = False):
+def assert_exact_in_all_ways(case: Case, index, k: int = 4, *, finite_only: bool = False):
     _, distances = brute_force(case, k)
     if finite_only:
         assert np.isfinite(distances).any()

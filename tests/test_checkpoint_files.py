@@ -16,7 +16,7 @@ import pytest
 from flax.serialization import msgpack_serialize
 
 from scorejax import interop
-from scorejax.interop import inert_pickle
+from scorejax.interop.readers import inert_pickle
 from tests.bad_checkpoints import (
     AVERAGED,
     BAD_FILES,

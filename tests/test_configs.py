@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every config, in every variant: locked at the command line, flat, read to the last key."""
+"""Every file of configs/: its header, its keys, its variants, its networks, its first steps."""
 
 import dataclasses
 import importlib
@@ -10,209 +10,212 @@ import re
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
-from configs.score_sde import family
-from scorejax.objectives.training_loss import make_loss_fn
-from scorejax.systems import score_sde
+from configs import variants
+from scorejax import systems
+from scorejax.data.images import image_set
+from scorejax.score_model import ScoreModel
+from scorejax.systems import fd_score_matching
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-EXPERIMENTS = [f"configs.score_sde.{name}" for name in ("digits", "fashion_mnist", "photo_patches")]
-VARIANTS = ["vp", "subvp", "ve", "debug", "subvp,debug", "ve,debug"]
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
+NAMES = sorted(
+    str(path.relative_to(CONFIGS).with_suffix(""))
+    for path in CONFIGS.glob("**/*.py")
+    if path.stem not in ("family", "variants")
+)
 
 
-def ddpm_size(nf, mult, attending, *, conditional=True, blocks=2):
-    """Parameters of DDPM by its recipe; the level `attending` has attention."""
-    dense, norm = lambda a, b: (a + 1) * b, lambda c: 2 * c
-    conv = lambda a, b: 9 * a * b + b
-    embed = dense(nf, 4 * nf) + dense(4 * nf, 4 * nf) if conditional else 0
-    label = lambda b: dense(4 * nf, b) if conditional else 0
-    attention = lambda c: norm(c) + 4 * dense(c, c)
-
-    def block(a, b):
-        body = norm(a) + conv(a, b) + label(b) + norm(b) + conv(b, b)
-        return body + (dense(a, b) if a != b else 0)
-
-    attends = lambda level: level == attending
-    widths, size, c, skips = [nf * m for m in mult], embed + conv(3, nf), nf, [nf]
-    for level, width in enumerate(widths):
-        for _ in range(blocks):
-            size += block(c, width) + attends(level) * attention(width)
-            c = width
-            skips.append(c)
-        if level + 1 < len(widths):
-            size += conv(c, c)
-            skips.append(c)
-    size += 2 * block(c, c) + attention(c)
-    for level, width in reversed(list(enumerate(widths))):
-        for _ in range(blocks + 1):
-            size += block(c + skips.pop(), width)
-            c = width
-        size += attends(level) * attention(c) + (conv(c, c) if level else 0)
-    return size + norm(c) + conv(c, 3)
+def get_config(name, variant=""):
+    return importlib.import_module(f"configs.{name.replace('/', '.')}").get_config(variant)
 
 
-DDPM_CIFAR10 = ddpm_size(128, (1, 2, 2, 2), 1)  # 16 of 32 pixels is level 1
-DDPM_256 = ddpm_size(128, (1, 1, 2, 2, 4, 4), 4)
-DDPMPP, DDPMPP_DEEP = 61_804_419, 106_632_579
-NCSNPP, NCSNPP_DEEP, FREQUENCIES = 62_693_251, 107_521_411, 128 + 128 * 512
-OFFICIAL = {  # name: parameters, as published or counted by hand
-    "vp_cifar10_ddpm": DDPM_CIFAR10,
-    "vp_cifar10_ddpm_continuous": DDPM_CIFAR10,
-    "vp_cifar10_ddpm_unconditional": ddpm_size(128, (1, 2, 2, 2), 1, conditional=False),
-    "vp_bedroom_ddpm": DDPM_256,
-    "vp_church_ddpm": DDPM_256,
-    "vp_celebahq_256_ddpm": DDPM_256,
-    "vp_cifar10_ddpmpp": DDPMPP,
-    "vp_cifar10_ddpmpp_continuous": DDPMPP,
-    "vp_cifar10_ddpmpp_deep_continuous": DDPMPP_DEEP,
-    "vp_cifar10_ncsnpp": NCSNPP,
-    "vp_cifar10_ncsnpp_continuous": NCSNPP,
-    "vp_cifar10_ncsnpp_deep_continuous": NCSNPP_DEEP,
-    "subvp_cifar10_ddpm_continuous": DDPM_CIFAR10,
-    "subvp_cifar10_ddpmpp_continuous": DDPMPP,
-    "subvp_cifar10_ddpmpp_deep_continuous": DDPMPP_DEEP,
-    "subvp_cifar10_ncsnpp_continuous": NCSNPP,
-    "subvp_cifar10_ncsnpp_deep_continuous": NCSNPP_DEEP,
-    "ve_cifar10_ddpm": DDPM_CIFAR10,
-    "ve_cifar10_ncsnpp": NCSNPP,
-    "ve_cifar10_ncsnpp_continuous": NCSNPP + FREQUENCIES,
-    "ve_cifar10_ncsnpp_deep_continuous": NCSNPP_DEEP + FREQUENCIES,
-    "ve_celeba_ncsnpp": NCSNPP,
-    "ve_bedroom_ncsnpp_continuous": 65_574_549,
-    "ve_church_ncsnpp_continuous": 65_574_549,
-    "ve_celebahq_256_ncsnpp_continuous": 65_574_549,
-    "ve_ffhq_256_ncsnpp_continuous": 65_574_549,
-    "ve_celebahq_1024_ncsnpp_continuous": 105_785_896,
-    "ve_ffhq_1024_ncsnpp_continuous": 105_785_896,
-}
+def words(name):
+    """The words of a config's variants, which the error for an unknown word lists."""
+    with pytest.raises(ValueError, match="unknown variant") as raised:
+        get_config(name, "no such word")
+    return str(raised.value).split("known: ")[1].split(", ")
 
 
-def official(in_full):
-    """The official experiments; those that no other stands for are tested by default."""
-    marks = lambda name: [] if name in in_full else [pytest.mark.slow]
+def cases(all_of_them, by_default):
+    """Config and variant as at the command line; those not tested by default are slow."""
+    assert set(by_default) <= set(all_of_them)
+    marks = lambda case: [] if case in by_default else [pytest.mark.slow]
     return pytest.mark.parametrize(
-        "name", [pytest.param(name, marks=marks(name)) for name in OFFICIAL]
+        "case", [pytest.param(case, marks=marks(case)) for case in all_of_them]
     )
 
 
-def get_config(experiment, variant):
-    return importlib.import_module(experiment).get_config(variant)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_has_paper_command_metric_and_hardware(name):
+    header = importlib.import_module(f"configs.{name.replace('/', '.')}").__doc__
+    for entry in ("Paper", "Command", "Expected", "Hardware"):
+        assert re.search(rf"^{entry} +\S", header, re.MULTILINE)
+    command = re.search(r"^Command +(.*?)\n +variants:", header, re.MULTILINE | re.DOTALL)[1]
+    assert command.startswith("python -m launch.train ")
+    assert f"--config=configs/{name}.py" in command and "--workdir=runs/" in command
 
 
-def test_no_config_is_forgotten_here():
-    files = {path.stem for path in (ROOT / "configs" / "score_sde").glob("*.py")}
-    files -= {"family", "digits_recurrent"}  # which is in test_recurrent_ncsnpp.py
-    assert files == {name.split(".")[-1] for name in EXPERIMENTS} | set(OFFICIAL)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_has_exactly_the_keys_that_are_read_in_every_variant(name):
+    for variant in ("", *words(name), *(f"{word},debug" for word in words(name))):
+        if {"full", "small"} & set(variant.split(",")) and "," in variant:
+            continue  # two sizes
+        config = get_config(name, variant)
+        module = module_of(config)
+        settings = {field.name for field in dataclasses.fields(Settings)}
+        needed = {"system", *module.KEYS, *settings}
+        assert needed <= set(config) <= needed | {*getattr(module, "OPTIONS", ())}
+        again = json.loads(json.dumps(config.to_dict()))
+        again = {key: tuple(v) if isinstance(v, list) else v for key, v in again.items()}
+        assert again == config.to_dict()
+        Settings.from_config(config)
+        model = systems.load_model(config)
+        if isinstance(model, ScoreModel):
+            model.sampler("pc")
 
 
-def test_ddpm_is_counted_as_its_authors_count():
-    # 527,360 fewer than Ho et al. have: two attentions on the way up, of 256 channels each.
-    assert DDPM_CIFAR10 == 35_746_307 - 527_360
+def module_of(config):
+    """The module that reads a config."""
+    module = importlib.import_module(f"scorejax.systems.{config.system}")
+    return fd_score_matching.experiment(config) if module is fd_score_matching else module
 
 
-@official(in_full=["vp_bedroom_ddpm", "ve_cifar10_ncsnpp", "ve_ffhq_1024_ncsnpp_continuous"])
-def test_an_official_network_has_its_size(name):
-    config = get_config(f"configs.score_sde.{name}", "")
-    model, view = require_possible(config)
-    image = jax.ShapeDtypeStruct((1, *view.shape), "float32")
-    label = jax.ShapeDtypeStruct((1,), "float32")
-    output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), image, label)
-    assert output.shape == image.shape
-    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == OFFICIAL[name]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_misspelt_variant_names_the_nearest_word(name):
+    assert {"full", "debug"} <= set(words(name))
+    with pytest.raises(ValueError, match="unknown variant 'debg': did you mean 'debug'"):
+        get_config(name, "debg")
+    assert get_config(name, "full") == get_config(name)
 
 
-@official(in_full=[])
-def test_an_official_experiment_takes_three_steps_in_debug_size(name):
-    config = get_config(f"configs.score_sde.{name}", "debug")
-    model, view = require_possible(config)
-    rng = np.random.default_rng(0)
-    stored = rng.integers(0, view.levels, (3, 4, *view.shape), np.uint8)
-    batches = {"image": np.stack([view.as_trained(rng, images) for images in stored])}
-    variables = jax.jit(model.init)(jax.random.key(0), batches["image"][0], np.ones(4, np.float32))
-    loss = make_loss_fn(
-        score_sde.make_example_loss(config, score_sde.make_sde(config)), model.apply
+def test_words_of_a_variant_come_in_any_order_and_contradict_each_other_in_one_line():
+    for name, variant in [("score_sde/digits", "ve,debug"), ("edm/digits", "ve,debug"),
+                          ("bionet/nuclei", "t2,int,x0.5,w1,keras,debug")]:  # fmt: skip
+        backwards = ",".join(reversed(variant.split(",")))
+        assert get_config(name, backwards) == get_config(name, variant)
+        assert get_config(name, f"debug,{variant},") == get_config(name, variant)
+    message = "the variant 've,debug,vp' names vp and ve; choose one of vp, subvp, ve"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        get_config("score_sde/digits", "ve,debug,vp")
+    with pytest.raises(ValueError, match="names t1 and t2; choose one of t1, t2, t3"):
+        get_config("bionet/nuclei", "t2,t1")
+
+
+def test_a_variant_takes_the_words_that_it_lacks_from_the_default():
+    axes = (
+        {"a": variants.make_edit(x=1), "b": variants.make_edit(x=2)},
+        {"c": lambda config: config},
     )
-    tx = score_sde.make_optimizer(config)
-    step = scan_steps(make_train_step(loss, tx, ema_rate=config.ema_rate))
-    state = TrainState.create(variables["params"], {}, tx)
-    after, metrics = jax.jit(step)(state, batches, jax.random.key(1))
+    for variant, x in {"": 2, "c": 2, "a": 1, "c,b": 2}.items():
+        edit, _ = variants.choose(variant, *axes, default="b")
+        assert edit(ConfigDict({"x": 0})).x == x
+    assert variants.apply(ConfigDict({"x": 0}), "c", *axes).x == 0
+    assert get_config("noisy_classifier/cifar10") == get_config("noisy_classifier/cifar10", "ve")
+    assert get_config("noisy_classifier/digits") == get_config("noisy_classifier/digits", "vp")
+
+
+# In full: official networks of score SDEs are shaped in test_score_sde_configs.py, those of NCSNv2
+# in test_refinenet.py; finite-difference score matching, with losses, in test_fd_score_matching.py.
+IN_FULL = [
+    f"{name}:{variant}"
+    for name in NAMES
+    for variant in ("vp", "subvp", "ve", "full")
+    if variant in words(name)
+    if not re.match("bionet|fd_score_matching|score_sde/(vp|subvp|ve)_", name)
+]
+
+
+@cases(
+    IN_FULL,
+    by_default=[
+        *(f"score_sde/{name}:vp" for name in ("digits", "digits_recurrent", "fashion_mnist")),
+        "score_sde/digits:ve", "score_sde/photo_patches:ve",
+        "edm/digits:vp", "edm/cifar10:ve", "edm/ffhq_64:vp",
+        "ncsnv2/digits:full", "ncsnv2/fashion_mnist:full",
+    ],
+)  # fmt: skip
+def test_a_network_in_full_takes_its_images(case):
+    name, variant = case.split(":")
+    config = get_config(name, variant)
+    model = systems.load_model(config)
+    network, shape = model.network, model.data.shape
+    image = jax.ShapeDtypeStruct((2, *shape), "float32")
+    label = jax.ShapeDtypeStruct((2,), "float32")
+    output, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), image, label)
+    classified = config.system == "noisy_classifier"
+    assert output.shape == ((2, config.num_classes) if classified else image.shape)
+
+
+DEBUG = [
+    f"{name}:{variant}"
+    for name in NAMES
+    for variant in ("debug", "ve,debug", "keras,debug")
+    if {*variant.split(",")} <= {*words(name)}
+]
+STAND_INS = {1: "digits", 3: "photo_patches"}
+"""Sets on hand, by their channels, for those that are not."""
+
+
+@cases(
+    DEBUG,
+    by_default=[  # those that compile in seconds; test_systems.py trains score_sde by default
+        "noisy_classifier/digits:debug", "fd_score_matching/nice_digits:debug",
+        "fd_score_matching/energy_digits:debug", "fd_score_matching/vae_digits:debug",
+        "fd_score_matching/kernel_wine:debug",
+    ],
+)  # fmt: skip
+def test_a_config_in_debug_size_takes_three_steps(case):
+    config = get_config(*case.split(":"))
+    if config.get("dataset", "digits") not in STAND_INS.values():
+        config.dataset = STAND_INS[image_set(config.dataset).channels]
+    system = systems.load(config)
+    carry, batches = system.source.init(0, jax.random.key(0)), []
+    for _ in range(3):  # The first has a learning rate of zero where there is a warm-up.
+        carry, batch = system.source.next(carry, None, jax.random.key(1))
+        batches.append(batch)
+
+    def steps(rng, batches):
+        state = TrainState.create(*system.init(rng), system.tx)
+        step = scan_steps(make_train_step(system.loss, system.tx, ema_rate=config.ema_rate))
+        after, metrics = step(state, batches, rng)
+        return state.params, after, metrics
+
+    # Compiling takes most of the time: XLA optimises little, and random bits need few operations.
+    steps = jax.jit(steps, compiler_options={"xla_backend_optimization_level": 1})
+    batches = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    before, after, metrics = steps(jax.random.key(2, impl="rbg"), batches)
     assert int(after.step) == 3 and np.isfinite(metrics["loss"]).all()
     assert (metrics["finite"] == 1).all()
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params, state.params)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params, before)
     assert max(jax.tree.leaves(moved)) > 0
 
 
-def require_possible(config):
-    """The network and the data of a config, after all that reads it."""
-    Settings.from_config(config)
-    score_sde.make_optimizer(config)
-    score_sde.make_example_loss(config, score_sde.make_sde(config))
-    score_sde.sampler(config, "pc")
-    return score_sde.make_network(config), score_sde.image_view(config)
-
-
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_an_official_config_reads_as_its_file_is_called(name):
-    config = get_config(f"configs.score_sde.{name}", "")
-    read = {"system", *score_sde.KEYS, *(field.name for field in dataclasses.fields(Settings))}
-    assert set(config) == read
-    sde, rest = name.split("_", 1)
-    assert config.sde == sde
-    assert (config.model == "ddpm") == ("ddpm" in rest.split("_"))
-    assert (config.objective == "denoising") == (sde == "subvp" or rest.endswith("continuous"))
-    assert ("deep" in rest) == (config.num_res_blocks == 8)
-    assert config.fir == ("ncsnpp" in rest)
-    header = importlib.import_module(f"configs.score_sde.{name}").__doc__
-    assert f"--config=configs/score_sde/{name}.py" in header
-    with pytest.raises(ValueError, match="unknown variant 'vee'"):
-        get_config(f"configs.score_sde.{name}", "vee")
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_values_are_possible_and_none_is_idle(experiment, variant):
-    config = get_config(experiment, variant)
-    read = {"system", *score_sde.KEYS, *(field.name for field in dataclasses.fields(Settings))}
-    assert set(config) == read
-    model, view = require_possible(config)
-    x, label = np.zeros((2, *view.shape), np.float32), np.ones(2, np.float32)
-    output, _ = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x, label))
-    assert output.shape == x.shape
-
-
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_config_survives_its_json_file(experiment, variant):
-    config = get_config(experiment, variant).to_dict()
-    again = json.loads(json.dumps(config))
-    assert {key: tuple(v) if isinstance(v, list) else v for key, v in again.items()} == config
-
-
-@pytest.mark.parametrize(
-    "experiment", [*EXPERIMENTS, *(f"configs.score_sde.{n}" for n in OFFICIAL)]
-)
-def test_the_header_says_what_one_must_know(experiment):
-    header = importlib.import_module(experiment).__doc__
-    for entry in ("Paper", "Command", "Expected", "Hardware"):
-        assert re.search(rf"^{entry} ", header, re.MULTILINE)
-
-
-def test_the_default_variant_is_vp_in_full():
-    for experiment in EXPERIMENTS:
-        assert get_config(experiment, "") == get_config(experiment, "vp")
-        assert get_config(experiment, "full") == get_config(experiment, "vp")
-    with pytest.raises(ValueError, match="unknown variant 'vee': did you mean 've'"):
-        family.parse("vee")
+def test_the_default_score_sde_is_vp():
+    for name in ("digits", "digits_recurrent", "fashion_mnist", "photo_patches"):
+        assert get_config(f"score_sde/{name}") == get_config(f"score_sde/{name}", "vp")
 
 
 def test_debug_changes_sizes_and_no_method():
-    full, debug = (get_config(EXPERIMENTS[0], variant) for variant in ("ve", "ve,debug"))
+    full, debug = (get_config("score_sde/digits", variant) for variant in ("ve", "ve,debug"))
     for key in ("sde", "objective", "sigma_max", "embedding_type", "predictor", "corrector"):
         assert full[key] == debug[key]
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+@pytest.mark.parametrize("guide, guided", [("digits", "digits"), ("cifar10", "{sde}_cifar10_ddpm")])
+def test_a_classifier_sees_the_data_and_the_noise_of_the_score_model_that_it_guides(
+    guide, guided, sde
+):
+    guide = get_config(f"noisy_classifier/{guide}", sde)
+    guided = get_config(f"score_sde/{guided.format(sde=sde)}", sde if guided == "digits" else "")
+    for key in ("dataset", "image_size", "uniform_dequantization", "centered", "random_flip",
+                "sde", "beta_min", "beta_max", "sigma_min", "sigma_max"):  # fmt: skip
+        assert guide[key] == guided[key]
 
 
 def test_sigma_max_of_the_digits_is_their_largest_distance():
@@ -220,4 +223,4 @@ def test_sigma_max_of_the_digits_is_their_largest_distance():
     x = load_digits().data / 16
     square = np.sum(x**2, axis=1)
     distance = np.sqrt(np.max(square[:, None] + square[None] - 2 * x @ x.T))
-    assert distance <= get_config(EXPERIMENTS[0], "ve").sigma_max < 1.1 * distance
+    assert distance <= get_config("score_sde/digits", "ve").sigma_max < 1.1 * distance

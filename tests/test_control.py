@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from configs.score_sde import photo_patches
-from scorejax.systems import score_sde
+from scorejax.score_model.control import measurement
+from scorejax.systems import load_model
 from tests.random_variables import random_variables
 
 REST = ("colorize", "super_resolution", "deblur", "fourier")
@@ -19,19 +20,19 @@ def colour():
     config = photo_patches.get_config("debug")
     config.image_size, config.attn_resolutions, config.num_sampling_steps = 8, (), 25
     config.ch_mult, config.nf, config.rtol, config.atol = (1,), 8, 1e-5, 1e-5
-    network = score_sde.make_network(config)
+    model = load_model(config)
     x = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3), minval=-1)
-    variables = random_variables(network, x, jnp.ones(4), seed=0, mean=0.0, std=0.02)
-    return config, (variables["params"], {}), x
+    variables = random_variables(model.network, x, jnp.ones(4), seed=0, mean=0.0, std=0.02)
+    return model, (variables["params"], {}), x
 
 
 @pytest.mark.parametrize(
     "task", ["inpaint", *(pytest.param(t, marks=pytest.mark.slow) for t in REST)]
 )
 def test_what_is_made_agrees_with_what_was_seen_and_not_with_the_rest(colour, task):
-    config, variables, x = colour
-    operator = score_sde.measurement(task, (8, 8, 3))
-    complete = jax.jit(score_sde.completion(config, operator))
+    model, variables, x = colour
+    operator = measurement(task, (8, 8, 3))
+    complete = jax.jit(model.completion(operator))
     found = complete(variables, {"image": x, "rng": jax.random.split(jax.random.key(1), 4)})
     made, seen = (2 * found[name] - 1 for name in ("image", "measured"))
     # Rounding of single precision at the size that numbers have on the way; blur loses 20-fold.
@@ -44,7 +45,7 @@ def test_what_is_made_agrees_with_what_was_seen_and_not_with_the_rest(colour, ta
 def test_measurements_see_what_they_say():
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     see = lambda task, **options: np.asarray(
-        score_sde.measurement(task, x.shape[1:], **options).forward(jnp.asarray(x))
+        measurement(task, x.shape[1:], **options).forward(jnp.asarray(x))
     )
     np.testing.assert_array_equal(see("inpaint")[:, :4], x[:, :4])
     assert not see("inpaint")[:, 4:].any()
@@ -63,8 +64,8 @@ def test_measurements_see_what_they_say():
 
 @pytest.mark.slow
 def test_an_interpolation_begins_and_ends_with_its_images(colour):
-    config, variables, x = colour
-    path = jax.jit(score_sde.interpolation(config, 3))
+    model, variables, x = colour
+    path = jax.jit(model.interpolation(3))
     frames = path(variables, {"start": x[:2], "end": x[2:]})["image"]
     assert frames.shape == (2, 3, 8, 8, 3)
     # There and back by a solver of 1e-5, of which the way from noise to data makes a thousandfold.
@@ -75,8 +76,8 @@ def test_an_interpolation_begins_and_ends_with_its_images(colour):
 
 def test_a_measurement_that_cannot_be_is_named():
     with pytest.raises(ValueError, match="task 'colorize' needs a model of colour images"):
-        score_sde.measurement("colorize", (8, 8, 1))
+        measurement("colorize", (8, 8, 1))
     with pytest.raises(ValueError, match="factor needs to be 2 or more and to divide"):
-        score_sde.measurement("super_resolution", (8, 8, 1), factor=1)
+        measurement("super_resolution", (8, 8, 1), factor=1)
     with pytest.raises(ValueError, match="unknown task 'inpant': did you mean 'inpaint'"):
-        score_sde.measurement("inpant", (8, 8, 1))
+        measurement("inpant", (8, 8, 1))

@@ -195,11 +195,14 @@ def test_tfrecords_are_read_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tfrecord(example(data=b"abc"))[:-1], "damaged, or no TFRecord file: record 0"),
-        (b"\xff" * 40, "damaged, or no TFRecord file"),
-        (b"short", "damaged, or no TFRecord file"),
-        (tfrecord(b"\xff\xff\xff"), "record 0 of .* is no image: its bytes are no tf.Example"),
-        (tfrecord(example(data=b"abc")), r"as its shape says; got 3 and \(\)"),
+        (tfrecord(example(data=b"abc"))[:-1], "damaged or not a TFRecord file: record 0"),
+        (b"\xff" * 40, "damaged or not a TFRecord file"),
+        (b"short", "damaged or not a TFRecord file"),
+        (
+            tfrecord(b"\xff\xff\xff"),
+            "record 0 of .* is not an image: its bytes are not a tf.Example",
+        ),
+        (tfrecord(example(data=b"abc")), r"one byte per entry of its shape; got 3 and \(\)"),
         (tfrecord(example(shape=(bytes([3, 4, 4]),), data=b"abc")), r"got 3 and \(3, 4, 4\)"),
     ],
 )

@@ -11,9 +11,9 @@ import pytest
 from scipy.special import rel_entr
 
 from scorejax import bregman
-from scorejax.bregman import convex, generators
 from scorejax.bregman import divergences as dv
-from scorejax.bregman.domain import POSITIVE, REAL, UNIT
+from scorejax.bregman.divergences import convex, generators
+from scorejax.bregman.divergences.domain import POSITIVE, REAL, UNIT
 
 RNG = np.random.default_rng(0)
 MATRIX = np.array([[2.0, 0.3, 0.1], [0.3, 1.0, -0.2], [0.1, -0.2, 0.7]])

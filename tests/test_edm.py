@@ -16,45 +16,23 @@ from configs.edm import cifar10
 from configs.score_sde import digits
 from scorejax import interop
 from scorejax.interop import published
-from scorejax.systems import edm, score_sde
+from scorejax.interop.networks import edm as edm_weights
+from scorejax.systems import edm, load_model
 from scorejax.train import checkpoint
-from scorejax.train.settings import Settings
 from tests import commands
 from tests.commands import ROOT
 from tests.published_files import edm_pickle
-
-NAMES = ("cifar10", "ffhq_64", "digits")
-READ = {"system", *edm.KEYS, *(field.name for field in dataclasses.fields(Settings))}
 
 
 def get_config(name="digits", variant="debug"):
     return importlib.import_module(f"configs.edm.{name}").get_config(variant)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_says_what_one_must_know_and_has_no_idle_key(name):
-    header = importlib.import_module(f"configs.edm.{name}").__doc__
-    for entry in ("Paper", "Command", "Expected", "Hardware"):
-        assert re.search(rf"^{entry} ", header, re.MULTILINE)
-    assert f"--config=configs/edm/{name}.py" in header
-    for variant in ("", "ve", "debug", "ve,debug"):
-        config = get_config(name, variant)
-        assert set(config) == READ
-        Settings.from_config(config)
-        edm.make_optimizer(config)
-        view, model = edm.image_view(config), edm.make_network(config)
-        x, label = np.zeros((2, *view.shape), np.float32), np.ones(2, np.float32)
-        init = lambda m=model, x=x, c=label: m.init_with_output(jax.random.key(0), x, c)
-        assert jax.eval_shape(init)[0].shape == x.shape
-    with pytest.raises(ValueError, match="unknown variant 'vee': did you mean 've'"):
-        get_config(name, "vee")
-
-
 @pytest.mark.parametrize("variant", ["vp", "ve"])
 def test_the_config_of_cifar10_has_the_official_settings(variant):
     # What `train.py --arch=ddpmpp` and `--arch=ncsnpp` of the published code set.
     config = cifar10.get_config(variant)
-    official = interop.edm.settings_of({**config, "num_channels": 3}, {})
+    official = edm_weights.settings_of({**config, "num_channels": 3}, {})
     expected = {
         "vp": ("positional", "standard", "standard", 1, (1, 1)),
         "ve": ("fourier", "residual", "standard", 2, (1, 3, 3, 1)),
@@ -77,20 +55,18 @@ class Zero(nn.Module):
 
 
 @pytest.fixture
-def untrained(monkeypatch):
-    """The debug config of the digits with that network, and its variables."""
-    monkeypatch.setattr(edm, "make_network", lambda config: Zero())
+def untrained():
+    """The digits' debug config, its model with that network, and its variables."""
     config = get_config()
     config.rtol = config.atol = 1e-5
-    return config, ({}, {})
+    return config, dataclasses.replace(load_model(config), network=Zero()), ({}, {})
 
 
 def test_an_untrained_model_is_the_gaussian_of_the_data_it_assumes(untrained):
     # c_skip x is the mean of x_0 given x if the data are N(0, sigma_data^2).
-    config, variables = untrained
-    model = edm.score_model(config)
+    config, model, variables = untrained
     t = jnp.linspace(0, 1, 5)
-    x = jax.random.normal(jax.random.key(1), (5, *model.images.shape))
+    x = jax.random.normal(jax.random.key(1), (5, *model.data.shape))
     variance = np.asarray(model.sde.sigma(t)) ** 2 + config.sigma_data**2
     expected = -np.asarray(x) / variance[:, None, None, None]
     # From the denoiser to the score float32 loses eps x / sigma^2, 0.015 at the lowest level, and
@@ -101,10 +77,10 @@ def test_an_untrained_model_is_the_gaussian_of_the_data_it_assumes(untrained):
 
 
 def test_its_likelihood_is_that_gaussians(untrained):
-    config, variables = untrained
+    config, model, variables = untrained
     x = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
     rows = {"image": x, "rng": jax.random.split(jax.random.key(0), 4)}
-    found = jax.jit(edm.likelihood(config))(variables, rows)["bits_per_dim"]
+    found = jax.jit(model.likelihood())(variables, rows)["bits_per_dim"]
     spread = np.hypot(config.sigma_data, config.sigma_min)
     nats = stats.norm.logpdf(x.astype(np.float64), scale=spread).mean(axis=(1, 2, 3))
     # Seventeen levels on [-1, 1]; the solver's tolerance of 1e-5, over 64 dimensions and the 8
@@ -113,9 +89,9 @@ def test_its_likelihood_is_that_gaussians(untrained):
 
 
 def test_samples_are_heuns_in_35_evaluations_unless_asked_otherwise(untrained):
-    config, variables = untrained
+    config, model, variables = untrained
     rngs = jax.random.split(jax.random.key(2), 400)
-    drawn = jax.jit(edm.sampler(config, ""))(variables, rngs)
+    drawn = jax.jit(model.sampler())(variables, rngs)
     assert np.all(drawn["nfe"] == 35)
     x = 2 * np.asarray(drawn["image"], np.float64) - 1
     # The slope of a Gaussian's flow is linear in x, so that Heun's steps multiply it by a number;
@@ -127,7 +103,7 @@ def test_samples_are_heuns_in_35_evaluations_unless_asked_otherwise(untrained):
     steps = 1 + h / 2 * (slope(grid[:-1]) + slope(grid[1:]) * (1 + h * slope(grid[:-1])))
     expected = 80 * np.prod(steps) * (1 - grid[-1] * slope(grid[-1]))
     assert x.std() == pytest.approx(expected, rel=4 / np.sqrt(2 * x.size))
-    other = edm.sampler(config, "dpm++", nfe=11)(variables, rngs[:2])
+    other = model.sampler("dpm++", nfe=11)(variables, rngs[:2])
     assert other["image"].shape == (2, 8, 8, 1) and np.all(other["nfe"] <= 11)
 
 
@@ -136,7 +112,7 @@ def test_the_loss_of_an_untrained_model_is_the_quadratures():
     # over levels by Gauss and Hermite's rule, whose error at 40 nodes is below 1e-6.
     config = get_config()
     x = jnp.full((20_000, 8, 8, 1), 0.7)
-    loss = edm.make_example_loss(config)(lambda y, label: 0 * y, jax.random.key(3), x)
+    loss = load_model(config).example_loss(lambda y, label: 0 * y, jax.random.key(3), x)
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     square, d2 = np.exp(2 * (config.level_mean + config.level_std * nodes)), config.sigma_data**2
     expected = weights @ ((square * 0.49 / d2 + d2) / (square + d2)) / weights.sum()
@@ -150,7 +126,7 @@ def test_the_networks_of_the_sdes_keep_their_levels_and_weights(kind):
     config = get_config()
     config.preconditioner = kind
     x = jnp.zeros((500, 8, 8, 1))
-    loss = edm.make_example_loss(config)(lambda y, label: 0 * y, jax.random.key(4), x)
+    loss = load_model(config).example_loss(lambda y, label: 0 * y, jax.random.key(4), x)
     assert abs(np.mean(loss) - 1) < 4 * np.sqrt(2 / x.size)
 
 
@@ -189,7 +165,7 @@ def test_a_published_pickle_becomes_a_run(pickles, tmp_path):
     # And the run's score is that of the network in its preconditioner, written out.
     config = cifar10.get_config("debug")
     config.update(FLAGS)
-    model, sigma = edm.score_model(config), np.array([0.01, 0.5, 20.0], np.float32)
+    model, sigma = load_model(config), np.array([0.01, 0.5, 20.0], np.float32)
     x = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     wide = sigma[:, None, None, None].astype(np.float64)
     root = np.sqrt(wide**2 + 0.25)
@@ -220,13 +196,13 @@ def test_a_file_of_another_network_is_one_line(pickles, name, changes, message):
     found = interop.read_checkpoint(pickles / f"{name}.pkl")
     settings = {**config, "num_channels": 3}
     with pytest.raises(ValueError, match=re.escape(message)):
-        published.variables_for(edm.make_network(config), "edm/song_unet", found, settings)
+        published.variables_for(load_model(config).network, "edm/song_unet", found, settings)
 
 
 def test_a_config_of_another_system_is_one_line(pickles):
     config = digits.get_config("debug")
     found = interop.read_checkpoint(pickles / "EDMPrecond.pkl")
-    network = score_sde.make_network(config)
+    network = load_model(config).network
     settings = {**config, "num_channels": 1}
     with pytest.raises(ValueError, match="is of class SongUNet; the config's is NCSNpp"):
         published.variables_for(network, "edm/song_unet", found, settings)

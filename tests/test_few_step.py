@@ -13,19 +13,8 @@ from scipy import stats
 
 from scorejax.numerics import expand
 from scorejax.preconditioning import denoiser_to_score_fn, noise_level
-from scorejax.samplers import few_step
 from scorejax.samplers.dpm_solver import dpm_solver_pp, sde_dpm_solver_pp
-from scorejax.samplers.few_step import (
-    SIGMA_PATH,
-    VARIANCE_PATH,
-    Churn,
-    euler,
-    euler_step,
-    follow,
-    heun,
-    heun_step,
-    sde_path,
-)
+from scorejax.samplers.few_step import SIGMA_PATH, Churn, Path, edm_step, euler, follow, heun
 from scorejax.schedules import geometric_sigmas, improved_ddpm_sigmas, rho_sigmas
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 
@@ -50,52 +39,64 @@ def analytic_denoiser(x, sigma):
 EDM_GRID = rho_sigmas(0.002, 80.0, 6)
 VE_GRID = geometric_sigmas(0.02, 100.0, 6)
 CHURN = Churn(4.0, 0.05, 50.0, 1.003)
-midway = functools.partial(heun_step, alpha=0.7)
+VARIANCE_PATH = Path(jnp.ones_like, jnp.sqrt, jnp.square)
+"""The variable is the variance of the noise: a VE SDE of constant diffusion."""
 
 
 def vp_grid():
     return np.asarray(noise_level(VPSDE(), jnp.linspace(1.0, 1e-3, 6)))
 
 
-RUNS = {  # grid, path, step, churn
-    "edm_det": (lambda: EDM_GRID, SIGMA_PATH, heun_step, Churn()),
-    "edm_churn": (lambda: EDM_GRID, SIGMA_PATH, heun_step, CHURN),
-    "abl_edm": (lambda: EDM_GRID, SIGMA_PATH, heun_step, Churn()),
-    "abl_euler": (lambda: EDM_GRID, SIGMA_PATH, euler_step, Churn()),
-    "abl_alpha": (lambda: EDM_GRID, SIGMA_PATH, midway, Churn()),
-    "abl_vp": (vp_grid, sde_path(VPSDE()), heun_step, Churn()),
-    "abl_vp_euler": (vp_grid, sde_path(VPSDE()), euler_step, Churn()),
-    "abl_ve": (lambda: VE_GRID, VARIANCE_PATH, heun_step, Churn()),
+def vp_path():
+    """The variable is the time of the VP SDE, and x is scaled as there: its probability flow."""
+    along = lambda function: lambda t: function(t.reshape(-1)).reshape(t.shape)
+    return Path(
+        along(lambda t: VPSDE().marginal(t)[0]),
+        along(lambda t: noise_level(VPSDE(), t)),
+        along(VPSDE().time_of_sigma),
+    )
+
+
+RUNS = {  # grid, path, alpha of the correction, churn
+    "edm_det": (lambda: EDM_GRID, SIGMA_PATH, 1.0, Churn()),
+    "edm_churn": (lambda: EDM_GRID, SIGMA_PATH, 1.0, CHURN),
+    "abl_edm": (lambda: EDM_GRID, SIGMA_PATH, 1.0, Churn()),
+    "abl_euler": (lambda: EDM_GRID, SIGMA_PATH, None, Churn()),
+    "abl_alpha": (lambda: EDM_GRID, SIGMA_PATH, 0.7, Churn()),
+    "abl_vp": (vp_grid, vp_path(), 1.0, Churn()),
+    "abl_vp_euler": (vp_grid, vp_path(), None, Churn()),
+    "abl_ve": (lambda: VE_GRID, VARIANCE_PATH, 1.0, Churn()),
     # Its noise is inflated by the official default: 1.007, as its second evaluation shows.
     "abl_ve_churn": (
-        lambda: VE_GRID, VARIANCE_PATH, heun_step, dataclasses.replace(CHURN, noise_std=1.007)
+        lambda: VE_GRID, VARIANCE_PATH, 1.0, dataclasses.replace(CHURN, noise_std=1.007)
     ),
     "abl_iddpm": (
-        lambda: improved_ddpm_sigmas(0.002, 81.0, 6), SIGMA_PATH, heun_step, Churn()
+        lambda: improved_ddpm_sigmas(0.002, 81.0, 6), SIGMA_PATH, 1.0, Churn()
     ),
 }  # fmt: skip
 
 
-def step_by_step(denoiser, x, sigmas, draws, *, step, path, churn):
+def step_by_step(denoiser, x, sigmas, draws, *, alpha, path, churn):
     """The chain of `follow` written out, with the noise draws[i] at step i."""
     t = path.time(jnp.asarray(sigmas))
     raised = path.time(jnp.asarray(churn.raised(sigmas)))
-    for i, z in enumerate(draws[: len(sigmas)]):
-        x = few_step.churn_step(path, x, t[i], raised[i], z, noise_std=churn.noise_std)
-        if i + 1 < len(sigmas):
-            x = step(denoiser, path, x, raised[i], t[i + 1])
-    return euler_step(denoiser, path, x, raised[-1], jnp.zeros(()))
+    options = {"path": path, "noise_std": churn.noise_std}
+    for i in range(len(sigmas) - 1):
+        x = edm_step(denoiser, x, t[i], raised[i], t[i + 1], draws[i], alpha=alpha, **options)
+    last = len(sigmas) - 1
+    end = jnp.zeros(())
+    return edm_step(denoiser, x, t[last], raised[last], end, draws[last], alpha=None, **options)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_are_the_official_ones(golden, x64, name):
     # 1e-9 of the largest entry of each example, as the notes of the numbers ask.
     file = golden("i_samplers")
-    make_grid, path, step, churn = RUNS[name]
+    make_grid, path, alpha, churn = RUNS[name]
     sigmas, draws = make_grid(), jnp.asarray(channels_last(file["in/z"]), float)
     latents = jnp.asarray(channels_last(file["in/latents"]), float)
     start = sigmas[0] * path.scale(path.time(jnp.asarray(sigmas[:1])))[0] * latents
-    options = {"step": step, "path": path, "churn": churn}
+    options = {"alpha": alpha, "path": path, "churn": churn}
     if churn.amount:
         run = lambda x, z: step_by_step(analytic_denoiser, x, sigmas, z, **options)
     else:
@@ -134,7 +135,7 @@ def test_heun_by_the_score_of_an_sde_is_heun_by_its_denoiser(golden, x64):
 def test_churn_draws_one_noise_for_each_step(x64):
     denoiser = lambda x, sigma: x / (1 + 4 * expand(sigma, x) ** 2)
     x, rng = jnp.asarray([[30.0, -50.0]]), jax.random.key(3)
-    options = {"step": heun_step, "path": SIGMA_PATH, "churn": Churn(3.0, 0.0, 50.0, 1.01)}
+    options = {"alpha": 1.0, "path": SIGMA_PATH, "churn": Churn(3.0, 0.0, 50.0, 1.01)}
     draws = [jax.random.normal(key, x.shape) for key in jax.random.split(rng, 6)]
     expected = step_by_step(denoiser, x, EDM_GRID, draws, **options)
     value = follow(rng, denoiser, x, EDM_GRID, **options)

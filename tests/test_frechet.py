@@ -114,7 +114,10 @@ def test_balanced_samples_stay_below_the_95th_percentile_as_often_as_it_says():
         (lambda: frechet.moments(np.zeros(3)), r"got \(3,\)"),
         (lambda: frechet.moments(np.zeros((1, 3))), "at least 2"),
         (lambda: frechet.moments(np.array([[1.0], [np.nan]])), "1 are not"),
-        (lambda: frechet.frechet_distance(np.zeros((3, 2)), np.zeros((3, 4))), "one size"),
+        (
+            lambda: frechet.frechet_distance(np.zeros((3, 2)), np.zeros((3, 4))),
+            "number of features",
+        ),
         (lambda: frechet.precision_recall(np.zeros((3, 2)), np.zeros((9, 2)), k=3), "at least 4"),
         (lambda: frechet.precision_recall(np.zeros((3, 2)), np.zeros((9, 2)), k=0), "k >= 1"),
         (lambda: frechet.class_balance([0], [3], num_classes=3), "below 3"),

@@ -15,7 +15,8 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from scorejax import interop
-from scorejax.interop.torch_weights import CONV, SAME, TENSORS, affine, nin
+from scorejax.interop.networks.score_sde import TENSORS, nin
+from scorejax.interop.tensors import CONV, Match, affine
 from scorejax.models import fir, layers, ncsnpp, refinenet
 from scorejax.models.instance_norm import InstanceNormPlus, VarianceNorm
 from scorejax.parameterize import noise_prediction, sigma_conditioned
@@ -62,10 +63,10 @@ def test_fourier_embedding(golden, precision):
     assert_golden(value, file, "fourier", precision)
 
 
-def load_block(file, name, names):
-    """Variables of a block from the official tensors that `names` maps to ours."""
+def load_block(file, name, matches):
+    """Variables of a block from the official tensors that `matches` pairs with ours."""
     flat = {}
-    for official, (ours, turn) in names.items():
+    for official, ours, turn in matches:
         if f"params/{name}.{official}" in file:
             flat[ours] = jnp.asarray(turn.tensor(file[f"params/{name}.{official}"]), float)
     assert len(flat) == sum(key.startswith(f"params/{name}.") for key in file)
@@ -90,7 +91,7 @@ SCORE_SDE_BLOCKS = {
     "nin": ("nin", nn.Dense(24)),
 }
 MORE_TENSORS = {
-    "ddpm_convshort": TENSORS["ddpm"] | affine("Conv_2.", "shortcut/", CONV),
+    "ddpm_convshort": TENSORS["ddpm"] + affine("Conv_2.", "shortcut/", CONV),
     "nin": nin("", ""),
 }
 
@@ -117,37 +118,37 @@ def test_combine(golden, precision):
 
 
 def instance_norm(official, ours):
-    return {f"{official}{leaf}": (f"{ours}{leaf}", SAME) for leaf in ("alpha", "gamma", "beta")}
+    return [Match(f"{official}{leaf}", f"{ours}{leaf}") for leaf in ("alpha", "gamma", "beta")]
 
 
-REFINENET_NORMS = instance_norm("normalize1.", "norm_0/") | instance_norm("normalize2.", "norm_1/")
+REFINENET_NORMS = instance_norm("normalize1.", "norm_0/") + instance_norm("normalize2.", "norm_1/")
 REFINENET_BLOCKS = {
     "inormpp": (instance_norm("", ""), InstanceNormPlus()),
-    "varnorm": ({"alpha": ("alpha", SAME)}, VarianceNorm()),
+    "varnorm": ([Match("alpha", "alpha")], VarianceNorm()),
     "crp": (
-        {f"convs.{i}.weight": (f"conv_{i}/kernel", CONV) for i in range(2)},
+        [Match(f"convs.{i}.weight", f"conv_{i}/kernel", CONV) for i in range(2)],
         refinenet.ChainedResidualPooling(),
     ),
     "rcu": (
-        {
-            f"{i + 1}_{j + 1}_conv.weight": (f"block_{i}_conv_{j}/kernel", CONV)
+        [
+            Match(f"{i + 1}_{j + 1}_conv.weight", f"block_{i}_conv_{j}/kernel", CONV)
             for i in range(2)
             for j in range(2)
-        },
+        ],
         refinenet.ResidualConvUnit(),
     ),
     "res_down": (
         REFINENET_NORMS
-        | affine("conv1.", "conv_0/", CONV)
-        | affine("conv2.conv.", "conv_1/", CONV)
-        | affine("shortcut.conv.", "shortcut/", CONV),
+        + affine("conv1.", "conv_0/", CONV)
+        + affine("conv2.conv.", "conv_1/", CONV)
+        + affine("shortcut.conv.", "shortcut/", CONV),
         refinenet.RefineNetResidualBlock(24, down=True),
     ),
     "res_dil": (
         REFINENET_NORMS
-        | affine("conv1.", "conv_0/", CONV)
-        | affine("conv2.", "conv_1/", CONV)
-        | affine("shortcut.", "shortcut/", CONV),
+        + affine("conv1.", "conv_0/", CONV)
+        + affine("conv2.", "conv_1/", CONV)
+        + affine("shortcut.", "shortcut/", CONV),
         refinenet.RefineNetResidualBlock(24, down=True, dilation=2),
     ),
 }
@@ -156,19 +157,19 @@ REFINENET_BLOCKS = {
 @pytest.mark.parametrize("name", REFINENET_BLOCKS)
 def test_refinenet_block(golden, precision, name):
     file = golden("a_blocks")
-    names, module = REFINENET_BLOCKS[name]
-    value = module.apply(load_block(file, name, names), as_array(file["in/x"]))
+    matches, module = REFINENET_BLOCKS[name]
+    value = module.apply(load_block(file, name, matches), as_array(file["in/x"]))
     assert_golden(value, file, name, precision)
 
 
 def test_multi_resolution_fusion(golden, precision):
     file = golden("a_blocks")
-    names = {}
+    matches = []
     for i in range(2):
-        names |= affine(f"convs.{i}.", f"conv_{i}/", CONV)
+        matches += affine(f"convs.{i}.", f"conv_{i}/", CONV)
     images = [as_array(file["in/x"]), as_array(file["in/z"])]
     module = refinenet.MultiResolutionFusion(12, (8, 8))
-    assert_golden(module.apply(load_block(file, "msf", names), images), file, "msf", precision)
+    assert_golden(module.apply(load_block(file, "msf", matches), images), file, "msf", precision)
 
 
 COMMON = {

@@ -12,8 +12,8 @@ from flax.serialization import msgpack_serialize
 from configs.ncsnv2 import digits as ncsnv2_digits
 from configs.score_sde import digits
 from scorejax import interop, systems
-from scorejax.interop import refinenet_weights
-from scorejax.interop.torch_weights import build, correspondence
+from scorejax.interop.networks import refinenet as refinenet_weights
+from scorejax.interop.networks.score_sde import build, correspondence
 from scorejax.train import checkpoint
 from scorejax.train.state import TrainState
 from tests import commands

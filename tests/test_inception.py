@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from scorejax.interop import inception as weights
+from scorejax.interop.networks import inception as weights
 from scorejax.models.inception import BLOCKS, Inception, resized
 from tests.published_files import safetensors
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from bregman_cases import assert_exact, make_case
 
-from scorejax.bregman import brepartition, store
-from scorejax.bregman.ranking import Neighbours
+from scorejax.bregman.index import brepartition, store
+from scorejax.bregman.scan.ranking import Neighbours
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -13,21 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
-from ml_collections import ConfigDict
 
+from scorejax import runs, systems
 from scorejax.data.images import load
 from scorejax.evaluate import frechet
 from scorejax.evaluate.inception_score import inception_score
 from scorejax.guidance import class_guided
-from scorejax.interop import inception
+from scorejax.interop.networks import inception
 from scorejax.likelihood import bits_per_dim, log_prob
 from scorejax.parameterize import noise_prediction
+from scorejax.random import row_keys
 from scorejax.samplers.few_step import heun
 from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.predictors import euler_maruyama
 from scorejax.sdes import VPSDE
-from scorejax.systems import noisy_classifier, score_sde
-from scorejax.train import checkpoint
 from tests import commands
 from tests.commands import ROOT
 from tests.published_files import safetensors
@@ -46,7 +45,7 @@ def workdir(tmp_path_factory):
     small = ("--config.eval_samples=2", "--config.eval_bits_examples=0", "--config.eval_every=40")
     small += ("--config.rtol=1e-4", "--config.atol=1e-4")
     run("train", *train, *small, "--config.num_train_steps=20")
-    assert checkpoint.restore_for_inference(path).step == 20
+    assert runs.open(path).step == 20
     run("train", *train, *small)
     return path
 
@@ -54,16 +53,16 @@ def workdir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def trained(workdir):
     """The score of the restored model, put together by hand, and the images of the config."""
-    config = ConfigDict(checkpoint.load_config(workdir))
-    model, restored = score_sde.make_network(config), checkpoint.restore_for_inference(workdir)
-    network = lambda x, label: model.apply({"params": restored.params}, x, label)
-    return noise_prediction(VPSDE(0.1, 20.0), network), score_sde.image_view(config), config
+    config, (params, _), _ = runs.open(workdir)
+    model = systems.load_model(config)
+    network = lambda x, label: model.network.apply({"params": params}, x, label)
+    return noise_prediction(VPSDE(0.1, 20.0), network), model.data, config
 
 
 def test_train_goes_on_where_it_stopped(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == [10, 20, 30, 40]
-    assert checkpoint.restore_for_inference(workdir).step == 40
+    assert runs.open(workdir).step == 40
     assert (workdir / "pictures" / "samples_00000040.png").exists()
 
 
@@ -71,15 +70,14 @@ def test_sample_writes_what_the_sampler_draws(workdir, trained, tmp_path):
     run("sample", f"--workdir={workdir}", "--num=3", "--seed=5", f"--out={tmp_path}/pc")
     score_fn, view, config = trained
     saved = np.load(tmp_path / "pc.npz")
-    # Two devices take two samples each, the last one twice; the first key of each decides.
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(5), jnp.arange(3))
+    # Each sample has a key of its own, whichever device draws it.
     draw = jax.jit(
-        lambda key: predictor_corrector(
-            key, score_fn, (2, 8, 8, 1), sde=VPSDE(0.1, 20.0), predictor=euler_maruyama,
+        lambda keys: predictor_corrector(
+            keys, score_fn, (3, 8, 8, 1), sde=VPSDE(0.1, 20.0), predictor=euler_maruyama,
             num_steps=config.num_sampling_steps,
         ).x
     )  # fmt: skip
-    expected = np.concatenate([draw(keys[0]), draw(keys[2])])[:3]
+    expected = draw(row_keys(jax.random.key(5), 3))
     # Rounding of another program, grown through 25 steps.
     np.testing.assert_allclose(saved["images"], view.to_unit(expected), atol=1e-3)
     assert (saved["nfe"] == config.num_sampling_steps).all() and saved["step"] == 40
@@ -98,12 +96,12 @@ def test_sample_by_heun_spends_the_evaluations_that_it_is_given(workdir, trained
     argv = ("--sampler=heun", "--nfe=10", "--num=2", "--seed=5", f"--out={tmp_path}/heun")
     run("sample", f"--workdir={workdir}", *argv)
     score_fn, view, _ = trained
-    key = jax.random.fold_in(jax.random.key(5), 0)
-    draw = jax.jit(lambda: heun(key, score_fn, (1, 8, 8, 1), sde=VPSDE(0.1, 20.0), num_steps=5).x)
+    keys = row_keys(jax.random.key(5), 2)
+    draw = jax.jit(lambda: heun(keys, score_fn, (2, 8, 8, 1), sde=VPSDE(0.1, 20.0), num_steps=5).x)
     saved = np.load(tmp_path / "heun.npz")
     assert (saved["nfe"] == 9).all()
     # Rounding of another program, grown through five steps.
-    np.testing.assert_allclose(saved["images"][:1], view.to_unit(draw()), atol=1e-3)
+    np.testing.assert_allclose(saved["images"], view.to_unit(draw()), atol=1e-3)
 
 
 @pytest.mark.slow
@@ -115,7 +113,7 @@ def test_likelihood_reports_what_log_prob_gives(workdir, trained, tmp_path):
     stored = np.tile(view.stored("test", 3).image, (2, 1, 1, 1))
     u = np.random.default_rng(1).random(stored.shape, dtype=np.float32)
     x = jnp.asarray(2 * ((stored + u) / 17) - 1)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), jnp.arange(6))
+    keys = row_keys(jax.random.key(1), 6)
     solve = functools.partial(log_prob, rtol=config.rtol, atol=config.atol)
     one = lambda key, x: solve(key, VPSDE(0.1, 20.0), score_fn, x[None])
     solved = jax.jit(jax.vmap(one))(keys, x)
@@ -153,25 +151,25 @@ def test_sample_of_a_class_is_guided_by_the_classifier(workdir, trained, tmp_pat
     )
     run("sample", f"--workdir={workdir}", *argv, "--guidance=2.5", f"--out={tmp_path}/threes")
     score_fn, view, _ = trained
-    theirs = ConfigDict(checkpoint.load_config(guide))
-    restored = checkpoint.restore_for_inference(guide)
+    classifier = runs.open(guide)
     logits = functools.partial(
-        noisy_classifier.classifier(theirs), (restored.params, {}), VPSDE(0.1, 20.0)
+        systems.load_model(classifier.config).classifier(), classifier.variables, VPSDE(0.1, 20.0)
     )
-    guided = class_guided(score_fn, logits, jnp.array([3]), guidance=2.5)
-    key = jax.random.fold_in(jax.random.key(5), 0)
-    draw = jax.jit(lambda: heun(key, guided, (1, 8, 8, 1), sde=VPSDE(0.1, 20.0), num_steps=3).x)
+    keys, shape = row_keys(jax.random.key(5), 2), (2, 8, 8, 1)
+    drawn = lambda score_fn: view.to_unit(
+        jax.jit(lambda: heun(keys, score_fn, shape, sde=VPSDE(0.1, 20.0), num_steps=3).x)()
+    )
+    guided = drawn(class_guided(score_fn, logits, jnp.full(2, 3), guidance=2.5))
     images = np.load(tmp_path / "threes.npz")["images"]
     # Rounding of another program, grown through three steps.
-    np.testing.assert_allclose(images[:1], view.to_unit(draw()), atol=3e-3)
-    plain = jax.jit(lambda: heun(key, score_fn, (1, 8, 8, 1), sde=VPSDE(0.1, 20.0), num_steps=3).x)
-    assert np.abs(images[:1] - view.to_unit(plain())).max() > 3e-2
+    np.testing.assert_allclose(images, guided, atol=3e-3)
+    assert np.abs(images - drawn(score_fn)).max() > 3e-2
 
 
 @pytest.mark.slow
 def test_what_is_seen_of_images_is_kept_and_the_rest_is_made(workdir, tmp_path):
     argv = ("--task=super_resolution", "--num=3", "--num_steps=30", "--seed=2")
-    run("inverse", f"--workdir={workdir}", *argv, f"--out={tmp_path}/four")
+    run("complete", f"--workdir={workdir}", *argv, f"--out={tmp_path}/four")
     found = np.load(tmp_path / "four.npz")
     expected = load("digits", "test", limit=3).image
     # Dequantised in one of the 17 levels.

@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from launch import command
+from scorejax.evaluate import reports
 from scorejax.report import Evaluation
 from scorejax.train import logging
 from scorejax.train.logging import RunLog, read_metrics
@@ -124,7 +124,7 @@ def test_the_rate_leaves_out_the_call_that_compiles(tmp_path, monkeypatch):
 
 
 def test_a_report_is_json_though_one_of_its_numbers_is_none(tmp_path):
-    command.write_json(str(tmp_path / "report.json"), {"error": float("nan"), "num": 3})
+    reports.save_and_print(tmp_path / "report.json", {"error": float("nan"), "num": 3})
     text = (tmp_path / "report.json").read_text()
     assert json.loads(text, parse_constant=pytest.fail) == {"error": None, "num": 3}
 

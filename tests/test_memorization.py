@@ -131,7 +131,7 @@ def test_an_exact_copy_of_a_repeated_image_is_a_copy():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: memo.nearest_training(np.zeros((2, 3)), np.zeros((2, 4))), "one shape"),
+        (lambda: memo.nearest_training(np.zeros((2, 3)), np.zeros((2, 4))), "the same shape"),
         (lambda: memo.nearest_training(np.zeros((2, 3)), np.zeros((2, 3)), k=3), "k <= 2; got 3"),
         (lambda: memo.nearest_training(np.full((2, 3), np.nan), np.zeros((2, 3))), "finite"),
         (

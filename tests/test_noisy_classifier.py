@@ -109,17 +109,3 @@ def test_an_impossible_config_is_one_line(change, message):
     with pytest.raises(ValueError, match=message) as raised:
         systems.load(config)
     assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("experiment", ["digits", "cifar10"])
-@pytest.mark.parametrize("variant", ["", "ve", "vp,debug"])
-def test_every_config_reads_as_it_is_read(experiment, variant):
-    import dataclasses
-
-    from scorejax.train.settings import Settings
-
-    config = importlib.import_module(f"configs.noisy_classifier.{experiment}").get_config(variant)
-    fields = {field.name for field in dataclasses.fields(Settings)}
-    assert set(config) == {"system", *noisy_classifier.KEYS, *fields}
-    Settings.from_config(config)
-    assert noisy_classifier.make_model(config).num_classes == config.num_classes

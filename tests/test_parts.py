@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from launch import command
+from scorejax.evaluate import chunks
 from scorejax.evaluate.parts import Parts
 
 ROWS = {"x": np.arange(7.0).reshape(7, 1)}
@@ -16,7 +16,7 @@ def squares(variables, rows):
 
 
 def in_chunks(parts):
-    return command.in_chunks(squares, np.float64(3.0), ROWS, 2, "rows", parts)
+    return chunks.in_chunks(squares, np.float64(3.0), ROWS, 2, "rows", parts)
 
 
 class Counting(Parts):

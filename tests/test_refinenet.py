@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from scorejax import interop
-from scorejax.interop import published, refinenet_weights
+from scorejax.interop import published
+from scorejax.interop.networks import refinenet as refinenet_weights
 from scorejax.models import refinenet
 from scorejax.models.build import build_refinenet
 from tests.published_files import Stored, torch_zip

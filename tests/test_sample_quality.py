@@ -59,9 +59,9 @@ def test_the_kernel_distance_of_subsets_covers_that_of_all():
     found = kernel_distance(first, second, num_subsets=200, subset_size=50)
     # Subsets are not independent of each other; six of their standard errors are more than enough.
     assert abs(found.mean - squared_mmd(first, second)) < 6 * found.standard_error
-    with pytest.raises(ValueError, match="two rows or more of each"):
+    with pytest.raises(ValueError, match="at least two rows each"):
         squared_mmd(first[:1], second)
-    with pytest.raises(ValueError, match="two rows or more of each"):
+    with pytest.raises(ValueError, match="at least two rows each"):
         squared_mmd(first, second[:, :3])
 
 
@@ -97,10 +97,10 @@ def test_statistics_are_read_as_they_were_written(tmp_path):
         ({"mu": np.zeros(3)}, "it lacks sigma"),
         ({"pool_3": np.zeros((3, 2))}, "it lacks mu, sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(2)}, r"got \(3,\) and \(2, 2\)"),
-        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "numbers that are not finite"),
-        (b"no npz at all", "is no file of reference statistics"),
-        (b"PK\x03\x04 cut short", "is no file of reference statistics"),
-        (b"", "is no file of reference statistics"),
+        ({"mu": np.full(2, np.nan), "sigma": np.eye(2)}, "finite mu and sigma"),
+        (b"no npz at all", "is not a file of reference statistics"),
+        (b"PK\x03\x04 cut short", "is not a file of reference statistics"),
+        (b"", "is not a file of reference statistics"),
     ],
 )
 def test_a_file_that_is_no_statistics_is_named_in_one_line(content, message, tmp_path):
@@ -170,5 +170,5 @@ def test_samples_that_failed_are_counted():
 def test_statistics_of_another_network_are_refused(tmp_path):
     path = tmp_path / "stats.npz"
     frechet.save_statistics(path, frechet.Moments(np.zeros(64), np.eye(64)))
-    with pytest.raises(ValueError, match="has 64 features an image, InceptionV3 has 2048"):
+    with pytest.raises(ValueError, match="has 64 features per image, InceptionV3 has 2048"):
         sample_quality.load_reference(path)

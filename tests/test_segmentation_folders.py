@@ -111,7 +111,7 @@ def test_one_damaged_file_among_many_is_fatal_or_left_out_and_named(tmp_path):
         save(tmp_path / "masks" / f"{index}.png", blocks())
         if index == 3:
             path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"3\.png is no picture that can be read") as raised:
+    with pytest.raises(ValueError, match=r"3\.png is not a readable picture") as raised:
         segmentation_folders.read(tmp_path)
     assert "\n" not in str(raised.value)
     reading = segmentation_folders.read(tmp_path, damaged="skip")
@@ -119,7 +119,7 @@ def test_one_damaged_file_among_many_is_fatal_or_left_out_and_named(tmp_path):
     assert reading.skipped == (str(raised.value),)
     for index in range(5):
         (tmp_path / "images" / f"{index}.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="no pair that can be read"):
+    with pytest.raises(ValueError, match="no readable pair"):
         segmentation_folders.read(tmp_path, damaged="skip")
 
 
@@ -142,7 +142,7 @@ def test_what_a_folder_lacks_is_one_line(tmp_path):
         segmentation_folders.read(tmp_path)
     save(tmp_path / "masks" / "a.png", blocks())
     save(tmp_path / "masks" / "a.tif", blocks())
-    with pytest.raises(ValueError, match="one annotation of a name; got two of 'a'"):
+    with pytest.raises(ValueError, match="one annotation per name; got two of 'a'"):
         segmentation_folders.read(tmp_path)
     with pytest.raises(ValueError, match="unknown layout 'tnbk': did you mean 'tnbc'"):
         segmentation_folders.read(tmp_path, "tnbk")
@@ -179,7 +179,7 @@ def test_two_images_of_one_stem_do_not_share_an_annotation(layout, tmp_path):
         annotations(tmp_path / truth / "a.xml", region((1.5, 2.5), (7.5, 2.5), (7.5, 8.5)))
     else:
         save(tmp_path / truth / "a.png", blocks())
-    with pytest.raises(ValueError, match="needs one picture of a name; got two of 'a'"):
+    with pytest.raises(ValueError, match="needs one picture per name; got two of 'a'"):
         segmentation_folders.read(tmp_path, layout, damaged="skip")
 
 
@@ -224,7 +224,7 @@ def test_a_damaged_tiff_is_one_line_or_left_out_whatever_pillow_raises(tmp_path)
         save(tmp_path / "images" / f"{index}.tif", picture(index))
         save(tmp_path / "masks" / f"{index}.png", blocks())
     path = with_a_broken_page(tmp_path / "images" / "1.tif")
-    with pytest.raises(ValueError, match="is no picture that can be read: Missing dim") as raised:
+    with pytest.raises(ValueError, match="is not a readable picture: Missing dim") as raised:
         picture_files.load_image(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
     reading = segmentation_folders.read(tmp_path, damaged="skip")
@@ -291,7 +291,7 @@ def test_masks_that_are_none_are_one_line(tmp_path):
         (save(tmp_path / "a.png", greys), r'got 3: 0, 7, 255. .* with masks="instances"'),
         (save(tmp_path / "b.png", blocks() // 2 + 1), "two levels, 0 and one other"),
         (save(tmp_path / "c.png", coloured), "grey levels to be a mask; got colours"),
-        (save(tmp_path / "d.jpg", gradient), "% of its pixels are grey"),
+        (save(tmp_path / "d.jpg", gradient), "% of them are grey"),
     ):
         with pytest.raises(ValueError, match=message) as raised:
             picture_files.load_mask(path)
@@ -315,7 +315,7 @@ def test_a_mask_of_floats_needs_whole_levels(part, tmp_path):
 def test_a_dark_jpeg_mask_is_not_taken_for_an_empty_one(level, tmp_path):
     dark = np.kron(blocks() // 255 * level, np.ones((8, 8), np.uint8)).astype(np.uint8)
     path = save(tmp_path / "dark.jpg", dark, quality=95)
-    with pytest.raises(ValueError, match=r"levels above 32, or one alone, .* Save it as PNG"):
+    with pytest.raises(ValueError, match=r"a level above 32, or a single level, .* Save it as PNG"):
         picture_files.load_mask(path)
 
 
@@ -337,8 +337,8 @@ def test_damaged_polygons_are_one_line(tmp_path):
     words = annotations(tmp_path / "c.xml", region(("one", 2), (3, 4), (5, 6)))
     endless = annotations(tmp_path / "d.xml", region(("inf", 2), (3, 4), (5, 6)))
     for path, message in (
-        (broken, "no XML file of polygons"), (missing, "no XML file of polygons"),
-        (words, "no XML file of polygons"), (endless, "finite vertices"),
+        (broken, "not an XML file of polygons"), (missing, "not an XML file of polygons"),
+        (words, "not an XML file of polygons"), (endless, "finite vertices"),
         (annotations(tmp_path / "e.xml"), "at least one Region"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message) as raised:

@@ -13,7 +13,7 @@ from scorejax.random import draw_rows
 from scorejax.sdes import VPSDE
 from scorejax.train.optimizer import adam
 from scorejax.train.state import TrainState
-from scorejax.train.step import ema_ramp, make_train_step, scan_steps
+from scorejax.train.step import make_train_step, scan_steps
 from scorejax.typing import Aux
 
 
@@ -46,7 +46,9 @@ def official_steps(golden, dtype):
     tx = adam(0.01, warmup=3, clip_norm=0.05)
     params = {"c": jnp.array([0.9, 0.5, -0.4, 0.2], dtype)}
     state = TrainState.create(params, {}, tx)
-    step = jax.jit(make_train_step(analytic_vp_loss, tx, ema_rate=ema_ramp(0.9)))
+    # The official PyTorch code has a short memory at first.
+    ramp = lambda count: jnp.minimum(0.9, (1.0 + count) / (10.0 + count))
+    step = jax.jit(make_train_step(analytic_vp_loss, tx, ema_rate=ramp))
     rows = []
     for x, u, z in zip(numbers["in/x"], numbers["in/u"], numbers["in/z"], strict=True):
         images = {name: v.transpose(0, 2, 3, 1).astype(dtype) for name, v in (("x", x), ("z", z))}

@@ -4,6 +4,7 @@
 A new system adds a row. The properties of its paper are tested in a file of its own.
 """
 
+import dataclasses
 import functools
 import importlib
 
@@ -15,9 +16,9 @@ import optax
 import pytest
 
 from scorejax import systems
+from scorejax.capabilities import DrawsSamples, Segments
 from scorejax.objectives import denoising
-from scorejax.systems import score_sde
-from scorejax.systems.score_sde import model
+from scorejax.score_model import bind
 from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.state import TrainState
@@ -176,13 +177,12 @@ def test_two_devices_do_what_one_does_with_the_joined_batch(case):
 @score_sdes
 @pytest.mark.parametrize("end", ["t_min", "t_max"])
 def test_gradients_are_finite_at_both_ends_of_time(case, end):
-    sde, model = score_sde.make_sde(case.config), score_sde.make_network(case.config)
-    x = jnp.asarray(case.batches[0]["image"])
+    model = systems.load_model(case.config)
+    sde, x = model.sde, jnp.asarray(case.batches[0]["image"])
     t, noise = jnp.full(len(x), getattr(sde, end)), jax.random.normal(jax.random.key(5), x.shape)
 
     def loss(params):
-        network = score_sde.bind(model, (params, case.state.model_state))
-        score_fn = score_sde.make_score_fn(case.config, sde, network)
+        score_fn = model.to_score(bind(model.network, (params, case.state.model_state)))
         return jnp.mean(denoising.denoising_error(score_fn, sde, t, noise, x))
 
     gradient = jax.jit(jax.grad(loss))(case.state.params)
@@ -221,9 +221,8 @@ def test_a_sampler_makes_the_calls_that_it_reports_and_no_more_than_asked(sde, n
             jax.debug.callback(lambda _: calls.append(1), x.sum())
             return jnp.zeros_like(x)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "make_network", lambda config: Counting())
-        draw = score_sde.sampler(config, name, **asked)
+    model = dataclasses.replace(systems.load_model(config), network=Counting())
+    draw = model.sampler(name, **asked)
     drawn = jax.block_until_ready(jax.jit(draw)(({}, {}), jax.random.split(jax.random.key(0), 2)))
     jax.effects_barrier()
     assert len(calls) == nfe and (drawn["nfe"] == nfe).all()
@@ -235,6 +234,14 @@ def test_an_unknown_system_names_the_nearest():
     config.system = "scoresde"
     with pytest.raises(ValueError, match="unknown system 'scoresde': did you mean 'score_sde'"):
         systems.load(config)
-    config.system = "score_sde"
-    with pytest.raises(ValueError, match="the system 'score_sde' has no search"):
-        systems.capability(config, "search")
+
+
+def test_a_system_without_a_capability_names_those_that_have_it():
+    config = importlib.import_module("configs.score_sde.digits").get_config("debug")
+    assert isinstance(systems.require(config, DrawsSamples), DrawsSamples)
+    with pytest.raises(
+        ValueError, match=r"'score_sde', model 'ncsnpp', cannot segment pictures; bionet can"
+    ):
+        systems.require(config, Segments)
+    able = systems.able(DrawsSamples)
+    assert {"score_sde", "ncsnv2", "edm"} <= set(able) and "bionet" not in able

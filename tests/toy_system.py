@@ -20,6 +20,7 @@ from scorejax.random import draw_rows, example_keys, split
 from scorejax.report import Evaluation
 from scorejax.train.loop import train
 from scorejax.train.optimizer import adam
+from scorejax.train.state import averaged
 from scorejax.typing import Aux
 
 WIDTH = 16
@@ -46,6 +47,9 @@ class ToySystem(NamedTuple):
     tx: object
     width: int = WIDTH
     poison_step: int = -1
+    frozen: tuple = ()
+    published: object = averaged
+    paths: tuple = ()
 
     def init(self, rng):
         first, second = jax.random.split(rng)
@@ -110,15 +114,16 @@ def build(config) -> ToySystem:
     )
 
 
-def main(workdir: str, *arguments: str) -> None:
+def main(workdir: str, *arguments: str, build=build, defaults=CONFIG) -> None:
+    """Trains what `build` makes of the default config and the arguments."""
     given = dict(argument.removeprefix("--").split("=", 1) for argument in arguments)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", int(given.pop("devices", 1)))
     parsed = {
-        key: value if isinstance(CONFIG[key], str) else ast.literal_eval(value)
+        key: value if isinstance(defaults[key], str) else ast.literal_eval(value)
         for key, value in given.items()
     }
-    config = CONFIG | parsed
+    config = defaults | parsed
     try:
         train(build(config), config, workdir)
     except (ValueError, RuntimeError, OSError) as error:

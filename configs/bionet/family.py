@@ -1,19 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the experiments of BiO-Net have in common; a config states what differs.
+"""Defaults and variants of the BiO-Net experiments.
 
 The values are those of the published PyTorch training script (arXiv:2007.00243).
 """
 
-import re
-
 from ml_collections import ConfigDict
 
-from scorejax.choices import require_known
-
-SIZES = ("full", "debug")
-WORDS = ("t1", "t2", "t3", "int", "x0.25", "x0.5", "x0.75", "w0", "w1", "w2", "w3", "keras")
-"""Of variants: passes, INT, the multiplier of all widths, the number of backward skips (the
-coarsest ones), and the Keras version."""
+from configs.variants import make_edit, unchanged
 
 
 def default() -> ConfigDict:
@@ -25,10 +18,10 @@ def default() -> ConfigDict:
     config.layout, config.data_dir = "monuseg", ""
     config.test_layout, config.test_data_dir = "monuseg", ""
     config.num_images = config.test_num_images = 0  # 0: all
-    config.image_side = 512  # of generated images
+    config.image_side = 512  # pixels, of generated images
     config.corner_patches = True
-    config.masks = "regions"  # of a mask are the instances; instances: its levels number them
-    config.damaged = "raise"  # skip: images that cannot be read are left out
+    config.masks = "regions"  # connected ones are instances; instances: levels number them
+    config.damaged = "raise"  # skip: leaves out unreadable images
     config.side = 512
     config.augment = True
     config.rotation, config.translation, config.shear, config.scale = 15.0, 0.05, 50.0, 0.2
@@ -42,17 +35,17 @@ def default() -> ConfigDict:
     config.integrate = True
     config.num_backward_skips = 4
     config.norm_momentum = 0.01  # weight of a new batch in the running statistics
-    config.dtype = "float32"  # of the arithmetic in convolutions; bfloat16 on accelerators
+    config.dtype = "float32"  # arithmetic of convolutions; bfloat16 on accelerators
     config.remat = False
 
     config.objective = "bce"  # dice, bce_dice
     config.num_train_steps = 75_000  # 300 epochs of 250
-    config.batch_size = 2  # of all devices together
+    config.batch_size = 2  # over all devices
     config.accumulation = 1
     config.num_steps_per_call = 10
     config.learning_rate = 0.01
-    config.learning_rate_decay = 3e-5  # the rate is divided by 1 + decay * updates
-    config.ema_rate = 0.0  # no average: the running statistics are those of the weights themselves
+    config.learning_rate_decay = 3e-5  # the rate is divided by 1 + decay * steps
+    config.ema_rate = 0.0  # no average: it would not fit the running statistics
 
     config.threshold = 0.5
     config.min_distance = 6  # pixels between the centres of two instances
@@ -67,33 +60,8 @@ def default() -> ConfigDict:
     return config
 
 
-def with_variant(config: ConfigDict, variant: str) -> ConfigDict:
-    """The experiment changed by words such as "t2,int,x0.5,w3,debug". Raises: ValueError."""
-    words = list(filter(None, variant.split(",")))
-    for word in words:
-        require_known("variant", word, WORDS + SIZES)
-    if any(re.fullmatch(r"t\d", word) for word in words):
-        config.integrate = False  # unless it is asked for
-    for word in words:
-        _apply(config, word)
-    return debug(config) if "debug" in words else config
-
-
-def _apply(config: ConfigDict, word: str) -> None:
-    if word == "int":
-        config.integrate = True
-    elif word == "keras":
-        config.dialect, config.norm_momentum = "keras", 0.99
-    elif word[0] == "t":
-        config.num_passes = int(word[1:])
-    elif word[0] == "x":
-        config.multiplier = float(word[1:])
-    elif word[0] == "w":
-        config.num_backward_skips = int(word[1:])
-
-
 def debug(config: ConfigDict) -> ConfigDict:
-    """The same experiment on generated images with everything small: seconds on a CPU."""
+    """A small network and short training on generated images, for seconds on a CPU."""
     config.layout = config.test_layout = "generated"
     config.num_images, config.test_num_images, config.image_side = 8, 2, 48
     config.corner_patches = False
@@ -110,3 +78,12 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.log_every = 10
     config.eval_every = config.save_every = 20
     return config
+
+
+PASSES = {f"t{n}": make_edit(num_passes=n, integrate=False) for n in (1, 2, 3)}
+INTEGRATION = {"int": make_edit(integrate=True)}  # applied after PASSES, which turn it off
+WIDTHS = {f"x{m}": make_edit(multiplier=m) for m in (0.25, 0.5, 0.75)}
+BACKWARD_SKIPS = {f"w{n}": make_edit(num_backward_skips=n) for n in range(4)}  # the coarsest n
+DIALECTS = {"keras": make_edit(dialect="keras", norm_momentum=0.99)}
+SIZES = {"full": unchanged, "debug": debug}
+VARIANTS = (PASSES, INTEGRATION, WIDTHS, BACKWARD_SKIPS, DIALECTS, SIZES)

@@ -15,8 +15,9 @@ Hardware  one GPU of 16 GB; 1.1 TFLOP a step; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.bionet import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return family.with_variant(family.default(), variant)
+    return variants.apply(family.default(), variant, *family.VARIANTS)

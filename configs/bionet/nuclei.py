@@ -11,6 +11,7 @@ Hardware  1 CPU core: three minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.bionet import family
 
 
@@ -20,13 +21,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_images, config.test_num_images, config.image_side = 128, 32, 96
     config.corner_patches = False
     config.side = 64
-    config.shear = 15.0  # of 50 degrees ellipses become needles
+    config.shear = 15.0  # degrees; at 50 ellipses become needles
 
     config.multiplier = 0.25
     config.num_levels, config.num_backward_skips = 3, 3
     config.num_passes = 2
     config.integrate = False
-    config.norm_momentum = 0.1  # a thousand steps are few for 0.01
+    config.norm_momentum = 0.1  # 1000 steps are too few for 0.01
 
     config.num_train_steps = 1000
     config.batch_size = 8
@@ -36,4 +37,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.tile, config.overlap, config.margin, config.tile_batch = 96, 32, 8, 8
     config.log_every = 50
     config.eval_every = config.save_every = 500
-    return family.with_variant(config, variant)
+    return variants.apply(config, variant, *family.VARIANTS)

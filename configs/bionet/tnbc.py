@@ -6,17 +6,18 @@ Data      MoNuSeg's training images, and TNBC's 50 images of 512 x 512 with thei
           (Slide_01/, GT_01/, ...)
 Command   python -m launch.train --config=configs/bionet/tnbc.py --workdir=runs/tnbc \\
           --config.data_dir=monuseg/train --config.test_data_dir=tnbc
-          variants: as of configs/bionet/monuseg.py
+          variants: those of configs/bionet/monuseg.py
 Expected  lower scores than on MoNuSeg; we quote no number that we could not read ourselves
 Hardware  one GPU of 16 GB; 1.1 TFLOP a step; not run by us at this size
 """
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.bionet import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.test_layout = "tnbc"
-    return family.with_variant(config, variant)
+    return variants.apply(config, variant, *family.VARIANTS)

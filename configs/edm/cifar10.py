@@ -12,8 +12,9 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.edm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return family.varied(family.default(), variant)
+    return variants.apply(family.default(), variant, family.NETWORKS, family.SIZES)

@@ -10,6 +10,7 @@ Hardware  2 CPU cores: five minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.edm import family
 
 
@@ -37,4 +38,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
     config.eval_bits_examples = 32
-    return family.varied(config, variant)
+    return variants.apply(config, variant, family.NETWORKS, family.SIZES)

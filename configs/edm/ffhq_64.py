@@ -12,6 +12,7 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.edm import family
 
 
@@ -25,4 +26,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.learning_rate = 2e-4
     config.warmup = 39_062
     config.ema_rate = 0.999645
-    return family.varied(config, variant)
+    return variants.apply(config, variant, family.NETWORKS, family.SIZES)

@@ -11,8 +11,9 @@ Hardware  one GPU; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return family.sized(family.energy("celeba", 32), variant)
+    return variants.apply(family.energy("celeba", 32), variant, family.SIZES)

@@ -14,10 +14,11 @@ Hardware  one GPU; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.energy("fashion_mnist", 28)
     config.padding = 2
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

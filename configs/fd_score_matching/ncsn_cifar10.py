@@ -11,10 +11,11 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.ncsn("cifar10", 32)
     config.random_flip = True
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

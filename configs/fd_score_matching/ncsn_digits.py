@@ -11,6 +11,7 @@ Hardware  2 CPU cores: some minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
@@ -23,4 +24,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_train_steps = 3000
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

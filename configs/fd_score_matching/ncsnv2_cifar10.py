@@ -11,6 +11,7 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
@@ -24,4 +25,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_train_steps = 300_000
     config.learning_rate = 1e-4
     config.ema_rate = 0.999
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

@@ -10,6 +10,7 @@ Hardware  2 CPU cores: some minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
@@ -23,4 +24,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
     config.eval_exact_examples = 200
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

@@ -12,8 +12,9 @@ Hardware  one GPU or TPU
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.fd_score_matching import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return family.sized(family.nice("fashion_mnist", 28), variant)
+    return variants.apply(family.nice("fashion_mnist", 28), variant, family.SIZES)

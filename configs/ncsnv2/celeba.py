@@ -10,6 +10,7 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
@@ -17,4 +18,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config = family.ladder(family.default(), 90.0, 500, 5, 3.3e-6)
     config.dataset, config.image_size = "celeba", 64
     config.num_train_steps = 210_000
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

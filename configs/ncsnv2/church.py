@@ -10,6 +10,7 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
@@ -17,4 +18,4 @@ def get_config(variant: str = "") -> ConfigDict:
     # The settings file says 64 pixels; sigma_max and num_scales fit the 96 of the paper.
     config = family.ladder(family.lsun("lsun_church", 96), 140.0, 788, 4, 4.9e-6)
     config.num_train_steps = 200_000
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

@@ -10,9 +10,10 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

@@ -11,6 +11,7 @@ Hardware  2 CPU cores: five minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
@@ -20,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_features = "digits"
     config.random_flip = False
     config.uniform_dequantization = True
-    config.nf = 24  # as dear a step as that of configs/score_sde/digits.py:ve
+    config.nf = 24  # a step costs as much as in configs/score_sde/digits.py:ve
 
     config.num_train_steps = 2000
     config.batch_size = 64
@@ -32,4 +33,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
     config.eval_bits_examples = 0
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the experiments of NCSNv2 have in common; a config states what differs.
+"""Defaults and variants of the NCSNv2 experiments.
 
-The values are those of the published settings (arXiv:2006.09011, Appendix B) for CIFAR-10.
+The values are the published settings (arXiv:2006.09011, Appendix B) for CIFAR-10.
 """
 
 from ml_collections import ConfigDict
 
-from scorejax.choices import require_known
-
-SIZES = ("full", "debug")
+from configs.variants import unchanged
 
 
 def default() -> ConfigDict:
@@ -18,25 +16,25 @@ def default() -> ConfigDict:
     config.seed = 42
 
     config.dataset = "cifar10"
-    config.data_dir = ""  # $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
+    config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
     config.image_size = 32
     config.random_flip = True
-    config.uniform_dequantization = False  # in training; bits/dim are always of dequantised images
-    config.centered = False  # images in [0, 1], to which the noise levels belong
+    config.uniform_dequantization = False  # in training; bits/dim always use dequantised images
+    config.centered = False  # images in [0, 1], the range of the noise levels
 
     config.model = "ncsnv2"  # ncsnv2_deeper, ncsnv2_deepest, ncsn
     config.nf = 128
-    config.dtype = "float32"  # of the arithmetic in the body; bfloat16 on accelerators
+    config.dtype = "float32"  # arithmetic of the body; bfloat16 on accelerators
     config.remat = False
 
     config.sigma_min, config.sigma_max = 0.01, 50.0  # technique 1
     config.num_scales = 232  # technique 2
     config.steps_per_level = 5
-    config.step_size = 6.2e-6  # technique 4, of the last level; 0: as the rule chooses
+    config.step_size = 6.2e-6  # technique 4, at the last level; 0: chosen by the rule
     config.denoise = True
 
     config.num_train_steps = 300_000
-    config.batch_size = 128  # of all devices together
+    config.batch_size = 128  # over all devices
     config.accumulation = 1
     config.num_steps_per_call = 10
     config.learning_rate = 1e-4
@@ -44,7 +42,7 @@ def default() -> ConfigDict:
     config.adam_eps = 1e-8
     config.ema_rate = 0.999  # technique 5
 
-    # Of --sampler=pc, ode and the like, and of bits/dim: the ladder as a VE SDE.
+    # The ladder as a VE SDE: for every sampler but ald, and for bits/dim.
     config.predictor, config.corrector = "reverse_diffusion", "langevin"
     config.snr = 0.16
     config.num_corrector_steps = 1
@@ -57,7 +55,7 @@ def default() -> ConfigDict:
     config.eval_bits_examples = 0
     config.eval_samples = 64
     config.eval_frechet_samples = 0  # for best_metric="frechet"
-    config.eval_features = ""  # of what that looks at: FID's weights, a file, or "digits"
+    config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
     config.save_every = 5000
     config.keep_latest = 2
     config.best_metric = "loss"
@@ -68,29 +66,22 @@ def default() -> ConfigDict:
 def ladder(
     config: ConfigDict, sigma_max: float, num_scales: int, steps_per_level: int, step_size: float
 ) -> ConfigDict:
-    """The noise levels and the chain of a row of the paper's table."""
+    """Sets the noise levels and the Langevin chain: one row of the paper's table."""
     config.sigma_max, config.num_scales = sigma_max, num_scales
     config.steps_per_level, config.step_size = steps_per_level, step_size
     return config
 
 
 def lsun(dataset: str, image_size: int) -> ConfigDict:
-    """What the scenes have in common."""
+    """NCSNv2, deeper, on an LSUN scene."""
     config = default()
     config.dataset, config.image_size, config.model = dataset, image_size, "ncsnv2_deeper"
     config.eval_samples = 36
     return config
 
 
-def sized(config: ConfigDict, variant: str) -> ConfigDict:
-    """The experiment in full, or for "debug" with everything small. Raises: ValueError."""
-    if variant:
-        require_known("variant", variant, SIZES)
-    return debug(config) if variant == "debug" else config
-
-
 def debug(config: ConfigDict) -> ConfigDict:
-    """The same experiment with everything small: trains in seconds on a CPU."""
+    """Small images, a small network and short training, for seconds on a CPU."""
     config.image_size = min(config.image_size, 16)
     config.nf = 8
     config.num_scales = min(config.num_scales, 10)
@@ -107,3 +98,6 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.eval_bits_examples = 4
     config.eval_samples = 9
     return config
+
+
+SIZES = {"full": unchanged, "debug": debug}

@@ -10,6 +10,7 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
@@ -22,4 +23,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_train_steps = 80_000
     config.eval_every = 20_000
     config.eval_samples = 36
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

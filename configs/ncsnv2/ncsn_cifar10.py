@@ -10,6 +10,7 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
@@ -20,4 +21,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.learning_rate = 1e-3
     config.ema_rate = 0.0
     config.denoise = False
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

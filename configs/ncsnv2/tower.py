@@ -10,10 +10,11 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.ncsnv2 import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.ladder(family.lsun("lsun_tower", 128), 190.0, 1086, 3, 1.8e-6)
     config.num_train_steps = 150_000
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.SIZES)

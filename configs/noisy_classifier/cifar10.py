@@ -10,11 +10,11 @@ Hardware  GPUs or TPUs; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.noisy_classifier import family
-from configs.score_sde.family import parse
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = parse(variant, sdes=("ve", "vp"))
-    config = family.default(sde)
-    return family.debug(config) if size == "debug" else config
+    set_sde, resize = variants.choose(variant, family.SDES, family.SIZES, default="ve")
+    config = set_sde(family.default())
+    return resize(config)

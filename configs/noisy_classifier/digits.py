@@ -10,13 +10,13 @@ Hardware  2 CPU cores: some minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.noisy_classifier import family
-from configs.score_sde.family import parse
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = parse(variant, sdes=("vp", "ve"))
-    config = family.default(sde)
+    set_sde, resize = variants.choose(variant, family.SDES, family.SIZES)
+    config = set_sde(family.default())
     config.dataset = "digits"
     config.image_size = 8
     config.random_flip = False
@@ -31,4 +31,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.ema_rate = 0.99
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
-    return family.debug(config) if size == "debug" else config
+    return resize(config)

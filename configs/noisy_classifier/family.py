@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What classifiers of noisy images have in common; a config states what differs.
+"""Defaults and variants of the classifiers of noisy images.
 
-The network is that of the paper (arXiv:2011.13456, Appendix I.1); how it was trained is not
-published, so that optimiser and schedule are ours.
+The network is the paper's (arXiv:2011.13456, Appendix I.1). Its training is not published:
+optimiser and schedule are ours.
 """
 
 from ml_collections import ConfigDict
 
-from configs.score_sde import family as score_sde
-
-AS_THE_SCORE_MODEL = (
-    "seed", "dataset", "data_dir", "image_size", "random_flip", "uniform_dequantization",
-    "centered", "sde", "beta_min", "beta_max", "sigma_min", "sigma_max",
-)  # fmt: skip
-"""What a classifier has in common with the models that it is to guide: data and noise."""
+from configs.variants import make_edit, unchanged
 
 
-def default(sde: str) -> ConfigDict:
-    """WRN-28-10 on CIFAR-10 under an SDE."""
+def default() -> ConfigDict:
+    """WRN-28-10 on CIFAR-10 under the VP SDE; data and noise as of the score models to guide."""
     config = ConfigDict()
     config.system = "noisy_classifier"
-    guided = score_sde.default(sde)
-    config.update({key: guided[key] for key in AS_THE_SCORE_MODEL})
+    config.seed = 42
+
+    config.dataset = "cifar10"
+    config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
+    config.image_size = 32
+    config.random_flip = True
+    config.uniform_dequantization = False
+    config.centered = True  # images in [-1, 1], else in [0, 1]
+
+    config.sde = "vp"
+    config.beta_min, config.beta_max = 0.1, 20.0  # vp
+    config.sigma_min, config.sigma_max = 0.01, 50.0  # ve
 
     config.num_classes = 10
     config.width = 16
@@ -30,12 +34,12 @@ def default(sde: str) -> ConfigDict:
     config.num_stages = 3
 
     config.num_train_steps = 200_000
-    config.batch_size = 128  # of all devices together
+    config.batch_size = 128  # over all devices
     config.accumulation = 1
     config.num_steps_per_call = 10
     config.learning_rate = 3e-4
-    config.warmup = 1000
-    config.grad_clip = 1.0  # 0 is none
+    config.warmup = 1000  # steps
+    config.grad_clip = 1.0  # global norm; 0: no clipping
     config.ema_rate = 0.999
 
     config.log_every = 100
@@ -49,7 +53,7 @@ def default(sde: str) -> ConfigDict:
 
 
 def debug(config: ConfigDict) -> ConfigDict:
-    """The same experiment with everything small: trains in seconds on a CPU."""
+    """A small network and short training, for seconds on a CPU."""
     config.width, config.widen_factor, config.num_blocks = 4, 2, 1
     config.num_train_steps = 40
     config.batch_size = 16
@@ -61,3 +65,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.eval_examples = 32
     config.num_noise_bins = 3
     return config
+
+
+SDES = {"vp": unchanged, "ve": make_edit(sde="ve", centered=False)}
+SIZES = {"full": unchanged, "debug": debug}

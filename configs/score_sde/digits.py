@@ -10,12 +10,13 @@ Hardware  2 CPU cores: five minutes
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.score_sde import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = family.parse(variant)
-    config = family.default(sde)
+    set_sde, resize = variants.choose(variant, family.SDES, family.SIZES)
+    config = set_sde(family.default())
     config.dataset = "digits"
     config.eval_features = "digits"
     config.image_size = 8
@@ -39,4 +40,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every = config.save_every = 1000
     config.eval_examples = 898
     config.eval_bits_examples = 32
-    return family.debug(config) if size == "debug" else config
+    return resize(config)

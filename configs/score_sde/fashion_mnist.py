@@ -11,12 +11,13 @@ Hardware  one GPU or TPU
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.score_sde import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = family.parse(variant)
-    config = family.default(sde)
+    set_sde, resize = variants.choose(variant, family.SDES, family.SIZES)
+    config = set_sde(family.default())
     config.dataset = "fashion_mnist"
     config.image_size = 28
     config.sigma_max = 21.0  # The largest distance between two of 6000 images.
@@ -27,6 +28,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config.attn_resolutions = (14,)
 
     config.num_train_steps = 200_000
-    config.ema_rate = 0.999 if sde == "ve" else 0.9999
     config.eval_every = config.save_every = 10_000
-    return family.debug(config) if size == "debug" else config
+    return resize(config)

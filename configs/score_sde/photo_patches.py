@@ -10,12 +10,13 @@ Hardware  2 CPU cores: half an hour to an hour
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.score_sde import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    sde, size = family.parse(variant)
-    config = family.default(sde)
+    set_sde, resize = variants.choose(variant, family.SDES, family.SIZES)
+    config = set_sde(family.default())
     config.dataset = "photo_patches"
     config.image_size = 32
     config.uniform_dequantization = True
@@ -38,4 +39,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_examples = 200
     config.eval_bits_examples = 8
     config.eval_samples = 16
-    return family.debug(config) if size == "debug" else config
+    return resize(config)

@@ -11,9 +11,10 @@ Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
 
 from ml_collections import ConfigDict
 
+from configs import variants
 from configs.score_sde import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.official("vp", "ddpm", "celebahq_256", continuous=False)
-    return family.sized(config, variant)
+    return variants.apply(config, variant, family.OFFICIAL_SIZES)

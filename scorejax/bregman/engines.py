@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One face for both engines: the scan of points in memory, and the index of trees, also on disk."""
+"""Builds and searches with either engine: the scan in memory, or BrePartition's index."""
 
 import os
 from typing import Any
@@ -7,10 +7,11 @@ from typing import Any
 from jax.typing import ArrayLike
 from jaxtyping import Real
 
-from scorejax.bregman import brepartition, exact
 from scorejax.bregman.divergences import Divergence
-from scorejax.bregman.index import BregmanIndex
-from scorejax.bregman.ranking import Neighbours
+from scorejax.bregman.index import brepartition
+from scorejax.bregman.index.bregman_index import BregmanIndex
+from scorejax.bregman.scan import exact
+from scorejax.bregman.scan.ranking import Neighbours
 
 
 def build_index(
@@ -22,9 +23,9 @@ def build_index(
     path: str | os.PathLike | None = None,
     **options: Any,
 ) -> exact.ExactIndex | BregmanIndex:
-    """An index of points: BrePartition's if it is to be on disk or in parts, else the exact scan.
+    """An index of points: BrePartition's if `path` or `num_parts` is given, else the exact scan.
 
-    `options` are those of `exact.build_index` or `brepartition.build_index`. Raises: as they do.
+    `options` go to `exact.build_index` or `brepartition.build_index`. Raises: ValueError as these.
     """
     if path is None and num_parts is None:
         return exact.build_index(points, divergence, **options)
@@ -41,9 +42,9 @@ def search(
     p: float | None = None,
     **options: Any,
 ) -> Neighbours:
-    """The k nearest points of each query: exact, or all of them with probability p or more.
+    """The k nearest points of each query: exact, or all k with a probability of at least p.
 
-    The scan is exact whatever p is. Raises: as `exact.search` or `brepartition.search`.
+    A scan is exact for any p. Raises: ValueError as `exact.search` or `brepartition.search`.
     """
     brepartition.check_probability(p)
     if isinstance(index, exact.ExactIndex):

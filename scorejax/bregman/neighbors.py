@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bregman neighbours with the face of scikit-learn's NearestNeighbors, for its pipelines."""
+"""Bregman neighbours as a scikit-learn estimator, with the methods of its NearestNeighbors."""
 
 from typing import Literal
 
@@ -10,15 +10,15 @@ from scipy.sparse import csr_array
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from scorejax.bregman import exact
 from scorejax.bregman.divergences import Divergence
+from scorejax.bregman.scan import exact
 
 
 class BregmanNeighbors(TransformerMixin, BaseEstimator):
-    """Exact nearest neighbours by D(training row, query), or the other order, in memory.
+    """Exact nearest neighbours in memory by D(training row, query), or by the other order.
 
-    Distances are divergences: for "squared_euclidean" no root is taken. As a step of a pipeline it
-    hands on the sparse matrix of distances that estimators with metric="precomputed" take.
+    Distances are divergences: "squared_euclidean" takes no root. In a pipeline, `transform` returns
+    the sparse matrix of distances that estimators with metric="precomputed" take.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         self.side = side
 
     def fit(self, X: Float[ArrayLike, "n d"], y: object = None) -> "BregmanNeighbors":
-        """Builds the index of the rows of X. Raises: ValueError outside the divergence's domain."""
+        """Indexes the rows of X. Raises: ValueError for rows outside the divergence's domain."""
         X = validate_data(self, X, dtype=[np.float64, np.float32])
         self.index_ = exact.build_index(X, self.divergence, side=self.side)
         return self
@@ -44,8 +44,9 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         n_neighbors: int | None = None,
         return_distance: bool = True,
     ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]] | Int[np.ndarray, "q k"]:
-        """Distances and row numbers of the nearest; without X, of the training rows to others.
+        """Distances and row numbers of the nearest training rows of each row of X.
 
+        Without X, the training rows are the queries, and no row is its own neighbour.
         Raises: ValueError before `fit`, unless 1 <= k <= n (k < n without X), and for rows with
         another number of columns or outside the divergence's domain.
         """
@@ -55,8 +56,8 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
             distances, ids = self._among_others(k)
         else:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-            found = exact.search(self.index_, X, k)
-            distances, ids = found.distances, found.ids
+            nearest = exact.search(self.index_, X, k)
+            distances, ids = nearest.distances, nearest.ids
         return (distances, ids) if return_distance else ids
 
     def kneighbors_graph(
@@ -65,9 +66,9 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         n_neighbors: int | None = None,
         mode: Literal["connectivity", "distance"] = "connectivity",
     ) -> csr_array:
-        """Sparse (q, n) matrix of ones, or of distances, at the nearest of each row of X.
+        """Sparse matrix (q, n) of ones, or of distances, at the nearest points of each row of X.
 
-        Raises: ValueError for another mode, and as `kneighbors`.
+        Raises: ValueError for an unknown mode, and as `kneighbors`.
         """
         if mode not in ("connectivity", "distance"):
             raise ValueError(f"mode needs to be connectivity or distance; got {mode!r}.")
@@ -78,19 +79,19 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         return csr_array((values.ravel(), ids.ravel(), rows), shape=shape)
 
     def transform(self, X: Float[ArrayLike, "q d"]) -> csr_array:
-        """The matrix of distances; a training row has itself among its nearest."""
+        """Sparse matrix (q, n) of distances; a training row counts as a neighbour of itself."""
         return self.kneighbors_graph(X, mode="distance")
 
     def _among_others(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The nearest of each training row without itself."""
+        """Distances and row numbers of the k nearest other training rows of each training row."""
         points = self.index_.points
         if not 1 <= k < len(points):
             raise ValueError(
                 f"neighbours among the training rows need 1 <= k <= {len(points) - 1}; got {k}."
             )
-        found = exact.search(self.index_, points, k + 1)
-        # Behind k duplicates of lower number a row may not be among its own k + 1 nearest.
-        itself = found.ids == np.arange(len(points))[:, None]
+        nearest = exact.search(self.index_, points, k + 1)
+        # With more than k duplicates of lower number, a row is not among its own k + 1 nearest.
+        itself = nearest.ids == np.arange(len(points))[:, None]
         itself[~itself.any(axis=1), -1] = True
         shape = (len(points), k)
-        return found.distances[~itself].reshape(shape), found.ids[~itself].reshape(shape)
+        return nearest.distances[~itself].reshape(shape), nearest.ids[~itself].reshape(shape)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets, and the batch sources that training draws from."""
+"""Data sets, and the sources that training draws its batches from."""

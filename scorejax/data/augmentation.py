@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random movements of an image together with its mask, on the host.
+"""Random affine augmentation of an image and its mask, on the host.
 
-Those of BiO-Net's published training script (arXiv:2007.00243): a rotation, a shift, a shear, a
-scale and mirrorings, each about the centre. The script resamples five times; here the five maps
-are multiplied first and pixels are interpolated once.
+The augmentation follows BiO-Net's published training script (arXiv:2007.00243): rotation, shift,
+shear, scaling and mirroring, each about the centre. The script interpolates the image five times.
+Here the five matrices are multiplied first and the image is interpolated once.
 """
 
 import dataclasses
@@ -16,23 +16,24 @@ BORDERS = ("constant", "edge", "reflect", "symmetric", "wrap")
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Half-widths of the uniform ranges that a movement is drawn from; defaults are the script's.
+    """Half-widths of the uniform ranges of the random transform; defaults are BiO-Net's.
 
-    Raises: ValueError for a negative or impossible range.
+    Raises: ValueError if a half-width is negative or too large, or `border` is unknown.
     """
 
     rotation: float = 15.0
-    """Degrees."""
+    """Maximum angle in degrees."""
     translation: float = 0.05
-    """Share of the side, for rows and columns separately."""
+    """Maximum shift as a fraction of the side, drawn separately for rows and columns."""
     shear: float = 50.0
-    """Degrees: columns move by tan(shear) times their distance from the middle row."""
+    """Maximum angle in degrees; a row shifts by tan(angle) times its distance from the middle."""
     scale: float = 0.2
-    """About 1, the same along both axes."""
+    """Maximum deviation of the scale factor from 1; both axes share the factor."""
     flip: bool = True
-    """Left to right and top to bottom, each with probability one half."""
+    """Mirrors left to right and top to bottom, each with probability 1/2."""
     border: str = "constant"
-    """What comes in from outside: black and background, or as `numpy.pad` calls it."""
+    """How pixels from outside the image are filled: a mode of `numpy.pad`. "constant" gives black
+    pixels and background."""
 
     def __post_init__(self) -> None:
         for name, limit in {"rotation": 180, "translation": 1, "shear": 90, "scale": 1}.items():
@@ -48,7 +49,7 @@ class Augmentation:
 def random_map(
     rng: np.random.Generator, augmentation: Augmentation, height: int, width: int
 ) -> Float[np.ndarray, "3 3"]:
-    """A homogeneous matrix that takes (column, row, 1) of a pixel to where it is moved."""
+    """Draws the matrix that maps the homogeneous coordinates (column, row, 1) of a pixel."""
     turn, slant = np.deg2rad(
         [rng.uniform(-limit, limit) for limit in (augmentation.rotation, augmentation.shear)]
     )
@@ -68,23 +69,23 @@ def augment(
     mask: Bool[np.ndarray, "h w"],
     augmentation: Augmentation,
 ) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """Moves an image and its mask alike: bilinear for the one, the nearest pixel for the other."""
-    from skimage.transform import warp  # Half a second that other data sets need not pay.
+    """Applies one random transform to an image (bilinear) and its mask (nearest neighbour)."""
+    from skimage.transform import warp  # Imported here: it takes half a second.
 
-    moved = random_map(rng, augmentation, *mask.shape)
-    back, border = np.linalg.inv(moved), augmentation.border
-    floats = warp(image.astype(np.float32), back, order=1, mode=border, preserve_range=True)
-    marked = warp(mask.astype(np.float32), back, order=0, mode=border)
-    return floats.round().clip(0, 255).astype(np.uint8), marked > 0.5
+    inverse = np.linalg.inv(random_map(rng, augmentation, *mask.shape))
+    mode = augmentation.border
+    pixels = warp(image.astype(np.float32), inverse, order=1, mode=mode, preserve_range=True)
+    warped_mask = warp(mask.astype(np.float32), inverse, order=0, mode=mode)
+    return pixels.round().clip(0, 255).astype(np.uint8), warped_mask > 0.5
 
 
 def _linear(matrix: np.ndarray | list) -> Float[np.ndarray, "3 3"]:
-    whole = np.eye(3)
-    whole[:2, :2] = matrix
-    return whole
+    homogeneous = np.eye(3)
+    homogeneous[:2, :2] = matrix
+    return homogeneous
 
 
 def _move(shift: np.ndarray) -> Float[np.ndarray, "3 3"]:
-    whole = np.eye(3)
-    whole[:2, 2] = shift
-    return whole
+    homogeneous = np.eye(3)
+    homogeneous[:2, 2] = shift
+    return homogeneous

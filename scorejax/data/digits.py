@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Handwritten digits as a data set of tensorflow-datasets, prepared without any download.
+"""Handwritten digits as a tensorflow-datasets builder that downloads nothing.
 
 Digits(data_dir=..., file_format="array_record").download_and_prepare()
 """
@@ -38,5 +38,5 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         images = digits(split)
         for index, (image, label) in enumerate(zip(images.image, images.label, strict=True)):
-            # From a Pillow image the encoder writes PNG itself; from an array it asks TensorFlow.
+            # The encoder needs TensorFlow for an array, but not for a Pillow image.
             yield index, {"image": Image.fromarray(image[..., 0]), "label": int(label)}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image data sets by name, as uint8 arrays or as records with random access.
 
-Handwritten digits and patches of photographs come with our dependencies; "folder" is your own
-pictures; Fashion-MNIST is read from its own four files, CelebA-HQ and FFHQ from the TFRecord files
-of ProgressiveGAN and StyleGAN; the others are data sets of tensorflow-datasets, prepared once in
-array-record format and read here without TensorFlow. Data are looked for in `data_dir`, else in
-$SCOREJAX_DATA_DIR, else in ~/tensorflow_datasets.
+"digits" and "photo_patches" come with our dependencies. "folder" reads your own pictures.
+"fashion_mnist" reads the four published files. "celebahq" and "ffhq" read the TFRecord files of
+ProgressiveGAN and StyleGAN. All others are tensorflow-datasets, prepared once in array-record
+format and read here without TensorFlow. The data directory is `data_dir`, or $SCOREJAX_DATA_DIR if
+`data_dir` is empty, or ~/tensorflow_datasets if that is unset too.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """What is known of a data set before it is read."""
+    """Properties of a data set that are known before it is read."""
 
     channels: int
     size: int
-    """Usual side, in pixels."""
+    """Default side in pixels."""
     levels: int = 256
     """Grey levels per channel."""
     tfds_name: str = ""
     tfrecords: bool = False
-    """In a file for each size, with one split: its test images are its training images."""
+    """Read from one TFRecord file per size. There is one split: test images are training images."""
     test_split: str = "test"
     in_memory: bool = True
-    """Small enough to be gathered from memory; else it is read record by record."""
+    """Whether the set is loaded into memory; if not, it is read record by record."""
     fit: Callable[[np.ndarray, int], np.ndarray] = transforms.square
-    """uint8 (h, w, c), size -> uint8 (size, size, c)."""
+    """(uint8 (h, w, c), size) -> uint8 (size, size, c)."""
 
 
 IMAGE_SETS = {
@@ -74,7 +74,7 @@ IMAGE_SETS = {
 
 
 class Images(NamedTuple):
-    """Images (n, h, w, c) as uint8 levels, and labels (n,) as int32: 0 where there are none."""
+    """Images (n, h, w, c) as uint8 grey levels, and labels (n,) as int32 (0 if unlabelled)."""
 
     image: np.ndarray
     label: np.ndarray
@@ -96,7 +96,7 @@ class Records(Sequence):
 
 
 class Streamed:
-    """The images of records, read when they are indexed: uint8 (n, size, size, c)."""
+    """Images of records as uint8 (n, size, size, c), read from disk when indexed."""
 
     def __init__(self, rows: Records):
         self._rows = rows
@@ -109,7 +109,7 @@ class Streamed:
 
 
 def image_set(name: str) -> ImageSet:
-    """Looks a data set up. Raises: ValueError with the nearest name if there is none."""
+    """Looks up a data set. Raises: ValueError, suggesting the nearest name, if it is unknown."""
     if name not in IMAGE_SETS:
         raise unknown("dataset", name, IMAGE_SETS)
     return IMAGE_SETS[name]
@@ -118,13 +118,14 @@ def image_set(name: str) -> ImageSet:
 def load(
     name: str, split: str, *, image_size: int = 0, data_dir: str = "", limit: int | None = None
 ) -> Images:
-    """Reads a split into memory, or its first `limit` images; `image_size` 0 is the usual one.
+    """Reads a split, or its first `limit` images, into memory.
 
-    Raises: ValueError for an unknown set or split; FileNotFoundError, with the command that gets
-    the data, if they are not there.
+    `image_size` 0 stands for the default size of the set.
+    Raises: ValueError if the set or the split is unknown; FileNotFoundError, with the command that
+    gets the data, if they are missing.
     """
     spec = image_set(name)
-    _require_split(split)
+    require_known("split", split, SPLITS)
     size = image_size or spec.size
     if name == "digits":
         images = digits(split)
@@ -141,9 +142,9 @@ def load(
 
 
 def records(name: str, split: str, *, image_size: int = 0, data_dir: str = "") -> Records:
-    """Opens a split of a set on disk without reading it. Raises: as `load`."""
+    """Opens a split on disk without reading its images. Raises: as `load`."""
     spec = image_set(name)
-    _require_split(split)
+    require_known("split", split, SPLITS)
     size = image_size or spec.size
     if name == "folder":
         rows = PictureFolder(_root(data_dir), split)
@@ -155,26 +156,26 @@ def records(name: str, split: str, *, image_size: int = 0, data_dir: str = "") -
 
 
 def digits(split: str) -> Images:
-    """The 1797 handwritten digits of scikit-learn, 8 x 8 with levels 0 to 16, cut in half.
+    """One fixed half of scikit-learn's 1797 handwritten digits, 8 x 8 with levels 0 to 16.
 
-    The halves are fixed and stratified: the images of a class go to them by turns.
+    The halves are stratified: the images of each class alternate between "train" and "test".
     """
-    from sklearn.datasets import load_digits  # Half a second that other data sets need not pay.
+    from sklearn.datasets import load_digits  # Imported here: it takes half a second.
 
     bunch = load_digits()
-    turn = np.empty(len(bunch.target), np.int64)
+    half = np.empty(len(bunch.target), np.int64)
     for label in range(10):
         members = np.flatnonzero(bunch.target == label)
-        turn[members] = (np.arange(len(members)) + label) % 2
-    chosen = turn == SPLITS.index(split)
+        half[members] = (np.arange(len(members)) + label) % 2
+    chosen = half == SPLITS.index(split)
     image = bunch.images[chosen][..., None].astype(np.uint8)
     return Images(image, bunch.target[chosen].astype(np.int32))
 
 
 def fashion_mnist(split: str, data_dir: str = "") -> Images:
-    """Fashion-MNIST (28 x 28) from its four published files, gzipped or not.
+    """Fashion-MNIST (28 x 28 pixels), read from the four published idx files, gzipped or not.
 
-    Raises: FileNotFoundError, with the command that gets the files, if they are not there.
+    Raises: FileNotFoundError, with the command that gets the files, if they are missing.
     """
     places = [_root(data_dir), _root(data_dir) / "fashion-mnist", DEBIAN_FASHION_MNIST]
     prefix = "t10k" if split == "test" else split
@@ -199,13 +200,13 @@ def _read_idx(path: pathlib.Path) -> np.ndarray | None:
         return None
     # Header: two zero bytes, the type (8 = uint8), the number of axes, then each length.
     if data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is no idx file of bytes")
+        raise ValueError(f"{path} is not an idx file of bytes")
     lengths = np.frombuffer(data, ">u4", count=data[3], offset=4)
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(lengths)
 
 
 def _data_source(tfds_name: str, split: str, data_dir: str) -> Sequence[dict[str, Any]]:
-    import tensorflow_datasets as tfds  # A second that sets in memory need not pay.
+    import tensorflow_datasets as tfds  # Imported here: it takes a second.
     from tensorflow_datasets.core import read_only_builder
 
     root = _root(data_dir)
@@ -219,8 +220,8 @@ def _data_source(tfds_name: str, split: str, data_dir: str) -> Sequence[dict[str
         raise FileNotFoundError(f"{tfds_name} is not in {root}; get it with: {command}") from None
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         raise FileNotFoundError(
-            f"{tfds_name} in {root} is in {builder.info.file_format.value} format, array_record "
-            f"is needed; get it with: {command}"
+            f"{tfds_name} in {root} needs array_record format; it is in "
+            f"{builder.info.file_format.value} format. Get it with: {command}"
         )
     return builder.as_data_source(split=split)
 
@@ -229,28 +230,23 @@ def _tfrecords(name: str, size: int, data_dir: str) -> tfrecords.TFRecordImages:
     level = size.bit_length() - 1
     if size != 2**level:
         raise ValueError(
-            f"{name} has a file for each power of two; got image_size={size}, try {2**level}"
+            f"{name} needs image_size to be a power of two; got image_size={size}, try {2**level}"
         )
     path = _root(data_dir) / name / f"{name}-r{level:02d}.tfrecords"
     if not path.exists():
         raise FileNotFoundError(
-            f"{name} of {size} x {size} pixels is not there: {path}; make it with the dataset_tool "
-            "of ProgressiveGAN (CelebA-HQ) or StyleGAN (FFHQ)"
+            f"{name} at {size} x {size} pixels needs the file {path}; make it with the "
+            "dataset_tool of ProgressiveGAN (CelebA-HQ) or StyleGAN (FFHQ)"
         )
     return tfrecords.TFRecordImages(path)
 
 
 def _gather(rows: Records, limit: int | None) -> Images:
-    picked = [rows[index] for index in range(len(rows))[:limit]]
-    return Images(
-        np.stack([row["image"] for row in picked]), np.stack([row["label"] for row in picked])
-    )
+    examples = [rows[index] for index in range(len(rows))[:limit]]
+    image, label = (np.stack([example[key] for example in examples]) for key in Images._fields)
+    return Images(image, label)
 
 
 def _root(data_dir: str) -> pathlib.Path:
     root = data_dir or os.environ.get("SCOREJAX_DATA_DIR") or "~/tensorflow_datasets"
     return pathlib.Path(root).expanduser()
-
-
-def _require_split(split: str) -> None:
-    require_known("split", split, SPLITS)

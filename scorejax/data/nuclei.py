@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of stained nuclei with exact masks, made without any download.
+"""Synthetic images of stained nuclei with exact masks, generated without any download.
 
-Nuclei are ellipses with uneven outlines, alone or touching, some out of focus, each stained to its
-own depth. They lie over the texture of a real tissue section (the photograph `ihc` that comes with
-scikit-image) among thin stained fibres that are no nuclei. Stains mix as they do in glass: each
-absorbs a share of the light, I = exp(-sum_s concentration_s * vector_s) (Beer-Lambert), with the
-vectors of haematoxylin and eosin of Ruifrok and Johnston 2001.
+Nuclei are ellipses with uneven outlines. Some touch, some are out of focus, and the depth of the
+stain varies from one to the next. The background is the texture of a real tissue section (the
+photograph `ihc` of scikit-image), with thin stained fibres as distractors. Stains absorb light by
+the Beer-Lambert law, I = exp(-sum_s concentration_s * vector_s), with the haematoxylin and eosin
+vectors of Ruifrok and Johnston 2001.
 """
 
 import functools
@@ -20,11 +20,11 @@ from scipy import ndimage
 HAEMATOXYLIN = np.array([0.65, 0.70, 0.29])
 EOSIN = np.array([0.07, 0.99, 0.11])
 SEMI_AXES = (4.0, 9.0)
-"""Of nuclei, in pixels, at every image size."""
+"""Range of the semi-axes of a nucleus in pixels, whatever the image size."""
 COVERAGE = (0.15, 0.4)
-"""Share of the area that nuclei are drawn for; overlaps leave less."""
+"""Range of the area fraction covered by nuclei before overlaps are removed."""
 SMALLEST_VISIBLE = 0.4
-"""A nucleus of which less than this share is left uncovered by earlier ones is not drawn."""
+"""A nucleus is dropped if earlier nuclei leave less than this fraction of it visible."""
 
 
 class Nuclei(NamedTuple):
@@ -35,9 +35,9 @@ class Nuclei(NamedTuple):
 
 
 def nuclei(num: int, size: int, seed: int) -> Nuclei:
-    """Draws stained sections; picture i depends on (seed, i, size) alone, not on `num`.
+    """Generates stained sections; image i is a function of (seed, i, size) alone.
 
-    Instances are numbered 1, 2, … without gaps, and each is one 4-connected region.
+    Instances are numbered 1, 2, … without gaps; each is one 4-connected region.
     Raises: ValueError unless num >= 1, size >= 16 and seed >= 0.
     """
     if num < 1 or size < 16:
@@ -50,12 +50,12 @@ def _section(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
     instances = _place(rng, size)
     eosin = rng.uniform(0.25, 0.6) * (0.3 + 1.4 * _texture(rng, size))
     haematoxylin = 0.25 * _texture(rng, size) + _fibres(rng, size)
-    # Half of a micrograph is never in focus: nuclei lie at two depths, blurred differently.
-    depth = rng.random(instances.max() + 1) < 0.25
+    # Nuclei lie at two depths, one of them out of focus, as in a real micrograph.
+    blurred = rng.random(instances.max() + 1) < 0.25
     stained = _stain(rng, instances)
-    sharp, dim = rng.uniform(0.5, 1.0), rng.uniform(1.5, 2.5)
-    for out_of_focus, sigma in ((False, sharp), (True, dim)):
-        layer = np.where(depth[instances] == out_of_focus, stained, 0)
+    sharp_sigma, blurred_sigma = rng.uniform(0.5, 1.0), rng.uniform(1.5, 2.5)
+    for out_of_focus, sigma in ((False, sharp_sigma), (True, blurred_sigma)):
+        layer = np.where(blurred[instances] == out_of_focus, stained, 0)
         haematoxylin = haematoxylin + ndimage.gaussian_filter(layer, sigma)
     density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * EOSIN
     light = 255 * _illumination(rng, size)[..., None] * np.exp(-density)
@@ -64,7 +64,7 @@ def _section(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
 
 
 def _place(rng: np.random.Generator, size: int) -> Int32[np.ndarray, "size size"]:
-    """Nuclei one after the other, about half of them beside one that is there already."""
+    """Places nuclei one by one; about half of them beside one placed earlier."""
     instances = np.zeros((size, size), np.int32)
     mean_area = np.pi * np.mean(SEMI_AXES) ** 2
     placed: list[tuple[np.ndarray, float]] = []
@@ -75,9 +75,9 @@ def _place(rng: np.random.Generator, size: int) -> Int32[np.ndarray, "size size"
             neighbour, radius = placed[rng.integers(len(placed))]
             distance = (radius + axes.mean()) * rng.uniform(0.8, 1.05)
             centre = neighbour + distance * np.array([np.sin(angle), np.cos(angle)])
-        box, whole = _outline(rng, centre, axes, size)
-        visible = _largest_part(whole & (instances[box] == 0))
-        if visible.sum() >= max(1, SMALLEST_VISIBLE * whole.sum()):
+        box, nucleus = _outline(rng, centre, axes, size)
+        visible = _largest_region(nucleus & (instances[box] == 0))
+        if visible.sum() >= max(1, SMALLEST_VISIBLE * nucleus.sum()):
             instances[box][visible] = len(placed) + 1
             placed.append((centre, axes.mean()))
     return instances
@@ -86,8 +86,8 @@ def _place(rng: np.random.Generator, size: int) -> Int32[np.ndarray, "size size"
 def _outline(
     rng: np.random.Generator, centre: np.ndarray, axes: np.ndarray, size: int
 ) -> tuple[tuple[slice, slice], Bool[np.ndarray, "h w"]]:
-    """A box of the image and in it an ellipse whose radius wavers by a few per cent."""
-    from skimage.draw import polygon  # Half a second that other data sets need not pay.
+    """Draws an ellipse whose radius varies by a few per cent: its bounding box and its mask."""
+    from skimage.draw import polygon  # Imported here: it takes half a second.
 
     angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
     order, tilt = np.arange(2, 5), rng.uniform(0, np.pi)
@@ -104,15 +104,15 @@ def _outline(
     return (slice(low[0], high[0]), slice(low[1], high[1])), region
 
 
-def _largest_part(region: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-    parts, count = ndimage.label(region)
+def _largest_region(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    regions, count = ndimage.label(mask)
     if count < 2:
-        return region
-    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
+        return mask
+    return regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
 
 
 def _stain(rng: np.random.Generator, instances: np.ndarray) -> Float[np.ndarray, "size size"]:
-    """Concentration of haematoxylin: a strength for each nucleus, times its own clumps."""
+    """Concentration of haematoxylin: a random strength per nucleus, times a random texture."""
     strength = rng.uniform(0.5, 1.5, instances.max() + 1)
     strength[0] = 0
     clumps = ndimage.gaussian_filter(rng.normal(size=instances.shape), 1.2)
@@ -120,7 +120,7 @@ def _stain(rng: np.random.Generator, instances: np.ndarray) -> Float[np.ndarray,
 
 
 def _fibres(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
-    """Thin, faintly stained streaks: what a colour threshold takes for nuclei."""
+    """Thin, faintly stained streaks, which a colour threshold mistakes for nuclei."""
     fibres = np.zeros((size, size))
     for _ in range(rng.poisson(size**2 / 1500)):
         axes = np.array([rng.uniform(6, 14), rng.uniform(0.8, 1.5)])
@@ -130,14 +130,14 @@ def _fibres(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size
 
 
 def _illumination(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
-    """A plane: brighter on one side by up to 15 %."""
+    """Brightness as a plane that rises by up to 15 % from one side to the other."""
     slope, angle = rng.uniform(0, 0.15), rng.uniform(0, 2 * np.pi)
     row, column = np.mgrid[:size, :size] / size - 0.5
     return rng.uniform(0.85, 1) + slope * (row * np.sin(angle) + column * np.cos(angle))
 
 
 def _texture(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size size"]:
-    """A random piece of tissue in [0, 1], turned and mirrored; beyond 512 pixels it is mirrored."""
+    """Random crop of the tissue in [0, 1], rotated and flipped; padded by mirroring above 512."""
     tissue = np.rot90(_tissue(), rng.integers(4))[:: rng.choice((-1, 1))]
     missing = max(0, size - min(tissue.shape))
     tissue = np.pad(tissue, (0, missing), mode="symmetric")
@@ -147,7 +147,7 @@ def _texture(rng: np.random.Generator, size: int) -> Float[np.ndarray, "size siz
 
 @functools.cache
 def _tissue() -> Float[np.ndarray, "512 512"]:
-    """The brown stain of `ihc`, which shows tissue and spares its nuclei, stretched to [0, 1]."""
+    """The brown stain of `ihc`, which marks tissue but not its nuclei, scaled to [0, 1]."""
     from skimage.color import rgb2hed
 
     with (importlib.resources.files("skimage.data") / "ihc.png").open("rb") as file:

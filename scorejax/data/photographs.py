@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patches of the photographs that come with scikit-image and scikit-learn: colour, no download."""
+"""Colour patches of the photographs that come with scikit-image and scikit-learn."""
 
 import importlib.resources
 import io
@@ -17,35 +17,26 @@ PHOTOGRAPHS = (
     ("sklearn.datasets.images", "china.jpg"),
     ("sklearn.datasets.images", "flower.jpg"),
 )
-"""(package, file), in the order of their labels."""
+"""(package, file); the index of a photograph is the label of its patches."""
 SIDE = 32
 STRIDES = {"train": 4, "test": SIDE}
-"""Training patches overlap; test patches do not, so that they are nearly independent."""
+"""Step between patches in pixels. Test patches do not overlap, so they are nearly independent."""
 
 
 def photo_patches(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Patches (n, 32, 32, 3) as uint8, and which photograph (n,) each is of.
+    """Patches (n, 32, 32, 3) as uint8, and the index (n,) of the photograph each comes from.
 
-    Photographs are reduced to half their size, which hides the blocks of their compression. Left
-    halves are for training, right ones for testing.
+    Photographs are shrunk to half their size, which hides their JPEG blocks. The left halves are
+    the training split, the right halves the test split.
     """
-    halves = [_half(_read(*where), split) for where in PHOTOGRAPHS]
-    patches = [_patches(half, STRIDES[split]) for half in halves]
-    label = np.repeat(np.arange(len(patches)), [len(some) for some in patches])
+    patches = []
+    for package, name in PHOTOGRAPHS:
+        data = (importlib.resources.files(package) / name).read_bytes()
+        photograph = np.asarray(Image.open(io.BytesIO(data)).convert("RGB").reduce(2))
+        middle = photograph.shape[1] // 2
+        half = photograph[:, :middle] if split == "train" else photograph[:, middle:]
+        stride = STRIDES[split]
+        windows = sliding_window_view(half, (SIDE, SIDE), axis=(0, 1))[::stride, ::stride]
+        patches.append(windows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1))
+    label = np.repeat(np.arange(len(patches)), [len(part) for part in patches])
     return np.concatenate(patches), label.astype(np.int32)
-
-
-def _read(package: str, name: str) -> np.ndarray:
-    file = importlib.resources.files(package) / name
-    picture = Image.open(io.BytesIO(file.read_bytes())).convert("RGB")
-    return np.asarray(picture.reduce(2))
-
-
-def _half(photograph: np.ndarray, split: str) -> np.ndarray:
-    middle = photograph.shape[1] // 2
-    return photograph[:, :middle] if split == "train" else photograph[:, middle:]
-
-
-def _patches(photograph: np.ndarray, stride: int) -> np.ndarray:
-    windows = sliding_window_view(photograph, (SIDE, SIDE), axis=(0, 1))[::stride, ::stride]
-    return windows.reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)

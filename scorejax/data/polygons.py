@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MoNuSeg's annotations: XML files of Aperio ImageScope with a polygon for each nucleus."""
+"""Reads MoNuSeg's annotations: Aperio ImageScope XML files with one polygon per nucleus."""
 
 import os
 from xml.etree import ElementTree
@@ -9,13 +9,13 @@ from jaxtyping import Int32
 
 
 def load_polygons(path: str | os.PathLike, shape: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
-    """Instances of an XML file, on a picture of this (height, width), numbered as in the file.
+    """Draws the polygons of an XML file as instances of shape (height, width), in file order.
 
-    A vertex (X, Y) is column X and row Y, pixel centres being whole numbers. A pixel inside several
-    polygons belongs to the first; polygons that cover no pixel of their own have no number.
-    Raises: ValueError, one line, for a file that is damaged or has no region.
+    A vertex (X, Y) is column X and row Y; pixel centres have integer coordinates. A pixel inside
+    several polygons belongs to the first. A polygon left without any pixel gets no number.
+    Raises: ValueError, one line, if the file is damaged or has no region.
     """
-    from skimage.draw import polygon  # Half a second that other data sets need not pay.
+    from skimage.draw import polygon  # Imported here: it takes half a second.
 
     instances, count = np.zeros(shape, np.int32), 0
     for vertices in _regions(path):
@@ -28,7 +28,7 @@ def load_polygons(path: str | os.PathLike, shape: tuple[int, int]) -> Int32[np.n
 
 
 def _regions(path: str | os.PathLike) -> list[np.ndarray]:
-    """The vertices (n, 2) of each region, as (X, Y); a region of under 3 vertices is no polygon."""
+    """Vertices (n, 2) of each region as (X, Y); regions with fewer than 3 vertices are dropped."""
     try:
         tree = ElementTree.parse(path)
         regions = [
@@ -38,9 +38,9 @@ def _regions(path: str | os.PathLike) -> list[np.ndarray]:
         polygons = [region.astype(float) for region in regions if len(region) > 2]
     except (OSError, ElementTree.ParseError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no XML file of polygons: {reason}") from None
+        raise ValueError(f"{path} is not an XML file of polygons: {reason}") from None
     if not regions:
         raise ValueError(f"{path} needs at least one Region with vertices; got none.")
     if not all(np.isfinite(region).all() for region in polygons):
-        raise ValueError(f"{path} needs finite vertices; some are not.")
+        raise ValueError(f"{path} needs finite vertices; got nan or inf.")
     return polygons

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with masks: what a segmentation network is trained on and judged by.
+"""Annotated images, and the batches that a segmentation network is trained on.
 
-An annotated image holds its instances, numbered from 1; its mask is where there is any. Batches are
-random pieces, moved and mirrored at random, and depend on the seed and the step alone.
+An annotated image holds instances numbered from 1; its mask is the union of the instances. Batches
+are random crops with random augmentation, and are a function of the seed and the step alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,12 +28,12 @@ class AnnotatedImage(NamedTuple):
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
-        """True where there is an instance."""
+        """True inside any instance."""
         return self.instances > 0
 
 
 def generated(num: int, size: int, seed: int) -> tuple[AnnotatedImage, ...]:
-    """Drawn nuclei with exact instances; see `data/nuclei.py`."""
+    """Generates `num` images of nuclei with exact instances; see `data/nuclei.py`."""
     pairs = zip(*nuclei(num, size, seed), strict=True)
     return tuple(
         AnnotatedImage(f"nuclei-{seed}-{index}", image, instances)
@@ -50,9 +50,9 @@ def segmentation_source(
 ) -> OfflineSource:
     """Batches {"image": (b, side, side, 3) in [0, 1], "mask": (b, side, side, 1) of 0 and 1}.
 
-    Images are taken epoch after epoch, each in an order of its own; of each a random square piece,
-    then augmented. `batch_size` counts the examples of all processes. Both are float32.
-    Raises: ValueError if there is no image, or one smaller than `side`.
+    Both arrays are float32. Each epoch visits every image once, in a new random order; an example
+    is a random square crop of the image, then augmented. `batch_size` counts the examples of all
+    processes. Raises: ValueError if there is no image, or one smaller than `side`.
     """
     require_side(annotated, side)
 
@@ -82,7 +82,7 @@ class _Carry(NamedTuple):
 
 
 def as_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Batch:
-    """uint8 images and boolean masks of one size, as the float32 arrays that a network takes."""
+    """Stacks uint8 images and boolean masks of one size into the float32 batch of a network."""
     return {
         "image": to_unit(np.stack(images)),
         "mask": np.stack(masks)[..., None].astype(np.float32),
@@ -92,7 +92,7 @@ def as_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Batch
 def random_piece(
     rng: np.random.Generator, annotated: AnnotatedImage, side: int
 ) -> tuple[UInt8[np.ndarray, "side side 3"], Bool[np.ndarray, "side side"]]:
-    """A square of the image and of its mask, anywhere."""
+    """Draws a random square crop of an image and of its mask."""
     height, width = annotated.instances.shape
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     window = (slice(top, top + side), slice(left, left + side))
@@ -100,9 +100,10 @@ def random_piece(
 
 
 def corner_patches(annotated: AnnotatedImage, side: int) -> tuple[AnnotatedImage, ...]:
-    """The four squares in the corners: MoNuSeg's 1000 x 1000 become four of 512 x 512.
+    """Crops the four corners, as MoNuSeg's 1000 x 1000 images are cut into 512 x 512 patches.
 
-    They overlap where `side` is more than half, and are one where it is all.
+    Patches overlap if `side` is more than half the size of the image; equal patches are returned
+    once. Raises: ValueError if the image is smaller than `side`.
     """
     require_side([annotated], side)
     height, width = annotated.instances.shape
@@ -118,7 +119,7 @@ def corner_patches(annotated: AnnotatedImage, side: int) -> tuple[AnnotatedImage
 
 
 def require_side(annotated: Sequence[AnnotatedImage], side: int) -> None:
-    """Raises ValueError unless there are images and a square of `side` pixels fits into each."""
+    """Raises ValueError unless there is an image and each has at least side x side pixels."""
     if not annotated:
         raise ValueError("segmentation needs at least one annotated image; got none.")
     if side < 1:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of images and masks, in the layouts that nuclear segmentation is published in.
+"""Reads folders of images and masks, in the layouts of published nuclear segmentation sets.
 
-Whatever would silently change the pixels is refused in one line that names the file: 16-bit and
-transparent images, pages beyond the first, masks of more than two levels. A damaged pair is fatal,
-or is left out and named, as asked.
+Files whose pixels would silently change are refused in one line that names the file: 16-bit or
+transparent images, more than one page, masks of more than two levels. A damaged pair raises an
+error or is skipped and reported, as the caller chooses.
 """
 
 import pathlib
@@ -23,12 +23,12 @@ from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
 
 MASKS = {"regions": load_mask, "instances": load_instances}
-"""What makes instances of a picture of them, by what it shows."""
+"""Reader of instances by the kind of mask."""
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]
 
 
 class Reading(NamedTuple):
-    """Annotated images in the order of their paths, and a line for each that was left out."""
+    """Annotated images sorted by path, and one error line for each skipped pair."""
 
     annotated: tuple[AnnotatedImage, ...]
     skipped: tuple[str, ...]
@@ -41,50 +41,52 @@ def read(
     masks: str = "regions",
     damaged: str = "raise",
 ) -> Reading:
-    """Reads all pairs below `root` into memory.
+    """Reads all pairs of image and annotation below `root` into memory.
 
-    Layouts: "folders" has images/ and masks/, or x/ and y/, with files of equal stems; "tnbc" has
-    Slide_01/ and GT_01/ with files of equal names; "monuseg" has an XML file of polygons for each
-    image, of equal stem, anywhere below. `masks` "regions" numbers the 4-connected regions of a
-    mask; "instances" takes its levels for their numbers. `damaged` "skip" leaves out pairs that
-    cannot be read and says so in `skipped`.
-    Raises: ValueError, one line, also if nothing is there or nothing can be read, or if two images
-    would share an annotation.
+    Layout "folders" has images/ and masks/, or x/ and y/, with equal file stems; "tnbc" has
+    Slide_01/ and GT_01/ and so on, with equal file stems; "monuseg" has an XML file of polygons
+    beside each image, of equal stem, anywhere below `root`. `masks` "regions" numbers the
+    4-connected regions of a mask; "instances" takes its grey levels as instance numbers. `damaged`
+    "skip" leaves out unreadable pairs and lists them in `skipped`; "raise" makes them an error.
+    Raises: ValueError, one line, if a pair is unreadable, there is none, or two images share an
+    annotation.
     """
-    pairs_below = choose("layout", layout, LAYOUTS)
-    annotate = choose("kind of masks", masks, MASKS)
+    list_pairs = choose("layout", layout, LAYOUTS)
+    read_mask = choose("kind of masks", masks, MASKS)
     require_known("way with damaged files", damaged, DAMAGED)
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
-        raise ValueError(f"{root} needs to be a folder; there is none.")
+        raise ValueError(f"{root} needs to be a folder; it is not.")
     annotated, skipped = [], []
-    for image, annotation in pairs_below(root):
+    for image, annotation in list_pairs(root):
         try:
-            annotated.append(_pair(image, annotation, annotate))
+            annotated.append(_read_pair(image, annotation, read_mask))
         except ValueError as error:
             if damaged == "raise":
                 raise
             skipped.append(str(error))
     if not annotated:
-        raise ValueError(f"{root} has no pair that can be read; the first problem: {skipped[0]}")
+        raise ValueError(f"{root} has no readable pair; the first error: {skipped[0]}")
     return Reading(tuple(annotated), tuple(skipped))
 
 
 def images(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """The pictures of a folder, by name. Raises: ValueError if there is none."""
+    """Paths of the pictures of a folder, sorted. Raises: ValueError if there is none."""
     folder = pathlib.Path(folder).expanduser()
-    found = picture_paths(folder) if folder.is_dir() else []
-    if not found:
+    paths = picture_paths(folder) if folder.is_dir() else []
+    if not paths:
         raise ValueError(f"{folder} needs at least one picture ({', '.join(SUFFIXES)}); got none.")
-    return found
+    return paths
 
 
-def _pair(image_path: pathlib.Path, annotation: pathlib.Path, annotate: Callable) -> AnnotatedImage:
+def _read_pair(
+    image_path: pathlib.Path, annotation: pathlib.Path, read_mask: Callable
+) -> AnnotatedImage:
     image = load_image(image_path)
     if annotation.suffix.lower() == ".xml":
         instances = load_polygons(annotation, image.shape[:2])
     else:
-        instances = annotate(annotation)
+        instances = read_mask(annotation)
     if instances.shape != image.shape[:2]:
         raise ValueError(
             f"{annotation} needs the size of its image, {image.shape[0]} x {image.shape[1]}; got "
@@ -97,7 +99,7 @@ def _folders(root: pathlib.Path) -> Pairs:
     for first, second in (("images", "masks"), ("x", "y")):
         if (root / first).is_dir() and (root / second).is_dir():
             paths, masks = images(root / first), picture_paths(root / second)
-            return _paired(root / first, paths, root / second, masks)
+            return _match(root / first, paths, root / second, masks)
     raise ValueError(f"{root} needs folders images/ and masks/, or x/ and y/; got neither.")
 
 
@@ -108,7 +110,7 @@ def _tnbc(root: pathlib.Path) -> Pairs:
     pairs = []
     for slide in slides:
         truth = root / slide.name.replace("Slide", "GT", 1)
-        pairs += _paired(slide, images(slide), truth, picture_paths(truth))
+        pairs += _match(slide, images(slide), truth, picture_paths(truth))
     return pairs
 
 
@@ -116,35 +118,30 @@ def _monuseg(root: pathlib.Path) -> Pairs:
     pictures = picture_paths(root, deep=True)
     if not pictures:
         raise ValueError(f"{root} needs images with XML files of polygons; got no image.")
-    return _paired(root, pictures, root, sorted(root.rglob("*.xml")))
+    return _match(root, pictures, root, sorted(root.rglob("*.xml")))
 
 
 LAYOUTS = {"folders": _folders, "monuseg": _monuseg, "tnbc": _tnbc}
 
 
-def _paired(
+def _match(
     folder: pathlib.Path,
     pictures: list[pathlib.Path],
     truth: pathlib.Path,
     annotations: list[pathlib.Path],
 ) -> Pairs:
-    """Each picture of a folder with the annotation of its stem. Raises: ValueError without it."""
+    """Pairs each picture with the annotation of its stem. Raises: ValueError if there is none."""
     _by_stem(folder, pictures, "picture")  # Two of one stem would share its annotation.
-    found = _by_stem(truth, annotations, "annotation")
-    return [(path, _partner(path, found, truth)) for path in pictures]
+    annotation_of = _by_stem(truth, annotations, "annotation")
+    for path in pictures:
+        if path.stem not in annotation_of:
+            raise ValueError(f"{path} needs an annotation {path.stem!r} in {truth}; got none.")
+    return [(path, annotation_of[path.stem]) for path in pictures]
 
 
 def _by_stem(folder: pathlib.Path, paths: list[pathlib.Path], kind: str) -> dict[str, pathlib.Path]:
-    found = {path.stem: path for path in paths}
-    if len(found) < len(paths):
-        twice = next(path for path in paths if found[path.stem] != path)
-        raise ValueError(f"{folder} needs one {kind} of a name; got two of {twice.stem!r}.")
-    return found
-
-
-def _partner(
-    path: pathlib.Path, annotations: dict[str, pathlib.Path], folder: pathlib.Path
-) -> pathlib.Path:
-    if path.stem not in annotations:
-        raise ValueError(f"{path} needs an annotation {path.stem!r} in {folder}; got none.")
-    return annotations[path.stem]
+    by_stem = {path.stem: path for path in paths}
+    if len(by_stem) < len(paths):
+        twice = next(path for path in paths if by_stem[path.stem] != path)
+        raise ValueError(f"{folder} needs one {kind} per name; got two of {twice.stem!r}.")
+    return by_stem

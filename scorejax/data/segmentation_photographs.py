@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Four photographs that come with scikit-image, with masks by classical procedures.
+"""Four photographs that come with scikit-image, with masks computed by classical methods.
 
-Nobody has drawn these masks: they are weak labels. A score against them says how well a network
-learns a rule that is written below, on real pixels, and nothing about the anatomy.
+The masks are weak labels: nobody has drawn them. A score against them measures how well a network
+learns the rules below on real pixels; it says nothing about anatomy.
 """
 
 import importlib.resources
@@ -24,14 +24,14 @@ Mask = Bool[np.ndarray, "h w"]
 def photograph(name: str, split: str) -> AnnotatedImage:
     """The left ("train") or right ("test") half of a photograph, with its weak mask.
 
-    Masks are made of the whole and then cut; instances are the 4-connected regions of the half.
-    Raises: ValueError with the known names for another.
+    The mask is computed on the whole photograph, then cut; instances are the 4-connected regions
+    of the half. Raises: ValueError if the name or the split is unknown.
     """
     file, annotate = choose("photograph", name, PHOTOGRAPHS)
     require_known("split", split, SPLITS)
     with (importlib.resources.files("skimage.data") / file).open("rb") as stored:
         opened = Image.open(stored).convert("RGB")
-    # The retina is photographed large: at half size its finest vessels are two pixels wide.
+    # The retina is a large photograph: at half size its finest vessels are two pixels wide.
     image = np.asarray(opened.reduce(2) if name == "retina" else opened)
     mask = annotate(image)
     middle = image.shape[1] // 2
@@ -41,17 +41,17 @@ def photograph(name: str, split: str) -> AnnotatedImage:
 
 
 def stained_nuclei(image: Picture) -> Mask:
-    """Haematoxylin by colour deconvolution, above Otsu's threshold and above its local mean."""
+    """Colour deconvolution: haematoxylin above both Otsu's threshold and its local mean."""
     from skimage.color import rgb2hed
     from skimage.filters import threshold_local, threshold_otsu
 
     blue = ndimage.gaussian_filter(rgb2hed(image)[..., 0], 1)
-    # Otsu's alone joins the nuclei of the brown tissue, whose blue it cannot quite separate.
+    # Otsu's threshold alone merges nuclei in brown tissue, where the stains separate poorly.
     return _tidy((blue > threshold_otsu(blue)) & (blue > threshold_local(blue, 51)), smallest=40)
 
 
 def vessels(image: Picture) -> Mask:
-    """Ridges of the green channel (Sato's vesselness), by hysteresis inside the field of view."""
+    """Hysteresis threshold of the green channel's ridges (Sato's filter) in the field of view."""
     from skimage.filters import apply_hysteresis_threshold, sato
 
     green = image[..., 1].astype(float)
@@ -62,7 +62,7 @@ def vessels(image: Picture) -> Mask:
 
 
 def bright_objects(image: Picture) -> Mask:
-    """What is brighter than the Gaussian mean of its neighbourhood, holes filled."""
+    """Pixels brighter than the Gaussian mean of their neighbourhood, with holes filled."""
     from skimage.filters import threshold_local
 
     grey = ndimage.gaussian_filter(image[..., 1].astype(float), 1)
@@ -70,7 +70,7 @@ def bright_objects(image: Picture) -> Mask:
 
 
 def bright_cell(image: Picture) -> Mask:
-    """Otsu's threshold; the left half of the photograph has no cell, so its mask is empty."""
+    """Otsu's threshold. The left half of the photograph has no cell, so its mask is empty."""
     from skimage.filters import threshold_otsu
 
     grey = ndimage.gaussian_filter(image[..., 1].astype(float), 1)
@@ -83,7 +83,7 @@ PHOTOGRAPHS: dict[str, tuple[str, Callable[[Picture], Mask]]] = {
     "ihc": ("ihc.png", stained_nuclei),
     "retina": ("retina.jpg", vessels),
 }
-"""Name: (file in skimage.data, how its mask is made)."""
+"""Name -> (file in skimage.data, function that computes its mask)."""
 
 
 def _tidy(mask: Mask, smallest: int) -> Mask:
@@ -92,7 +92,7 @@ def _tidy(mask: Mask, smallest: int) -> Mask:
 
 
 def _without_specks(mask: Mask, smallest: int) -> Mask:
-    """Regions of fewer than `smallest` pixels are removed."""
+    """Removes 8-connected regions of fewer than `smallest` pixels."""
     regions, _ = ndimage.label(mask, np.ones((3, 3)))
     kept = np.bincount(regions.ravel()) >= smallest
     kept[0] = False

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of real numbers that come with scikit-learn, made ready for density models.
+"""Tables of real numbers that come with scikit-learn, prepared for density models.
 
-Columns that say what another says already are dropped, values that were rounded are spread over
-their cells, and the rest is whitened. All of it is fitted on the training rows alone; the published
-code whitens with the test rows too, which tells the model a little about them.
+Redundant columns are dropped, rounded values are dequantised, and the rows are whitened. All of
+this is fitted on the training rows alone. The published code also whitens with the test rows, which
+leaks a little of them into training.
 
 Source: the preparation of Wenliang et al. 2019, arXiv:1811.08357, Section 5.2 (on other tables).
 """
@@ -31,21 +31,21 @@ MAX_CORRELATION = 0.98
 
 @dataclasses.dataclass(frozen=True)
 class Whitening:
-    """The map x -> (x - mean) @ matrix, (d,) and (d, d), which whitens the rows it was made of."""
+    """The map x -> (x - mean) @ matrix, with mean (d,) and matrix (d, d)."""
 
     mean: np.ndarray
     matrix: np.ndarray
 
     @classmethod
     def of(cls, rows: np.ndarray) -> "Whitening":
-        """By principal components. Raises: ValueError if the rows do not span their space."""
+        """Fits rows (n, d) by principal components. Raises: ValueError if their rank is below d."""
         variances, directions = np.linalg.eigh(
             np.cov(rows, rowvar=False).reshape(2 * rows.shape[1:])
         )
         if not variances[0] > 1e-10 * variances[-1]:
             raise ValueError(
-                f"whitening needs more rows than columns, none of them a sum of others; got shape "
-                f"{rows.shape} with variances from {variances[0]:.1e} to {variances[-1]:.1e}"
+                f"whitening needs more rows than columns, and linearly independent columns; got "
+                f"shape {rows.shape}, variances from {variances[0]:.1e} to {variances[-1]:.1e}"
             )
         return cls(rows.mean(axis=0), directions / np.sqrt(variances)[None])
 
@@ -54,13 +54,13 @@ class Whitening:
 
     @property
     def log_det(self) -> float:
-        """What a log-density of whitened rows, plus this, is in the units of the table."""
+        """log |det matrix|; added to the log-density of whitened rows it gives that of raw rows."""
         return float(np.linalg.slogdet(self.matrix)[1])
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """White rows (n, d) in three parts, float32; which columns they are made of, and how."""
+    """Whitened rows (n, d) of three splits as float32, the names of the columns, the whitening."""
 
     train: np.ndarray
     valid: np.ndarray
@@ -73,7 +73,7 @@ class Table:
         return len(self.columns)
 
     def training_source(self, batch_size: int, *, noise: float = 0.0) -> OfflineSource:
-        """Batches "image" (b, d) of training rows, to which N(0, noise^2) is added anew each time.
+        """Batches "image" (b, d) of training rows, with fresh N(0, noise^2) noise in every batch.
 
         Raises: ValueError if noise is negative or not finite.
         """
@@ -88,15 +88,15 @@ class Table:
 
 
 def load(name: str, *, seed: int = 0, held_out: float = 0.1) -> Table:
-    """A table by name, its rows shuffled by the seed; `held_out` is the share of test rows.
+    """Loads a table and shuffles its rows by the seed.
 
-    Of the rows there are as many for validation as for the test.
-    Raises: ValueError for an unknown table, or a share that leaves a part without rows.
+    `held_out` is the fraction of rows in the test split, and again in the validation split.
+    Raises: ValueError if the table is unknown or `held_out` is not in (0, 0.5).
     """
     loader = choose("table", name, LOADERS)
     if not 0 < held_out < 0.5:
         raise ValueError(f"held_out needs to lie between 0 and 0.5; got {held_out}")
-    datasets = importlib.import_module("sklearn.datasets")  # Half a second, once it is needed.
+    datasets = importlib.import_module("sklearn.datasets")  # Imported here: it takes half a second.
     bunch = getattr(datasets, loader)()
     rng = np.random.default_rng(seed)
     rows, names = rng.permutation(bunch.data), np.asarray(bunch.feature_names)
@@ -112,7 +112,7 @@ def load(name: str, *, seed: int = 0, held_out: float = 0.1) -> Table:
 def distinct_columns(
     rows: Float[np.ndarray, "n d"], *, max_correlation: float = MAX_CORRELATION
 ) -> Int[np.ndarray, "kept"]:
-    """Which columns vary and are not correlated, up to sign, with one before them: indices."""
+    """Indices of columns that vary and whose |correlation| with each earlier one is small."""
     varying = np.flatnonzero(rows.std(axis=0) > 0)
     correlation = np.abs(np.corrcoef(rows[:, varying], rowvar=False).reshape(2 * varying.shape))
     kept: list[int] = []
@@ -123,7 +123,7 @@ def distinct_columns(
 
 
 def cell_widths(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
-    """Median gap between neighbouring values of each column that repeats any; 0 of others."""
+    """Median gap between adjacent values of each column with repeated values; 0 for others."""
     widths = []
     for column in rows.T:
         values = np.unique(column)
@@ -135,5 +135,5 @@ def cell_widths(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
 def dequantized(
     rng: np.random.Generator, rows: Float[np.ndarray, "n d"], widths: Float[np.ndarray, "d"]
 ) -> Float[np.ndarray, "n d"]:
-    """Each value as a uniform draw from a cell around it, of its column's width."""
+    """Replaces each value by a uniform draw from a cell of its column's width around it."""
     return rows + (rng.random(rows.shape) - 0.5) * widths[None]

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in the TFRecord files of ProgressiveGAN and StyleGAN, read without TensorFlow.
+"""Reads the TFRecord image files of ProgressiveGAN and StyleGAN without TensorFlow.
 
-A file is a row of records: length (8 bytes, little endian), its checksum (4 bytes), a serialised
-tf.Example, the checksum of that (4 bytes). The example has `shape`, (channels, height, width), and
-`data`, the bytes of the pixels. Source: Karras et al. 2018, arXiv:1710.10196 (its data sets).
+A file is a sequence of records: length (8 bytes, little endian), checksum of the length (4 bytes),
+a serialised tf.Example, checksum of the example (4 bytes). Checksums are not verified. The example
+has `shape`, (channels, height, width), and `data`, the bytes of the pixels.
+Source: Karras et al. 2018, arXiv:1710.10196 (its data sets).
 """
 
 import os
@@ -17,10 +18,10 @@ HEADER, FOOTER = 12, 4
 
 
 class TFRecordImages(Sequence):
-    """Random access to {"image": uint8 (h, w, c)}; opening the file reads the lengths alone.
+    """Random access to {"image": uint8 (h, w, c)}; opening the file reads record lengths only.
 
-    Raises: ValueError, one line, for a file that ends in the middle of a record, and for a record
-    that holds something else.
+    Raises: ValueError, one line, if the file ends within a record, or an indexed record is not an
+    image.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -38,11 +39,11 @@ class TFRecordImages(Sequence):
         try:
             return {"image": _decode(content)}
         except ValueError as error:
-            raise ValueError(f"record {index} of {self._path} is no image: {error}") from None
+            raise ValueError(f"record {index} of {self._path} is not an image: {error}") from None
 
 
 def _spans(path: pathlib.Path) -> list[tuple[int, int]]:
-    """Start and length of the examples."""
+    """Start and length in bytes of each example."""
     size, position, spans = path.stat().st_size, 0, []
     with path.open("rb") as file:
         while position < size:
@@ -52,7 +53,7 @@ def _spans(path: pathlib.Path) -> list[tuple[int, int]]:
             end = position + HEADER + length + FOOTER
             if len(header) < HEADER or end > size:
                 raise ValueError(
-                    f"{path} is damaged, or no TFRecord file: record {len(spans)} would end at "
+                    f"{path} is damaged or not a TFRecord file: record {len(spans)} would end at "
                     f"byte {end} of {size}"
                 )
             spans.append((position + HEADER, length))
@@ -69,10 +70,10 @@ def _decode(content: bytes) -> UInt8[np.ndarray, "h w c"]:
     try:
         example.ParseFromString(content)
     except DecodeError:
-        raise ValueError("its bytes are no tf.Example") from None
+        raise ValueError("its bytes are not a tf.Example") from None
     features = example.features.feature
     shape = tuple(features["shape"].int64_list.value)
     data = b"".join(features["data"].bytes_list.value)
     if len(shape) != 3 or int(np.prod(shape)) != len(data):
-        raise ValueError(f"it needs as many bytes as its shape says; got {len(data)} and {shape}")
+        raise ValueError(f"it needs one byte per entry of its shape; got {len(data)} and {shape}")
     return np.frombuffer(data, np.uint8).reshape(shape).transpose(1, 2, 0)

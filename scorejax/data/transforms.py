@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to images on the host: fit to size as uint8, then map to the model's floats.
+"""Host-side image transforms: crop and resize as uint8, then map to the model's float range.
 
-Whole batches (b, h, w, c) are flipped and scaled; single images (h, w, c) are cropped and resized.
-Random ones take a NumPy generator first.
+Cropping and resizing take one image (h, w, c); flips, scaling and dequantisation take a batch
+(b, h, w, c). Random transforms take a NumPy generator first.
 """
 
 from collections.abc import Callable
@@ -15,42 +15,42 @@ Transform = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 
 def flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
-    """Mirrors each image left to right with probability one half."""
+    """Mirrors each image left to right with probability 1/2."""
     mirrored = rng.random(len(images)) < 0.5
     return np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
 def to_unit(images: np.ndarray, levels: int = 256) -> np.ndarray:
-    """Grey levels 0 .. levels - 1 to float32 in [0, 1], both ends reached."""
+    """Maps grey levels 0 .. levels - 1 to float32 in [0, 1]; level k becomes k / (levels - 1)."""
     return images.astype(np.float32) / np.float32(levels - 1)
 
 
 def dequantize(rng: np.random.Generator, images: np.ndarray, levels: int = 256) -> np.ndarray:
-    """Level k to a uniform draw from [k, k + 1) / levels, in float32.
+    """Maps grey level k to a uniform float32 draw from [k / levels, (k + 1) / levels).
 
-    A density of the result bounds the probability of the levels: Theis et al. 2016,
-    arXiv:1511.01844, Section 3.1.
+    The mean log-density of the result bounds the log-probability of the levels from below.
+    Source: Theis et al. 2016, arXiv:1511.01844, Section 3.1.
     """
     level = images.astype(np.float32)
     noisy = level + rng.random(images.shape, dtype=np.float32)
-    # Now and then single precision rounds the sum up to the next level.
+    # Single precision sometimes rounds the sum up to the next level.
     return np.minimum(noisy, np.nextafter(level + 1, np.float32(0))) / np.float32(levels)
 
 
 def centre(images: np.ndarray) -> np.ndarray:
-    """[0, 1] to [-1, 1]."""
+    """Maps [0, 1] to [-1, 1]."""
     return 2 * images - 1
 
 
 def uncentre(images: np.ndarray) -> np.ndarray:
-    """[-1, 1] to [0, 1]."""
+    """Maps [-1, 1] to [0, 1]."""
     return (images + 1) / 2
 
 
 def make_transform(
     *, levels: int, random_flip: bool, uniform_dequantization: bool, centered: bool
 ) -> Transform:
-    """The map from stored images to what the model is trained on."""
+    """Returns the transform of stored uint8 images (b, h, w, c) into training examples."""
 
     def transform(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
         if random_flip:
@@ -64,7 +64,7 @@ def make_transform(
 
 
 def centre_crop(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of an image; the odd row or column goes below or to the right."""
+    """Crops the centre; an odd row or column is cut from the bottom or the right."""
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]
 
@@ -83,12 +83,12 @@ def resize(
 
 
 def square(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to size x size, which is the identity for most sets."""
+    """Resizes to size x size; most data sets already have that size."""
     return resize(image, size, size)
 
 
 def crop_face(image: np.ndarray, size: int) -> np.ndarray:
-    """CelebA's custom: the central 140 x 140, then shrunk."""
+    """Crops the central 140 x 140 pixels, then resizes: the convention for CelebA."""
     return resize(centre_crop(image, 140, 140), size, size)
 
 
@@ -106,5 +106,5 @@ def crop_then_shrink(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def crop_scene(image: np.ndarray, size: int) -> np.ndarray:
-    """LSUN's custom: crop first from 256 pixels on, shrink first below."""
+    """Convention for LSUN: at 256 pixels or more crop first, below that shrink first."""
     return crop_then_shrink(image, size) if size >= 256 else shrink_then_crop(image, size)

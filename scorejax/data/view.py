@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model sees a data set of images: its size, its range of values, its noise."""
+"""A data set of images as a model sees it: image size, value range, dequantisation."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,42 +24,47 @@ class DataView(Protocol):
     @property
     def shape(self) -> Shape:
         """Shape of one example."""
+        ...
 
     def training_source(self, batch_size: int) -> OfflineSource:
         """Batches {field: (b, *shape)} of the training split."""
+        ...
 
     def held_out_batches(
         self, rng: np.random.Generator, num: int, batch_size: int
     ) -> list[dict[str, np.ndarray]]:
         """The first `num` test examples as in training, padded and masked by "mask" (b,)."""
+        ...
 
     def density_examples(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """The first `num` test examples as densities are measured."""
+        ...
 
     def to_data(self, x: Array | np.ndarray) -> Array | np.ndarray:
         """From the model's units to those of the data."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageView:
-    """A data set by name, and what happens to its images on the way to the model.
+    """A data set by name, and the preprocessing between its stored images and the model.
 
-    Raises: ValueError for an unknown set or an impossible size.
+    Raises: ValueError if the data set is unknown or image_size is below 1.
     """
 
     dataset: str
     image_size: int
     data_dir: str = ""
     centered: bool = True
-    """Values in [-1, 1]; else in [0, 1]."""
+    """Whether values lie in [-1, 1] rather than [0, 1]."""
     random_flip: bool = False
-    """In training."""
+    """Whether training images are mirrored at random."""
     uniform_dequantization: bool = False
-    """In training; densities are always those of dequantised images."""
+    """Whether training images are dequantised. Densities always use dequantised images."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "ImageView":
-        """The view that options of the same names describe; others are left alone."""
+        """Builds a view from the options named like its fields; other options are ignored."""
         return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
 
     def __post_init__(self) -> None:
@@ -82,7 +87,7 @@ class ImageView:
 
     @property
     def data_range(self) -> tuple[float, float]:
-        """What black and white are for the model."""
+        """Model values of black and white."""
         return (-1.0, 1.0) if self.centered else (0.0, 1.0)
 
     def stored(self, split: str, limit: int | None = None) -> images.Images:
@@ -92,7 +97,7 @@ class ImageView:
         )
 
     def streamed(self, split: str) -> np.ndarray | images.Streamed:
-        """All uint8 images of a split; of sets too large for memory, read when they are indexed.
+        """All uint8 images of a split; sets too large for memory are read when indexed.
 
         Raises: as `images.load`.
         """
@@ -110,13 +115,13 @@ class ImageView:
     def as_trained(
         self, rng: np.random.Generator, stored: UInt8[np.ndarray, "b h w c"]
     ) -> Float32[np.ndarray, "b h w c"]:
-        """Stored images as they are in training, but never flipped."""
+        """Preprocesses stored images as in training, but without random flips."""
         return self._transform(False, self.uniform_dequantization)(rng, stored)
 
     def dequantized(
         self, rng: np.random.Generator, stored: UInt8[np.ndarray, "b h w c"]
     ) -> Float32[np.ndarray, "b h w c"]:
-        """Stored images as uniform points of their cells, for densities."""
+        """Preprocesses stored images with uniform dequantisation, as densities need them."""
         return self._transform(False, True)(rng, stored)
 
     def held_out_batches(
@@ -139,12 +144,13 @@ class ImageView:
         return self.to_unit(x)
 
     def to_unit(self, x: Float[Array | np.ndarray, "*d"]) -> Float[Array | np.ndarray, "*d"]:
-        """From the range of the model to [0, 1], not clipped; an array of any shape."""
+        """Maps an array of any shape from the model's range to [0, 1] without clipping."""
         return transforms.uncentre(x) if self.centered else x
 
     def _records(self, split: str) -> images.Records:
-        size, place = self.image_size, self.data_dir
-        return images.records(self.dataset, split, image_size=size, data_dir=place)
+        return images.records(
+            self.dataset, split, image_size=self.image_size, data_dir=self.data_dir
+        )
 
     def _transform(self, random_flip: bool, dequantize: bool) -> transforms.Transform:
         return transforms.make_transform(

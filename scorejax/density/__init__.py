@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Densities that are learned without their normaliser, and how it is found afterwards."""
+"""Densities that are learned without their normaliser, and estimates of the normaliser."""

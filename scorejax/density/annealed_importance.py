@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The normaliser of a density by importance sampling, annealed.
+"""The normaliser of a density by annealed importance sampling.
 
-Draws of a density q whose normaliser is known walk through p_k ~ q^(1 - beta_k) p^beta_k, beta from
-0 to 1, by transitions that leave each p_k invariant, and collect
+Draws of a density q with a known normaliser walk through p_k ~ q^(1 - beta_k) p^beta_k, beta from 0
+to 1, by transitions that leave each p_k invariant, and accumulate
 
     log w = sum_k (beta_k - beta_{k-1}) (log p - log q)(x_{k-1}).
 
-The mean of w is the normaliser of p, without bias, whether or not the walks reach equilibrium; the
-mean of log w is below its logarithm.
+The mean of w is an unbiased estimate of the normaliser of p, whether or not the walks reach
+equilibrium; the mean of log w is below its logarithm.
 
 Source: Neal 2001, arXiv:physics/9803008; Wu et al. 2017, arXiv:1611.04273, for the betas.
 """
@@ -21,16 +21,17 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.numerics import log_mean_exp
+from scorejax.random import Rng, fold_in
 from scorejax.samplers.hamiltonian import LogProb, Moved, hamiltonian_transition
 
 NUM_FIRST, NUM_TUNING = 20, 100
 
-Transition = Callable[[PRNGKeyArray, Array, Float[Array, "b *d"]], Moved]
-"""(rng, k, x) -> draws of p_k if x were draws of it."""
+Transition = Callable[[Rng, Array, Float[Array, "b *d"]], Moved]
+"""(rng, k, x) -> new states of the chains x; leaves p_k invariant."""
 
 
 class Annealed(NamedTuple):
-    """Log-weights in nats, where the walks ended, and the mean acceptance at each k."""
+    """Log-weights in nats, the ends x of the walks, and the mean acceptance at each k."""
 
     log_weights: Float[Array, "b"]
     x: Float[Array, "b *d"]
@@ -38,7 +39,7 @@ class Annealed(NamedTuple):
 
 
 class Normalizer(NamedTuple):
-    """An estimate of log Z, its standard error, and the effective number of draws behind it."""
+    """An estimate of log Z, its standard error, and the effective number of draws."""
 
     log_z: Float[Array, ""]
     standard_error: Float[Array, ""]
@@ -48,9 +49,9 @@ class Normalizer(NamedTuple):
 def importance_normalizer(log_weights: Float[Array, "n"]) -> Normalizer:
     """log Z from log(p~ / q) at independent draws from a density q that covers p~.
 
-    Z itself is estimated without bias, so that log Z comes out too small on average, by half the
-    squared standard error: a likelihood with it too large. The effective size is
-    (sum w)^2 / sum w^2; below a hundred or so neither it nor the error can be relied on.
+    The estimate of Z is unbiased; that of log Z is too small on average, by half the squared
+    standard error, so that likelihoods are too large. The effective size is (sum w)^2 / sum w^2;
+    below about a hundred, neither it nor the standard error is reliable.
     """
     num = len(log_weights)
     shares = jax.nn.softmax(log_weights)
@@ -60,7 +61,7 @@ def importance_normalizer(log_weights: Float[Array, "n"]) -> Normalizer:
 
 
 def sigmoid_betas(num: int, *, reach: float = 4.0) -> Float[np.ndarray, "k"]:
-    """`num` numbers from 0 to 1 that are dense at both ends: a logistic curve over +-reach.
+    """`num` betas from 0 to 1, dense at both ends: a logistic curve over +-reach.
 
     Raises: ValueError unless num >= 2 and reach > 0.
     """
@@ -71,7 +72,7 @@ def sigmoid_betas(num: int, *, reach: float = 4.0) -> Float[np.ndarray, "k"]:
 
 
 def annealed_importance(
-    rng: PRNGKeyArray,
+    rng: Rng,
     log_prob: LogProb,
     base_log_prob: LogProb,
     x: Float[Array, "b *d"],
@@ -81,6 +82,7 @@ def annealed_importance(
 ) -> Annealed:
     """Anneals x, independent draws of the base, to the density of log_prob.
 
+    With keys (b,) each walk draws from its own key.
     Raises: ValueError unless betas rise from 0 to 1.
     """
     betas = np.asarray(betas)
@@ -91,7 +93,7 @@ def annealed_importance(
         x, log_weights = state
         rise = jnp.asarray(np.diff(betas), x.dtype)[k - 1]
         log_weights = log_weights + rise * (log_prob(x) - base_log_prob(x))
-        moved = transition(jax.random.fold_in(rng, k), k, x)
+        moved = transition(fold_in(rng, k), k, x)
         return (moved.x, log_weights), jnp.mean(moved.acceptance)
 
     start = x, jnp.zeros(len(x), x.dtype)
@@ -107,9 +109,9 @@ def hamiltonian_transitions(
     step_sizes: Float[Array, "k"],
     num_steps: int,
 ) -> Transition:
-    """A transition of Hamiltonian Monte Carlo at each of the betas, with its own step size."""
+    """Transitions of Hamiltonian Monte Carlo, with a step size for each beta."""
 
-    def transition(rng: PRNGKeyArray, k: Array, x: Array) -> Moved:
+    def transition(rng: Rng, k: Array, x: Array) -> Moved:
         beta = jnp.asarray(betas, x.dtype)[k]
         between = lambda x: (1 - beta) * base_log_prob(x) + beta * log_prob(x)
         return hamiltonian_transition(rng, between, x, step_size=step_sizes[k], num_steps=num_steps)
@@ -128,9 +130,10 @@ def tuned_step_sizes(
     first: float = 0.1,
     target: float = 0.65,
 ) -> Float[Array, "k"]:
-    """Step sizes at which trajectories are accepted about as often as the target, for other draws.
+    """Step sizes for `betas` at which the mean acceptance is about `target`.
 
-    Of draws x of the base that walk once; sizes that a walk had chosen for itself would bias it.
+    They are tuned along one walk of x, draws of the base. Use them for other draws: a walk whose
+    step sizes depend on itself is biased.
     """
 
     def step(state: tuple, inputs: tuple[Array, Array]) -> tuple[tuple, Array]:
@@ -145,7 +148,7 @@ def tuned_step_sizes(
         moved = move(key, k, x)
         return (moved.x, size * jnp.exp(jnp.mean(moved.acceptance) - target)), size
 
-    # At k = 0, the base itself, until a size is found to begin with.
+    # The first transitions stay at k = 0, the base itself, until the size has settled.
     numbers = np.concatenate([np.zeros(NUM_FIRST, int), np.arange(len(betas))])
     keys = jax.random.split(rng, len(numbers))
     start = x, jnp.asarray(first, x.dtype)
@@ -163,7 +166,8 @@ def hamiltonian_annealing(
 ) -> Annealed:
     """`annealed_importance` of draws of the base, by transitions tuned on other draws of it.
 
-    Makes k (num_steps + 1) gradient calls on all rows that `draw` gives, and as many on a hundred.
+    Makes k (num_steps + 1) gradient calls on all rows of `draw`, and about as many on a hundred
+    rows.
     """
     tune_rng, first_rng, start_rng, walk_rng = jax.random.split(rng, 4)
     options = {"betas": betas, "num_steps": num_steps}

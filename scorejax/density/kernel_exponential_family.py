@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exponential families whose sufficient statistics are kernels: weights in closed form.
 
-log p(x) = sum_m alpha_m k(x, z_m) + log q_0(x) - log Z. Every score-matching loss is quadratic in
-the weights, since it sees a few linear functionals of log p alone: derivatives or differences,
-"first" to be squared and "second" not. So the best weights solve a linear system, whichever the
-loss, and the kernel itself is learned through that solution, on data held out from it.
+log p(x) = sum_m alpha_m k(x, z_m) + log q_0(x) - log Z. Every score-matching loss depends on log p
+through a few linear functionals, derivatives or differences: "first" enters squared, "second"
+linearly. The loss is therefore quadratic in the weights alpha, and the best weights solve a linear
+system. The kernel is learned through that solution, on data held out from it.
 
 Source: Wenliang et al. 2019, arXiv:1811.08357, Proposition 1; by sliced losses, Song et al. 2019,
 arXiv:1905.07088, Section 5.1; by finite differences, Pang et al. 2020, arXiv:2007.03317.
@@ -25,9 +25,9 @@ Terms = Callable[[Float[Array, "b d"]], Float[Array, "b k"]]
 
 
 class Functionals(NamedTuple):
-    """What a loss sees of each term: loss = |first . w|^2 / 2 + second . w + constant.
+    """Linear functionals of each term, of which loss = |first . w|^2 / 2 + second . w + constant.
 
-    w are the weights of the terms, that of the last being one.
+    w (k,) are the weights of the terms; that of the last, log q_0, is one.
     """
 
     first: Float[Array, "b f k"]
@@ -36,7 +36,7 @@ class Functionals(NamedTuple):
 
 
 def exact(terms: Terms, x: Float[Array, "b d"]) -> Functionals:
-    """Of score matching, tr H + |grad|^2 / 2. Source: Hyvarinen 2005."""
+    """Functionals of score matching, tr H + |grad|^2 / 2. Source: Hyvarinen 2005."""
 
     def along(u: Array) -> tuple[Array, Array]:
         return jax.jvp(lambda y: jax.jvp(terms, (y,), (u,))[1], (x,), (u,))
@@ -46,13 +46,13 @@ def exact(terms: Terms, x: Float[Array, "b d"]) -> Functionals:
 
 
 def _axes(x: Float[Array, "b d"]) -> Float[Array, "d b d"]:
-    """The unit vectors, each for all rows: derivatives of whole batches are matrix products."""
+    """Unit vectors for all rows, so that derivatives of whole batches are matrix products."""
     axes = jnp.eye(x.shape[1], dtype=x.dtype)
     return jnp.broadcast_to(axes[:, None], (len(axes), *x.shape))
 
 
 def sliced(terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"]) -> Functionals:
-    """Of sliced score matching along unit vectors u: u^T H u + (u . grad)^2 / 2."""
+    """Functionals of sliced score matching along unit vectors u, u^T H u + (u . grad)^2 / 2."""
     derivative = lambda y: jax.jvp(terms, (y,), (u,))[1]
     first, second = jax.jvp(derivative, (x,), (u,))
     return Functionals(first[:, None], second, jnp.zeros_like(x[:, 0]))
@@ -61,13 +61,13 @@ def sliced(terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"]) -> Func
 def fd_sliced(
     terms: Terms, x: Float[Array, "b d"], u: Float[Array, "b d"], *, eps: float
 ) -> Functionals:
-    """Of FD-SSM: the same by differences of the terms at x and x +- eps u.
+    """Functionals of FD-SSM: those of `sliced` by differences of the terms at x and x +- eps u.
 
-    Raises: ValueError for a step or direction of no length.
+    Raises: ValueError if a step or a direction has no length.
     """
     check_step(eps, u, x)
     centre, ahead, behind = jnp.split(terms(jnp.concatenate([x, x + eps * u, x - eps * u])), 3)
-    # A difference of near numbers is exact; the sum of two values would be rounded.
+    # The difference of nearby numbers is exact; the sum of two values would be rounded.
     rise, fall = ahead - centre, behind - centre
     first, second = (rise - fall) / (2 * eps), (rise + fall) / eps**2
     return Functionals(first[:, None], second, jnp.zeros_like(x[:, 0]))
@@ -76,7 +76,7 @@ def fd_sliced(
 def denoising(
     terms: Terms, x: Float[Array, "b d"], noise: Float[Array, "b d"], *, sigma: float
 ) -> Functionals:
-    """Of denoising score matching at x + sigma noise: |grad + noise / sigma|^2 / 2."""
+    """Functionals of denoising score matching at x + sigma noise, |grad + noise / sigma|^2 / 2."""
     along = lambda u: jax.jvp(terms, (x + sigma * noise,), (u,))[1]
     first = jax.vmap(along, out_axes=1)(_axes(x))
     second = jnp.einsum("bd,bdk->bk", noise / sigma, first)
@@ -92,9 +92,10 @@ def fd_denoising(
     sigma: float,
     eps: float,
 ) -> Functionals:
-    """Of FD-DSM: (difference along u + u . noise / sigma)^2, 2 / d of denoising's on average.
+    """Functionals of FD-DSM, (difference along u + u . noise / sigma)^2.
 
-    Raises: ValueError for a step or direction of no length.
+    The loss is on average 2 / d times that of `denoising`.
+    Raises: ValueError if a step or a direction has no length.
     """
     check_step(eps, u, x)
     noisy = x + sigma * noise
@@ -104,33 +105,34 @@ def fd_denoising(
     return Functionals(math.sqrt(2) * first[:, None], 2 * pull[:, None] * first, pull**2)
 
 
-def scaled(found: Functionals, factor: float) -> Functionals:
+def scaled(functionals: Functionals, factor: float) -> Functionals:
     """The functionals of `factor` times the loss."""
-    return Functionals(
-        math.sqrt(factor) * found.first, factor * found.second, factor * found.constant
-    )
+    first, second, constant = functionals
+    return Functionals(math.sqrt(factor) * first, factor * second, factor * constant)
 
 
-def inner_weights(found: Functionals, ridge: float | Float[Array, ""]) -> Float[Array, "m"]:
+def inner_weights(functionals: Functionals, ridge: float | Float[Array, ""]) -> Float[Array, "m"]:
     """The weights of the kernels that minimise the mean loss + ridge |alpha|^2 / 2.
 
     Source: arXiv:1811.08357, Proposition 1.
     """
-    kernels, base = found.first[..., :-1], found.first[..., -1]
+    kernels, base = functionals.first[..., :-1], functionals.first[..., -1]
     num = len(kernels)
     gram = jnp.einsum("bfi,bfj->ij", kernels, kernels) / num
-    linear = jnp.einsum("bfi,bf->i", kernels, base) / num + found.second[:, :-1].mean(axis=0)
+    linear = jnp.einsum("bfi,bf->i", kernels, base) / num
+    linear = linear + functionals.second[:, :-1].mean(axis=0)
     matrix = gram + ridge * jnp.eye(len(gram), dtype=gram.dtype)
     return -jax.scipy.linalg.solve(matrix, linear, assume_a="pos")
 
 
-def loss(found: Functionals, alpha: Float[Array, "m"]) -> Float[Array, "b"]:
-    """The loss that the functionals belong to, with these weights of the kernels."""
+def loss(functionals: Functionals, alpha: Float[Array, "m"]) -> Float[Array, "b"]:
+    """The loss with these functionals, at the weights alpha of the kernels."""
+    first, second, constant = functionals
     w = jnp.concatenate([alpha, jnp.ones_like(alpha[:1])])
-    return jnp.sum((found.first @ w) ** 2, axis=1) / 2 + found.second @ w + found.constant
+    return jnp.sum((first @ w) ** 2, axis=1) / 2 + second @ w + constant
 
 
 def log_density(terms: Terms, alpha: Float[Array, "m"], x: Float[Array, "b d"]) -> Array:
-    """log p up to log Z, (b,)."""
+    """Log-density (b,) in nats, up to log Z."""
     values = terms(x)
     return values[:, :-1] @ alpha + values[:, -1]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How good the samples and the densities are: distances, copies, pictures."""
+"""Metrics and pictures of samples, densities and segmentations."""

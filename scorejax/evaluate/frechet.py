@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far a set of samples is from a set of real examples, in the space of some features.
+"""Distances between samples and real examples in a feature space.
 
-The Fréchet distance compares the two first moments; precision and recall tell apart what it mixes:
-samples that look like nothing real, and real examples that no sample looks like. Class balance asks
-whether some classes are drawn too often. All are NumPy in double precision, on (n, d) features.
+The Fréchet distance compares means and covariances. Precision and recall separate its two causes:
+samples unlike any real example, and real examples unlike any sample. Class balance measures whether
+classes are drawn too often or too rarely. All functions are NumPy in double precision, on features
+(n, d).
 """
 
 import math
@@ -27,38 +28,38 @@ class Moments(NamedTuple):
 
 
 def moments(features: Float[ArrayLike, "n d"]) -> Moments:
-    """Raises: ValueError for fewer than two rows, or features that are not finite."""
+    """Mean and covariance of features. Raises: ValueError unless they are finite and n >= 2."""
     features = _features(features, at_least=2)
     return Moments(features.mean(axis=0), np.atleast_2d(np.cov(features.T)))
 
 
 def gaussian_frechet_distance(first: Moments, second: Moments) -> float:
-    """Squared 2-Wasserstein distance |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians.
+    """Squared 2-Wasserstein distance of Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
     Covariances may be singular. Source: Dowson and Landau 1982; Heusel et al. 2017,
     arXiv:1706.08500, Eq. 6.
-    Raises: ValueError for moments of features of two sizes.
+    Raises: ValueError unless both moments have the same number of features.
     """
     (m1, c1), (m2, c2) = first, second
     if m1.shape != m2.shape:
-        raise ValueError(f"both need features of one size; got {m1.shape} and {m2.shape}")
-    # The usual square root of the unsymmetric C1 C2 turns complex, or loses half its digits, when
-    # a covariance is singular. Its trace is the sum of the singular values of sqrt(C1) sqrt(C2).
+        raise ValueError(f"moments need the same number of features; got {m1.shape} and {m2.shape}")
+    # The square root of the unsymmetric C1 C2 turns complex, or loses half its digits, when a
+    # covariance is singular. Its trace is the sum of the singular values of sqrt(C1) sqrt(C2).
     cross = np.linalg.svd(_root(c1) @ _root(c2), compute_uv=False).sum()
     return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * cross)
 
 
 def frechet_distance(first: Float[ArrayLike, "n d"], second: Float[ArrayLike, "m d"]) -> float:
-    """Fréchet distance of the Gaussians with the moments of two sets of features.
+    """Fréchet distance of Gaussians fitted to two sets of features.
 
-    Its expectation is above zero for two sets of one law, and falls like 1 / n: compare only
-    numbers from sets of equal size.
+    It is biased: two sets of one distribution have a positive expected distance, which falls like
+    1 / n. Compare only distances of sets of equal size.
     """
     return gaussian_frechet_distance(moments(first), moments(second))
 
 
 class Extrapolated(NamedTuple):
-    """A distance in the limit of infinitely many samples, and the standard error of the fit."""
+    """Distance extrapolated to infinitely many samples, and the standard error of the fit."""
 
     distance: float
     standard_error: float
@@ -67,29 +68,31 @@ class Extrapolated(NamedTuple):
 def frechet_distance_infinity(
     reference: Moments, features: Float[ArrayLike, "n d"], *, num_points: int = 15, seed: int = 0
 ) -> Extrapolated:
-    """The Fréchet distance without the bias of a finite sample, by a line in 1 / n.
+    """Fréchet distance in the limit of infinitely many samples.
 
-    Distances of random parts of n features, from a fifth of them to all, are extrapolated to
-    1 / n = 0. Source: Chong and Forsyth 2020, arXiv:1911.07023, Section 4.
+    A line in 1 / n is fitted to the distances of `num_points` random subsets, from a fifth of the
+    features to all, and is evaluated at 1 / n = 0. Raises: ValueError unless n >= 10.
+    Source: Chong and Forsyth 2020, arXiv:1911.07023, Section 4.
     """
     features = _features(features, at_least=10)
     rng = np.random.default_rng(seed)
     sizes = np.linspace(len(features) / 5, len(features), num_points).astype(int)
-    parts = (features[rng.choice(len(features), size, replace=False)] for size in sizes)
-    distances = [gaussian_frechet_distance(reference, moments(part)) for part in parts]
+    subsets = (features[rng.choice(len(features), size, replace=False)] for size in sizes)
+    distances = [gaussian_frechet_distance(reference, moments(subset)) for subset in subsets]
     line = stats.linregress(1 / sizes, distances)
     return Extrapolated(float(line.intercept), float(line.intercept_stderr))
 
 
 def save_statistics(path: str | os.PathLike, statistics: Moments) -> None:
-    """Writes an npz file of `mu` and `sigma`, as others publish and read them."""
+    """Writes an npz file with arrays `mu` and `sigma`, the format of published statistics."""
     save_npz(path, mu=statistics.mean, sigma=statistics.covariance)
 
 
 def load_statistics(path: str | os.PathLike) -> Moments:
-    """Reads an npz file of `mu` (d,) and `sigma` (d, d).
+    """Reads an npz file with arrays `mu` (d,) and `sigma` (d, d).
 
-    Raises: FileNotFoundError; ValueError, one line, for another kind of file or of numbers.
+    Raises: FileNotFoundError; ValueError, one line, if the file is of another kind, or its arrays
+    have other shapes or are not finite.
     """
     try:
         with np.load(path) as file:
@@ -101,18 +104,18 @@ def load_statistics(path: str | os.PathLike) -> Moments:
         raise FileNotFoundError(f"no reference statistics at {path}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is no file of reference statistics: {reason}") from None
+        raise ValueError(f"{path} is not a file of reference statistics: {reason}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
         raise ValueError(
             f"{path} needs mu (d,) and sigma (d, d); got {mean.shape} and {covariance.shape}"
         )
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{path} has numbers that are not finite")
+        raise ValueError(f"{path} needs finite mu and sigma; got nan or inf")
     return Moments(mean, covariance)
 
 
 class PrecisionRecall(NamedTuple):
-    """Share of samples near real examples, and of real examples near samples."""
+    """Fraction of samples near real examples, and of real examples near samples."""
 
     precision: float
     recall: float
@@ -121,11 +124,13 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(
     real: Float[ArrayLike, "n d"], samples: Float[ArrayLike, "m d"], *, k: int = 3
 ) -> PrecisionRecall:
-    """A point lies near a set if it is no farther from one of its members than its k-th neighbour.
+    """Improved precision and recall of samples.
 
-    Both tend to rise with the size of the other set. Source: Kynkäänniemi et al. 2019,
-    arXiv:1904.06991, Eqs. 1-2.
-    Raises: ValueError unless k >= 1 and both sets are finite, of one d and of more than k rows.
+    A point is near a set if its distance to some member is at most the distance of that member to
+    its k-th nearest neighbour within the set. Precision tends to rise with the number of real
+    examples, recall with the number of samples.
+    Raises: ValueError unless k >= 1 and both sets are finite and have more than k rows.
+    Source: Kynkäänniemi et al. 2019, arXiv:1904.06991, Eqs. 1-2.
     """
     real, samples = _features(real, at_least=k + 1), _features(samples, at_least=k + 1)
     if k < 1:
@@ -134,29 +139,32 @@ def precision_recall(
 
 
 class ClassBalance(NamedTuple):
-    """Total variation between the classes of the samples and the data's, and what chance gives."""
+    """Total variation distance between class frequencies of samples and data, and its null."""
 
     total_variation: float
     chance: float
-    """Its mean for as many samples from the data's frequencies."""
+    """Mean of the distance for as many draws from the data's frequencies."""
     chance_95: float
-    """Its 95th percentile there: samples that are balanced stay below it 19 times of 20."""
+    """95th percentile of the distance for such draws."""
 
 
 def class_balance(
     real: Int[ArrayLike, "n"], samples: Int[ArrayLike, "m"], *, num_classes: int, seed: int = 0
 ) -> ClassBalance:
-    """Half the sum of the absolute differences of class frequencies; chance from 10 000 draws.
+    """Compares the class frequencies of samples with those of real examples.
 
-    Raises: ValueError for a set without classes, or a class that is not in 0 .. num_classes - 1.
+    Total variation is half the sum of absolute differences; its null distribution comes from
+    10 000 simulated sets. Raises: ValueError if a set is empty or a class is >= num_classes.
     """
     real, samples = np.asarray(real), np.asarray(samples)
     if not len(real) or not len(samples):
-        raise ValueError(f"class_balance needs classes; got {len(real)} and {len(samples)}")
+        raise ValueError(
+            f"class_balance needs two non-empty sets; got {len(real)} and {len(samples)}"
+        )
     expected = np.bincount(real, minlength=num_classes) / len(real)
     observed = np.bincount(samples, minlength=num_classes) / len(samples)
     if len(expected) != num_classes or len(observed) != num_classes:
-        raise ValueError(f"class_balance needs classes below {num_classes}; got a larger one")
+        raise ValueError(f"class_balance needs classes below {num_classes}; got a larger class")
     drawn = np.random.default_rng(seed).multinomial(len(samples), expected, size=10_000)
     chance = np.abs(drawn / len(samples) - expected).sum(axis=1) / 2
     distance = float(np.abs(observed - expected).sum() / 2)
@@ -164,11 +172,11 @@ def class_balance(
 
 
 def _covered(members: np.ndarray, points: np.ndarray, k: int) -> float:
-    """Share of points that lie within some member's distance to its k-th other member."""
+    """Fraction of points within the k-th neighbour distance of some member."""
     from sklearn.neighbors import NearestNeighbors
 
     index = NearestNeighbors(n_neighbors=k).fit(members)
-    radii = index.kneighbors()[0][:, -1]  # Without a query, a member is not its own neighbour.
+    radii = index.kneighbors()[0][:, -1]  # Without a query, a member does not count itself.
     covered = 0
     for rows in np.array_split(points, math.ceil(len(points) / 1024)):
         square = ((rows**2).sum(1)[:, None] + (members**2).sum(1)) - 2 * rows @ members.T
@@ -188,5 +196,5 @@ def _features(features: ArrayLike, at_least: int) -> np.ndarray:
             f"features need shape (n, d) with n at least {at_least}; got {features.shape}"
         )
     if not np.isfinite(features).all():
-        raise ValueError(f"features need finite numbers; {(~np.isfinite(features)).sum()} are not")
+        raise ValueError(f"features need to be finite; {(~np.isfinite(features)).sum()} are not")
     return features

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inception score: samples should each look like one class, and together like all of them.
+"""Inception score: high if each sample looks like one class and all classes occur.
 
 Source: Salimans et al. 2016, arXiv:1606.03498, Section 4.
 """
@@ -13,17 +13,17 @@ from scipy.special import log_softmax, logsumexp
 
 
 class InceptionScore(NamedTuple):
-    """Mean over the splits, and their standard deviation: 0 for one split."""
+    """Mean and standard deviation over the splits; one split has standard deviation 0."""
 
     mean: float
     std: float
 
 
 def inception_score(logits: Float[ArrayLike, "n k"], *, num_splits: int = 1) -> InceptionScore:
-    """exp(mean of KL(p(y | x), p(y))) of each split of the samples, in the order in which they are.
+    """exp(mean_x KL(p(y | x) || p(y))) of each split; splits are consecutive samples.
 
-    The score-SDE paper takes all samples at once, others ten splits: a split has fewer samples, and
-    a lower score. Raises: ValueError unless every split has a sample.
+    The score SDE paper uses one split, others use ten; smaller splits have lower scores.
+    Raises: ValueError unless 1 <= num_splits <= n.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not 1 <= num_splits <= len(logits):

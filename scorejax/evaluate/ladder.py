@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the techniques of NCSNv2 choose for a data set, before anything is trained.
+"""Noise levels and step sizes that NCSNv2's rules choose for a data set, before training.
 
 Source: Song & Ermon 2020, arXiv:2006.09011, techniques 1, 2 and 4.
 """
@@ -35,15 +35,19 @@ def ladder_report(
     flips: bool = False,
     overlap: float = 0.567,
 ) -> Evaluation:
-    """The ladder for images as the model sees them; with `flips`, for their mirror images as well.
+    """Applies the rules to images in the model's value range; `flips` adds their mirror images.
 
-    Scalars: sigma_max, the largest distance, exact; the distance that 99.9 % of random pairs do not
-    exceed, which one odd image among 2000 or more cannot set; the ratio of levels, their number,
-    the step size and its ratio to sigma_min^2; the variance after a level over what it should be,
-    starting from the true law one level up, and after many levels; and what a chain costs, the last
-    denoising included. Give either steps_per_level or max_nfe, what a chain may cost.
+    Give either `steps_per_level`, or `max_nfe`, the largest number of score calls of a chain.
 
-    Raises: ValueError as `distances.max_pairwise_distance` and the rules.
+    Scalars: `sigma_max`, the exact largest distance; `distance_of_999_in_1000_pairs`, the 99.9 %
+    quantile over random pairs, which a single outlier among 2000 images cannot set; `ratio` of
+    adjacent levels and their number `num_scales`; `step_size`, and `relative_step`, its ratio to
+    sigma_min^2; `variance_ratio`, the variance after one level over its target, starting from the
+    exact distribution one level up; `steady_variance_ratio`, the same after many levels; `nfe`, the
+    score calls of a chain with its final denoising step.
+
+    Raises: ValueError if not exactly one of the two is given, or as
+    `distances.max_pairwise_distance` and the rules in `schedules`.
     """
     if (steps_per_level is None) == (max_nfe is None):
         raise ValueError(
@@ -52,9 +56,9 @@ def ladder_report(
         )
     images = np.asarray(images, np.float32)
     largest, dim = largest_distance(images, flips=flips), math.prod(images.shape[1:])
-    pairs = _random_distances(rng, _as_trained(images, flips))
+    pairs = _random_distances(rng, _with_flips(images, flips))
     sigmas = ncsnv2_sigmas(sigma_min, largest, dim, overlap=overlap)
-    # That of the ladder itself, whose number of levels is whole.
+    # The actual ratio of the ladder, since its number of levels is rounded.
     ratio = float(sigmas[0] / sigmas[1])
     if steps_per_level is None:
         steps_per_level = langevin_steps(len(sigmas), max_nfe - 1)
@@ -78,13 +82,13 @@ def ladder_report(
 
 
 def largest_distance(images: Float[np.ndarray, "n *d"], *, flips: bool = False) -> float:
-    """The largest distance between two images, or between one and another's mirror image.
+    """Largest distance between two images; with `flips`, mirror images count as images too.
 
-    On all local devices, exact up to rounding; memory on each for the images and a block of
+    Uses all local devices and is exact up to rounding. Each device holds all images and a block of
     distances. `flips` needs images (n, h, w, c).
     """
-    points = distances.centred(_as_trained(images, flips))
-    # Mirrored both, a pair is as far apart as before: the first half meets all.
+    points = distances.centred(_with_flips(images, flips))
+    # Mirroring both images keeps their distance, so only unmirrored rows need to be compared.
     rows = points[: len(images)]
     farthest = parallel.map_over_devices(lambda points, rows: distances.farthest(rows, points))
     block = ROWS_PER_DEVICE * jax.local_device_count()
@@ -92,7 +96,7 @@ def largest_distance(images: Float[np.ndarray, "n *d"], *, flips: bool = False) 
     return max(float(farthest(points, rows[start : start + block]).max()) for start in starts)
 
 
-def _as_trained(images: Float[np.ndarray, "n *d"], flips: bool) -> Float[np.ndarray, "m *d"]:
+def _with_flips(images: Float[np.ndarray, "n *d"], flips: bool) -> Float[np.ndarray, "m *d"]:
     return np.concatenate([images, images[:, :, ::-1]]) if flips else images
 
 
@@ -100,7 +104,7 @@ def _random_distances(
     rng: PRNGKeyArray, images: Float[np.ndarray, "n *d"]
 ) -> Float[np.ndarray, "pairs"]:
     first, second = np.asarray(jax.random.randint(rng, (2, NUM_PAIRS), 0, len(images)))
-    # One by one: twenty thousand differences of large images at once would fill the memory.
+    # One pair at a time: 20,000 differences of large images would not fit into memory.
     pairs = zip(first, second, strict=True)
     return np.array([np.linalg.norm(images[a] - images[b]) for a, b in pairs if a != b])
 
@@ -108,7 +112,7 @@ def _random_distances(
 def _pictures(
     sigmas: Float[np.ndarray, "levels"], pairs: Float[np.ndarray, "pairs"]
 ) -> dict[str, np.ndarray]:
-    from scorejax.evaluate import pictures  # A second of matplotlib, once it is needed.
+    from scorejax.evaluate import pictures  # Imported here: matplotlib takes a second.
 
     levels = np.arange(1, len(sigmas) + 1)
     curve = pictures.curve_picture(

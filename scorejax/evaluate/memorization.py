@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are samples copies of training images?
+"""Tests whether samples are copies of training images.
 
-A held-out real image has a nearest training image too. If samples lie no closer to the training set
-than held-out images do, the model has not memorised it; if they lie closer, it has. Single copies
-are found by how near they are, or by how much nearer than to anything else.
+Held-out images set the scale: a model that generalises draws samples about as far from the training
+set as held-out images are; a model that memorises draws them closer. Individual copies are detected
+by the distance to the nearest training image, or by its ratio to the second nearest distance.
 """
 
 import math
@@ -17,10 +17,10 @@ from scorejax.bregman import Divergence, build_index, search
 
 
 class Nearest(NamedTuple):
-    """The k nearest training images, nearest first."""
+    """Indices and distances of the k nearest training images, nearest first."""
 
     index: np.ndarray  # (n, k)
-    distance: np.ndarray  # (n, k), Euclidean over all pixels, or the divergence asked for
+    distance: np.ndarray  # (n, k), Euclidean over all pixels, or the chosen divergence
 
 
 def nearest_training(
@@ -30,29 +30,30 @@ def nearest_training(
     k: int = 1,
     divergence: str | Divergence | None = None,
 ) -> Nearest:
-    """Exact nearest neighbours in pixels, or in whatever features come in the place of images.
+    """Finds the exact k nearest training images of each image; features may replace images.
 
-    By Euclidean distance, or by a Bregman divergence D(training, image).
-    Raises: ValueError unless shapes agree, 1 <= k <= m and all lie in the divergence's domain.
+    Distances are Euclidean, or a Bregman divergence D(training, image).
+    Raises: ValueError unless shapes agree, 1 <= k <= m and all values lie in the domain of the
+    divergence.
     """
     images, training = np.asarray(images, np.float64), np.asarray(training, np.float64)
     if images.shape[1:] != training.shape[1:]:
         raise ValueError(
-            f"images and training images need one shape; got {images.shape[1:]} and "
+            f"images and training images need the same shape; got {images.shape[1:]} and "
             f"{training.shape[1:]}"
         )
     if not 1 <= k <= len(training):
         raise ValueError(f"nearest_training needs 1 <= k <= {len(training)}; got {k}")
     if not np.isfinite(images).all():
-        raise ValueError("nearest_training needs finite images")
-    found = search(
-        build_index(_rows(training), divergence or "squared_euclidean"), _rows(images), k
-    )
-    return Nearest(found.ids, np.sqrt(found.distances) if divergence is None else found.distances)
+        raise ValueError("nearest_training needs finite images; got nan or inf")
+    index = build_index(_rows(training), divergence or "squared_euclidean")
+    neighbours = search(index, _rows(images), k)
+    distance = np.sqrt(neighbours.distances) if divergence is None else neighbours.distances
+    return Nearest(neighbours.ids, distance)
 
 
 class Rate(NamedTuple):
-    """A share of the samples, and the interval of 95 % confidence of Clopper and Pearson."""
+    """Fraction of samples, with its 95 % Clopper-Pearson confidence interval."""
 
     rate: float
     lower: float
@@ -60,11 +61,11 @@ class Rate(NamedTuple):
 
 
 def duplicate_rate(nearest: Nearest, *, radius: float) -> Rate:
-    """Share of samples whose nearest training image is within the radius.
+    """Fraction of samples within `radius` of a training image.
 
-    The radius is what counts as the same image: for example a low quantile of the distances of
-    held-out images, or what a change of no importance to the eye amounts to.
-    Raises: ValueError for a negative radius, or no samples.
+    Choose the radius below which two images count as the same: a low quantile of the distances of
+    held-out images, say, or the distance of an imperceptible change.
+    Raises: ValueError if the radius is negative or there are no samples.
     """
     if not radius >= 0:
         raise ValueError(f"duplicate_rate needs radius >= 0; got {radius}")
@@ -72,16 +73,15 @@ def duplicate_rate(nearest: Nearest, *, radius: float) -> Rate:
 
 
 def ratio_test(nearest: Nearest, *, threshold: float = 1 / 3) -> Rate:
-    """Share of samples much nearer to one training image than to the next: d1 <= threshold d2.
+    """Fraction of samples much closer to one training image than to the next: d1 <= threshold d2.
 
-    No scale of distances has to be chosen. Needs k >= 2; a training image that occurs twice hides
-    its copies from this test, unless they are exact. Euclidean distances: a divergence is more like
-    their square. Source: Yoon et al. 2023, Diffusion probabilistic models generalize when they fail
-    to memorize.
+    The test needs no scale of distances. Distances need to be Euclidean, since a divergence behaves
+    like their square. A duplicated training image hides its copies, unless they are exact.
     Raises: ValueError unless 0 < threshold < 1, k >= 2 and there is a sample.
+    Source: Yoon et al. 2023, Diffusion probabilistic models generalize when they fail to memorize.
     """
     if nearest.distance.shape[1] < 2:
-        raise ValueError("ratio_test needs the two nearest training images of each; got one")
+        raise ValueError("ratio_test needs the two nearest training images (k >= 2); got one")
     if not 0 < threshold < 1:
         raise ValueError(f"ratio_test needs 0 < threshold < 1; got {threshold}")
     first, second = nearest.distance[:, :2].T
@@ -89,18 +89,18 @@ def ratio_test(nearest: Nearest, *, threshold: float = 1 / 3) -> Rate:
 
 
 class Memorization(NamedTuple):
-    """Distances to the nearest training image: samples against held-out images."""
+    """Compares samples with held-out images by distance to the nearest training image."""
 
     distance_ratio: float
-    """Median of the samples' distances over the median of the held-out ones': about 1 for a model
-    that generalises, near 0 for one that copies."""
+    """Median distance of samples over that of held-out images: about 1 if the model generalises,
+    near 0 if it copies."""
     probability_closer: float
-    """Probability that a sample is closer to the training set than a held-out image is; 0.5 when
-    the two are alike (the Mann-Whitney statistic)."""
+    """Probability that a sample is closer to the training set than a held-out image (the
+    Mann-Whitney statistic): 0.5 if both have the same distribution."""
     p_value: float
-    """Of the one-sided Mann-Whitney test; small if the samples are closer."""
+    """p-value of the one-sided Mann-Whitney test; small if samples are closer."""
     copies: float
-    """Share of samples as close as the closest 1 % of the held-out images: 0.01 by chance."""
+    """Fraction of samples as close as the closest 1 % of held-out images: 0.01 by chance."""
 
 
 def memorization(
@@ -108,10 +108,10 @@ def memorization(
     held_out: Float[ArrayLike, "m *d"],
     training: Float[ArrayLike, "k *d"],
 ) -> Memorization:
-    """Compares two samples of distances to the training set.
+    """Compares the distances of samples and of held-out images to the training set.
 
-    Images enter as the model sees them: levels that are exact on one side and dequantised or
-    denoised on the other differ in distance for that reason alone.
+    Preprocess all three sets alike: exact grey levels against dequantised or denoised ones differ
+    in distance for that reason alone.
     Raises: ValueError as `nearest_training`, or if half of the held-out images are training images.
     """
     from scipy.stats import mannwhitneyu
@@ -119,14 +119,14 @@ def memorization(
     both = np.concatenate([np.asarray(samples), np.asarray(held_out)])
     distances = nearest_training(both, training).distance[:, 0]
     of_samples, of_held_out = np.split(distances, [len(samples)])
-    usual = np.median(of_held_out)
-    if usual == 0:
-        raise ValueError("memorization needs images held out; half of these are in training")
+    held_out_median = np.median(of_held_out)
+    if held_out_median == 0:
+        raise ValueError("memorization needs held-out images; half of these are training images")
     test = mannwhitneyu(of_samples, of_held_out, alternative="less")
-    # SciPy counts the pairs in which the sample is farther, ties half.
+    # SciPy counts the pairs in which the sample is farther; a tie counts one half.
     closer = 1 - test.statistic / (len(of_samples) * len(of_held_out))
     return Memorization(
-        distance_ratio=float(np.median(of_samples) / usual),
+        distance_ratio=float(np.median(of_samples) / held_out_median),
         probability_closer=float(closer),
         p_value=float(test.pvalue),
         copies=float(np.mean(of_samples <= np.quantile(of_held_out, 0.01))),
@@ -134,7 +134,7 @@ def memorization(
 
 
 def most_copied(nearest: Nearest, *, num: int) -> Int[np.ndarray, "num"]:
-    """Indices of the samples closest to the training set, closest first: the worst cases."""
+    """Indices of the `num` samples closest to the training set, closest first."""
     return np.argsort(nearest.distance[:, 0], kind="stable")[:num]
 
 

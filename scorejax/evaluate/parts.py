@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long computations in parts, each on disk as soon as it is done: a killed one goes on.
+"""Saves a long computation part by part, so that it resumes after it is killed.
 
-The directory is named by all that is computed from: another seed, other weights find nothing there.
+The name of the directory contains a hash of all inputs. Another seed or other weights therefore
+never reuse a part.
 """
 
 import hashlib
@@ -22,25 +23,25 @@ Arrays = dict[str, np.ndarray]
 
 
 class Parts:
-    """The parts of one computation, kept beside the file `out` that it will write."""
+    """Parts of one computation, in a directory beside the file `out` that it will write."""
 
     def __init__(self, out: str | os.PathLike, identity: Mapping[str, Any], arrays: PyTree = ()):
-        """All that the numbers depend on: `identity`, as JSON takes it, and a tree of arrays."""
+        """`identity` (JSON values) and `arrays` (a tree) need to hold every input of the result."""
         digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode())
         for leaf in map(np.asarray, jax.tree.leaves(arrays)):
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
         self.directory = pathlib.Path(f"{out}.parts-{digest.hexdigest()[:8]}")
 
-    def get(self, name: str, make: Callable[[], Arrays]) -> Arrays:
-        """The part of that name: from disk if it is there, else made and put there whole."""
+    def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """Loads the part `name` if it is on disk; otherwise computes it and saves it atomically."""
         path = self.directory / f"{name}.npz"
         if path.exists():
             with np.load(path) as file:
                 return dict(file)
-        part = {key: np.asarray(value) for key, value in make().items()}
+        part = {key: np.asarray(value) for key, value in compute().items()}
         save_npz(path, **part)
         return part
 
     def remove(self) -> None:
-        """To be called once the whole is written."""
+        """Deletes the parts; call it once `out` is written."""
         shutil.rmtree(self.directory, ignore_errors=True)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays into pictures: every function returns uint8 (height, width, 3), ready for `save_png`.
+"""Draws images and curves: every function returns uint8 (height, width, 3) for `save_png`.
 
-Images come in as floats in [0, 1], (n, h, w, 1 or 3). What lies outside [0, 1] is clipped and what
-is not finite is drawn in magenta, so that a broken sampler shows. Matplotlib is used through figure
-objects alone: no pyplot, no window, no state shared with the caller's own plots.
+Images are floats in [0, 1] of shape (n, h, w, 1 or 3). Values outside [0, 1] are clipped;
+non-finite pixels are drawn in magenta, so that a broken sampler is visible. Matplotlib is used
+without pyplot: no window opens and the caller's own plots are not affected.
 """
 
 import math
@@ -28,10 +28,11 @@ GAP = 2
 def image_grid(
     images: Float[ArrayLike, "n h w c"], *, num_columns: int | None = None, scale: int | None = None
 ) -> Picture:
-    """Lays images out in rows on white; by default nearly square, an image at least 48 pixels wide.
+    """Arranges images in a grid on white, by default nearly square.
 
-    `scale` enlarges by whole pixels, so that small images stay sharp.
-    Raises: ValueError unless images are (n, h, w, 1 or 3), n >= 1, and num_columns, scale >= 1.
+    `scale` repeats pixels, so that small images stay sharp; by default images get at least 48
+    pixels. Raises: ValueError unless images are (n, h, w, 1 or 3) with n >= 1, and num_columns and
+    scale are at least 1.
     """
     tiles = _enlarge(_to_uint8(images), scale)
     num_columns = math.ceil(len(tiles) ** 0.5) if num_columns is None else num_columns
@@ -43,11 +44,12 @@ def image_grid(
 def denoising_sequence(
     trajectory: Float[ArrayLike, "steps n h w c"], *, num_frames: int = 10, scale: int | None = None
 ) -> Picture:
-    """One row per image, time from left to right in at most `num_frames` even steps with both ends.
+    """Draws one row per image: at most `num_frames` evenly spaced steps, first and last included.
 
-    Noise is far wider than [0, 1], so each frame is shrunk until its middle 98 % fits; a frame that
-    already lies within [0, 1] is left as it is.
-    Raises: ValueError for another shape, no steps or num_frames < 2, and as `image_grid`.
+    Noise exceeds [0, 1] by far, so each frame is scaled until its middle 98 % fits; a frame within
+    [0, 1] is unchanged.
+    Raises: ValueError if the shape is wrong, there are no steps or num_frames < 2; and as
+    `image_grid`.
     """
     trajectory = np.asarray(trajectory, np.float32)
     if trajectory.ndim != 5:
@@ -69,9 +71,9 @@ def neighbours_picture(
     num_columns: int = 10,
     scale: int | None = None,
 ) -> Picture:
-    """Each sample in a blue frame, with its k nearest training images below it, nearest first.
+    """Draws each sample in a blue frame, above its k nearest training images, nearest first.
 
-    Raises: ValueError for other shapes, no samples or scale < 1.
+    Raises: ValueError if the shapes are wrong, there are no samples or scale < 1.
     """
     samples, neighbours = np.asarray(samples), np.asarray(neighbours)
     if neighbours.ndim != 5 or neighbours[:, 0].shape != samples.shape or not len(samples):
@@ -92,16 +94,16 @@ def neighbours_picture(
 def histogram_picture(
     values: Mapping[str, ArrayLike], *, xlabel: str, title: str = "", num_bins: int = 50
 ) -> Picture:
-    """Overlaid histograms on common bins, each of unit area; a dashed line marks each mean.
+    """Overlays histograms of unit area on common bins; a dashed line marks each mean.
 
-    Values that are not finite cannot be placed; the legend counts them.
+    Non-finite values are left out and counted in the legend.
     Raises: ValueError if no value is finite.
     """
     finite = {name: _finite(v) for name, v in values.items()}
-    everything = np.concatenate([kept for kept, _ in finite.values()])
-    if not everything.size:
+    pooled = np.concatenate([kept for kept, _ in finite.values()])
+    if not pooled.size:
         raise ValueError("histogram_picture needs at least one finite value; got none.")
-    edges = np.histogram_bin_edges(everything, num_bins)
+    edges = np.histogram_bin_edges(pooled, num_bins)
     figure, axes = _axes(xlabel=xlabel, ylabel="density", title=title)
     for colour, (name, (kept, num_lost)) in zip(_colours(finite), finite.items(), strict=True):
         if not kept.size:
@@ -125,11 +127,11 @@ def curve_picture(
     ylabel: str = "",
     title: str = "",
 ) -> Picture:
-    """Curves over training steps; a long one is drawn faintly, its running mean strongly.
+    """Draws curves over training steps; a curve of 100 values or more also gets a running mean.
 
-    The vertical range leaves out the first values of a steep start when they are far outside the
-    rest (above the 99th percentile by more than the range itself).
-    Raises: ValueError unless each curve has a value for each step.
+    The vertical range ends at the 99th percentile if the maximum exceeds it by more than the range
+    below it, so that a steep start does not flatten the rest.
+    Raises: ValueError unless each curve has one value per step.
     """
     steps = np.asarray(steps)
     figure, axes = _axes(xlabel=xlabel, ylabel=ylabel, title=title)
@@ -154,9 +156,9 @@ def curve_picture(
 
 
 def save_png(path: str | os.PathLike, picture: Picture) -> None:
-    """Writes a PNG; a reader, or a crash, never sees half of one.
+    """Writes a PNG atomically: a reader, or a crash, never leaves half a file.
 
-    Raises: ValueError unless it is uint8 (h, w, 3).
+    Raises: ValueError unless the picture is uint8 (h, w, 3).
     """
     from PIL import Image
 
@@ -164,7 +166,7 @@ def save_png(path: str | os.PathLike, picture: Picture) -> None:
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(
             f"save_png needs uint8 (h, w, 3); got {picture.dtype} {picture.shape}. "
-            "Make a picture of images with image_grid."
+            "Convert images with image_grid."
         )
     with written_whole(path) as file:
         Image.fromarray(picture).save(file, format="PNG", optimize=True)
@@ -234,10 +236,10 @@ def _colours(series: Mapping) -> list[str]:
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over `window` values, over fewer at the ends; gaps are passed over."""
-    kernel, known = np.ones(window), np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0), kernel, mode="same")
-    count = np.convolve(known, kernel, mode="same")
+    """Centred mean over `window` values, fewer at the ends; non-finite values are skipped."""
+    kernel, finite = np.ones(window), np.isfinite(values)
+    total = np.convolve(np.where(finite, values, 0), kernel, mode="same")
+    count = np.convolve(finite, kernel, mode="same")
     return np.where(count > 0.5, total / np.maximum(count, 1), np.nan)
 
 
@@ -253,7 +255,7 @@ def _vertical_range(curves) -> tuple[float, float]:
 
 
 def _axes(*, xlabel: str, ylabel: str, title: str):
-    from matplotlib.figure import Figure  # imported late: a second that training need not wait
+    from matplotlib.figure import Figure  # Imported here: it takes a second.
 
     figure = Figure(figsize=(7, 4), dpi=120, layout="constrained", facecolor="white")
     axes = figure.add_subplot()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generative model shows of itself while it trains: held-out loss, bits/dim, samples.
+"""Metrics logged during training: held-out loss, bits per dimension, pictures of samples.
 
-A metric is a function (rng, variables) -> Evaluation; the makers here take what a system can do and
-bind it to held-out images.
+A metric is a function (rng, variables) -> Evaluation. The functions here build one from a model's
+loss, likelihood or sampler and from held-out images.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -51,7 +51,8 @@ def held_out_loss(
 ) -> Metric:
     """Mean of row_losses(variables, rng, batch[field]) -> (b,) over rows that batches do not mask.
 
-    The noise is the same whatever the key: what moves the loss is the model.
+    Rows whose "mask" in the batch is False are left out. The metric ignores its key and draws the
+    same noise every time, so that only the model changes the loss.
     """
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
@@ -71,7 +72,8 @@ def held_out_density(
 ) -> Metric:
     """Mean of measure(variables, {field: x, "rng"})[name] (b,): bits_per_dim, or log_prob in nats.
 
-    The noise is the same whatever the key, as in `held_out_loss`.
+    `measure` maps (variables, {"image", "rng"}) to {"bits_per_dim": (b,)}. The noise is the same
+    every time, as in `held_out_loss`.
     """
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
@@ -85,10 +87,13 @@ def held_out_density(
 def chain_pictures(
     trajectory: Callable[[Any, PRNGKeyArray], Array], *, num_rows: int = 6
 ) -> Metric:
-    """Pictures of trajectory(variables, rng) -> (frames, b, h, w, c): its end and its way there."""
+    """Returns the pictures "samples", the last frame, and "denoising", the first `num_rows` chains.
+
+    `trajectory` maps (variables, rng) to (frames, b, h, w, c) in [0, 1].
+    """
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
+        from scorejax.evaluate import pictures  # Imported here: it takes a second.
 
         frames = np.asarray(trajectory(variables, rng))
         shown = {"samples": pictures.image_grid(frames[-1])}
@@ -99,10 +104,10 @@ def chain_pictures(
 
 
 def summary(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean of values (repeats, n), its standard error over the n, and how many are not finite.
+    """Mean of values (repeats, n), its standard error, and the number of non-finite values.
 
-    An example is averaged over its repeats first, since they are not independent. Those that failed
-    are left out, hence the count.
+    Each example is averaged over its repeats first, since repeats are not independent: the standard
+    error is over the n examples. Non-finite values are left out of the mean and counted.
     """
     values = np.asarray(values, np.float64)
     finite = np.isfinite(values)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Fréchet distance of a few samples to the training images, for choosing among checkpoints.
+"""Fréchet distance of a small set of samples to the training images, to choose a checkpoint.
 
-The features are those of FID's network, or of the digits' own classifier. A thousand samples give
-no published FID, but rank the checkpoints of one run, as arXiv:2006.09011, Section 5, does.
+Features come from FID's InceptionV3 or from the digits classifier. With a thousand samples the
+distance is not comparable to a published FID, but it ranks the checkpoints of one run.
+Source: Song & Ermon 2020, arXiv:2006.09011, Section 5.
 """
 
 import functools
@@ -18,7 +19,7 @@ from scorejax.evaluate import frechet
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.evaluate.progress import Metric
 from scorejax.evaluate.sample_quality import inception_features, stored_levels
-from scorejax.interop.inception import load_inception
+from scorejax.interop.networks.inception import load_inception
 from scorejax.report import Evaluation
 
 Features = Callable[[np.ndarray], np.ndarray]
@@ -28,25 +29,25 @@ WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
 def image_features(name: str) -> Features:
-    """The features of a classifier: "digits", or the file of the weights of FID's InceptionV3.
+    """Returns the features of "digits" or of a file with the weights of FID's InceptionV3.
 
-    Raises: ValueError for another name, FileNotFoundError without the file.
+    Raises: ValueError if the name is neither; FileNotFoundError if the file is missing.
     """
     if name == DIGITS:
         return lambda images: digits_features(images).features
     if not name.endswith(WEIGHTS):
         raise unknown("eval_features", name, [DIGITS, *(f"weights{end}" for end in WEIGHTS)])
     network, weights = load_inception(name)
-    look = jax.jit(inception_features(network))
-    return lambda images: np.asarray(look(weights, stored_levels(images))["pool"])
+    apply = jax.jit(inception_features(network))
+    return lambda images: np.asarray(apply(weights, stored_levels(images))["pool"])
 
 
 def sample_distance(
     draw: Callable[[Any, Any], dict], features: Features, images: ImageView, num: int, batch: int
 ) -> Metric:
-    """The metric "frechet", of `num` samples draw(variables, keys (b,)), `batch` at a time.
+    """Returns the metric "frechet" of `num` samples draw(variables, keys (b,)), `batch` at a time.
 
-    The noise is the same whatever the key, and a sample that is not finite counts as black.
+    The metric ignores its key and draws with the same noise every time. NaN pixels count as black.
     Raises: ValueError unless num >= 2.
     """
     if num < 2:
@@ -57,16 +58,16 @@ def sample_distance(
     def reference() -> frechet.Moments:
         stored, white = images.streamed("train"), images.levels - 1
         chunks = (range(at, min(at + batch, len(stored))) for at in range(0, len(stored), batch))
-        found = [features(np.asarray(stored[chunk], np.float32) / white) for chunk in chunks]
-        return frechet.moments(np.concatenate(found))
+        parts = [features(np.asarray(stored[chunk], np.float32) / white) for chunk in chunks]
+        return frechet.moments(np.concatenate(parts))
 
     def metric(rng: Any, variables: Any) -> Evaluation:
         keys = jax.random.split(jax.random.key(0), -(-num // batch) * batch)
-        found = []
+        parts = []
         for start in range(0, num, batch):
             x = np.nan_to_num(drawn(variables, keys[start : start + batch]))
-            found.append(features(np.clip(x, 0, 1)))
-        ours = frechet.moments(np.concatenate(found)[:num])
+            parts.append(features(np.clip(x, 0, 1)))
+        ours = frechet.moments(np.concatenate(parts)[:num])
         return Evaluation({"frechet": frechet.gaussian_frechet_distance(reference(), ours)}, {})
 
     return metric

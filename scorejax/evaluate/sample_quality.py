@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sample quality in the features of FID's InceptionV3: the metrics by name, from features alone."""
+"""Sample quality in the features of FID's InceptionV3: FID, inception score, KID and others."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,17 +16,17 @@ from scorejax.models.inception import NUM_FEATURES, Inception
 
 
 class Reference(NamedTuple):
-    """Real images: the moments of their features and, unless only these are known, the features."""
+    """Features of real images: their moments, and the features themselves where available."""
 
     moments: frechet.Moments
     pool: np.ndarray | None = None
-    """Features (n, 2048), one row an image."""
+    """Features (n, 2048)."""
 
 
 def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
-    """Images in [0, 1] at 256 levels, cut downwards, as the published evaluations store them.
+    """Rounds images in [0, 1] down to 256 levels, as the published evaluations store them.
 
-    What is not a number becomes black, so that a failed sample is judged with the others.
+    NaN becomes black, so that a failed sample counts like any other.
     """
     return jnp.floor(255 * jnp.clip(jnp.nan_to_num(x), 0, 1)).astype(jnp.uint8)
 
@@ -34,10 +34,10 @@ def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
 def inception_features(
     network: Inception, levels: int = 256
 ) -> Callable[[Any, Array], dict[str, Array]]:
-    """features(variables, images (b, h, w, c)) -> pool (b, 2048), logits (b, 1008).
+    """Returns features(variables, images) -> {"pool": (b, 2048), "logits": (b, 1008)}.
 
-    Images are uint8 and have `levels` levels, which are brought to 256, downwards; grey ones are
-    brought to three equal channels.
+    Images (b, h, w, c) are uint8 with `levels` grey levels, rescaled to 256 and rounded down. A
+    single channel is repeated three times.
     """
 
     def features(variables: Any, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
@@ -51,37 +51,41 @@ def inception_features(
 def look_at_samples(
     features: Callable[[Any, Array], dict[str, Array]], draw: Callable[[Any, Array], dict]
 ) -> Callable[[tuple[Any, Any], dict[str, Array]], dict[str, Array]]:
-    """look((weights, variables), {"rng": (b,)}) -> features of samples that are not kept.
+    """Returns look((weights, variables), {"rng": (b,)}), which draws samples and keeps features.
 
-    "finite" (b,) tells which samples are so in every pixel.
+    The result has the entries of `features`, and "finite" (b,): whether every pixel of a sample is
+    finite. The samples themselves are discarded.
     """
 
     def look(variables: tuple[Any, Any], rows: dict[str, Array]) -> dict[str, Array]:
         x = draw(variables[1], rows["rng"])["image"]
-        found = features(variables[0], stored_levels(x))
-        return found | {"finite": jnp.isfinite(x).all(axis=(1, 2, 3))}
+        finite = jnp.isfinite(x).all(axis=(1, 2, 3))
+        return features(variables[0], stored_levels(x)) | {"finite": finite}
 
     return look
 
 
 def load_reference(path: str | os.PathLike) -> Reference:
-    """Published statistics of InceptionV3's features. Raises: as load_statistics, ValueError."""
+    """Reads published statistics of InceptionV3's features.
+
+    Raises: as `frechet.load_statistics`; ValueError if they are not of 2048 features.
+    """
     statistics = frechet.load_statistics(path)
     if len(statistics.mean) != NUM_FEATURES:
         raise ValueError(
-            f"{path} has {len(statistics.mean)} features an image, InceptionV3 has {NUM_FEATURES}"
+            f"{path} has {len(statistics.mean)} features per image, InceptionV3 has {NUM_FEATURES}"
         )
     return Reference(statistics)
 
 
 def _fid(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    found = frechet.moments(samples["pool"])
-    return {"fid": frechet.gaussian_frechet_distance(reference.moments, found)}
+    moments = frechet.moments(samples["pool"])
+    return {"fid": frechet.gaussian_frechet_distance(reference.moments, moments)}
 
 
 def _fid_infinity(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    found = frechet.frechet_distance_infinity(reference.moments, samples["pool"])
-    return {"fid_infinity": found.distance, "fid_infinity_standard_error": found.standard_error}
+    distance, error = frechet.frechet_distance_infinity(reference.moments, samples["pool"])
+    return {"fid_infinity": distance, "fid_infinity_standard_error": error}
 
 
 def _inception_score(_: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -89,8 +93,8 @@ def _inception_score(_: Reference, samples: Mapping[str, np.ndarray]) -> dict[st
 
 
 def _kid(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    found = kernel_distance(_features("kid", reference), samples["pool"])
-    return {"kid": found.mean, "kid_standard_error": found.standard_error}
+    mean, error = kernel_distance(_features("kid", reference), samples["pool"])
+    return {"kid": mean, "kid_standard_error": error}
 
 
 def _precision_recall(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -106,7 +110,7 @@ METRICS: dict[str, Callable[[Reference, Mapping[str, np.ndarray]], dict[str, flo
     "precision_recall": _precision_recall,
 }
 NEED_FEATURES = ("kid", "precision_recall")
-"""Metrics for which the moments of the reference do not suffice."""
+"""Metrics that need the features of real images, not just their moments."""
 
 
 def _features(name: str, reference: Reference) -> Float[np.ndarray, "n d"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points of the plane as a picture, coloured by a value of each."""
+"""Scatter plots of points in the plane, coloured by value."""
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -15,9 +15,9 @@ def scatter_picture(
     ylabel: str = "",
     legend: str = "",
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Points in the colours of their values, for which there is a bar; others in grey behind."""
+    """Draws points coloured by their values, with a colour bar, over grey background points."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # A second, once it is needed.
+    from matplotlib.figure import Figure  # Imported here: it takes a second.
 
     points, background = np.asarray(points), np.asarray(background)
     figure = Figure(figsize=(6, 5), dpi=120, layout="constrained", facecolor="white")

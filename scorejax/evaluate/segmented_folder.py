@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of pictures in, masks, numbered instances and overlays of each out."""
+"""Reads a folder of pictures to segment, and writes masks, instances and overlays."""
 
 import collections
 import os
 import pathlib
-from typing import NamedTuple
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import tqdm
 from jaxtyping import Int, UInt8
 from PIL import Image
 
@@ -18,22 +21,22 @@ from scorejax.evaluate.pictures import save_png
 from scorejax.files import written_whole
 
 MOST_INSTANCES = 2**16 - 1
-"""As many as a PNG of 16 bits can number."""
+"""Largest instance number that a 16-bit PNG can hold."""
 
 
 class Readable(NamedTuple):
-    """The pictures of a folder that can be read, by name, and a line for each that cannot."""
+    """Paths of the readable pictures of a folder, sorted, and an error line for each other one."""
 
     paths: tuple[pathlib.Path, ...]
     skipped: tuple[str, ...]
 
 
 def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
-    """Reads every picture once, so that a damaged one is known before a long computation.
+    """Reads every picture once, to detect damaged ones before a long computation.
 
-    With `damaged` "skip" it is left out, with "raise" it is an error.
-    Raises: ValueError, one line, also for a folder without pictures, and where two pictures differ
-    in their endings alone, since what is written would have one name.
+    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error.
+    Raises: ValueError, one line, if a picture is damaged, no picture is readable, or two pictures
+    differ only in their suffix, since their outputs would have the same name.
     """
     require_known("way with damaged files", damaged, DAMAGED)
     paths, kept, skipped = images(folder), [], []
@@ -50,16 +53,42 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
         else:
             kept.append(path)
     if not kept:
-        raise ValueError(f"{folder} has no picture that can be read; the first: {skipped[0]}")
+        raise ValueError(f"{folder} has no readable picture; the first error: {skipped[0]}")
     return Readable(tuple(kept), tuple(skipped))
+
+
+def require_apart(folder: str | os.PathLike, out: str | os.PathLike) -> None:
+    """Raises ValueError if what is written to `out` would lie among the pictures of `folder`."""
+    if pathlib.Path(out).resolve() == pathlib.Path(folder).expanduser().resolve():
+        raise ValueError(
+            f"out needs to be another folder than images; both are {folder}. The next call would "
+            "segment the masks there as pictures."
+        )
+
+
+def segment_pictures(
+    segment: Callable[[Any, np.ndarray], Any],
+    variables: Any,
+    paths: Sequence[pathlib.Path],
+    out: str | os.PathLike,
+) -> None:
+    """Saves what segment(variables, image (h, w, 3)).instances gives of each picture; see `save`.
+
+    Creates the folder `out`. A bar on stderr shows the progress.
+    """
+    out = pathlib.Path(out)
+    out.mkdir(exist_ok=True)
+    for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=None):
+        image = load_image(path)
+        save(out / path.stem, image, segment(variables, image).instances)
 
 
 def save(
     stem: str | os.PathLike, image: UInt8[np.ndarray, "h w 3"], instances: Int[np.ndarray, "h w"]
 ) -> None:
-    """Writes <stem>_mask.png, <stem>_instances.png, of 16 bits, and <stem>_overlay.png.
+    """Writes <stem>_mask.png, <stem>_overlay.png and <stem>_instances.png (16 bits).
 
-    More than `MOST_INSTANCES` instances are numbered by <stem>_instances.tif instead, of 32 bits.
+    More than `MOST_INSTANCES` instances are written to <stem>_instances.tif (32 bits) instead.
     """
     save_png(f"{stem}_mask.png", segmentation_pictures.mask_picture(instances))
     save_png(f"{stem}_overlay.png", segmentation_pictures.overlay(image, instances))

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that takes tiles, run over an image of any size.
+"""Runs a network for fixed-size tiles over an image of any size.
 
-Tiles overlap. Near an inner edge a tile's answer lacks what the network would have seen beyond it,
-so `margin` pixels are thrown away there and over the rest of the overlap one tile fades into the
-next. If `margin` is at least the radius of the network's receptive field, what comes out is what
-the network gives for the whole image; if not, neighbouring tiles disagree by some delta, and the
-step from pixel to pixel that this adds is at most delta / (overlap - 2 margin) along an axis.
+Tiles overlap. Near an inner edge the output of a tile lacks context from beyond the edge, so
+`margin` pixels are discarded there; over the rest of the overlap one tile fades into the next. If
+`margin` is at least the radius of the network's receptive field, the result equals the network's
+output for the whole image. If it is smaller and neighbouring tiles differ by delta, blending adds
+at most delta / (overlap - 2 margin) to the difference of adjacent pixels along an axis.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from scorejax.data.transforms import to_unit
 
 Predict = Callable[[np.ndarray], ArrayLike]
-"""float32 (b, tile, tile, c) -> (b, tile, tile, k), each example on its own."""
+"""float32 (b, tile, tile, c) -> (b, tile, tile, k); examples must not affect each other."""
 
 
 def sliding_window(
@@ -31,102 +31,101 @@ def sliding_window(
     multiple: int = 32,
     batch_size: int = 4,
 ) -> Float[np.ndarray, "h w k"]:
-    """The blended answers of `predict` for an image (h, w, c); uint8 is mapped to [0, 1] first.
+    """Applies `predict` to overlapping tiles of an image (h, w, c) and blends the outputs.
 
-    `predict` always gets `batch_size` tiles, so it compiles once; for all devices give it
-    `functools.partial(parallel.map_over_devices(network), variables)`. Tiles begin at multiples of
-    `multiple`, by which the network reduces its input, so that pooling windows lie as they would in
-    the whole image; the image is mirrored at the bottom and the right until tiles fit. Beside the
-    image and the network's own memory this needs 4 k h w bytes for the result and about
-    4 tile^2 (batch_size (c + k) + c + k) for tiles, whatever the size of the image.
-    Raises: ValueError for sizes that do not fit together, or another output shape.
+    A uint8 image is mapped to [0, 1] first. `predict` always receives `batch_size` tiles, so it
+    compiles once; to use all devices pass
+    `functools.partial(parallel.map_over_devices(network), variables)`. Tiles start at multiples of
+    `multiple`, the factor by which the network shrinks its input, so that pooling windows lie as in
+    the whole image. The image is mirrored at the bottom and the right until tiles fit. Beside the
+    image and the network's own memory this takes 4 k h w bytes for the result and about
+    4 tile^2 (batch_size (c + k) + c + k) bytes for tiles, whatever the size of the image.
+    Raises: ValueError if the sizes do not fit together or `predict` returns another shape.
     """
     _require_fit(image, tile, overlap, margin, multiple, batch_size)
     height, width = image.shape[:2]
-    across = [
-        _mirrored(side, max(tile, -(-side // multiple) * multiple)) for side in (height, width)
-    ]
+    padded = [max(tile, -(-side // multiple) * multiple) for side in (height, width)]
+    rows, columns = (
+        np.pad(np.arange(side), (0, length - side), mode="symmetric")
+        for side, length in zip((height, width), padded, strict=True)
+    )
     step = max(multiple, (tile - overlap) // multiple * multiple)
-    weights = [tile_weights(len(pixels), tile, step, margin, multiple) for pixels in across]
+    down, across = (tile_weights(length, tile, step, margin, multiple) for length in padded)
+    tiles = list(itertools.product(down.items(), across.items()))
     blended = None
-    tiles = itertools.product(weights[0].items(), weights[1].items())
-    for group in _groups(tiles, batch_size):
-        answers = _answers(predict, _batch(image, across, group, tile, batch_size))
+    for start in range(0, len(tiles), batch_size):
+        group = tiles[start : start + batch_size]
+        outputs = _predict(predict, _cut(image, rows, columns, group, tile, batch_size))
         if blended is None:
-            blended = np.zeros((height, width, answers.shape[-1]), np.float32)
-        _add(blended, group, answers)
-        del answers  # Or they, and perhaps their tiles, would be held beside the next ones.
+            blended = np.zeros((height, width, outputs.shape[-1]), np.float32)
+        _add(blended, group, outputs)
+        del outputs  # Frees them, and possibly their tiles, before the next batch.
     return blended
 
 
 def tile_weights(
     length: int, tile: int, step: int, margin: int, multiple: int
 ) -> dict[int, np.ndarray]:
-    """The weight (tile,) of each tile along an axis, by its start; they add up to 1 at each pixel.
+    """Blending weights (tile,) of the tiles along an axis, by their start.
 
-    Tiles are as few as lie at most `step` apart, at even distances up to rounding to `multiple`,
-    which `step` and `length - tile` need to be multiples of. A weight is zero within `margin` of an
-    inner edge, and flat up to the edges of the image. All fades are as wide as the narrowest
-    overlap allows, so that from a pixel to the next weights together rise by at most
-    1 / (tile - step - 2 margin), and fall by as much, also where three tiles overlap.
+    The weights of all tiles add up to 1 at each pixel. There are as few tiles as steps of at most
+    `step` allow, evenly spaced up to rounding to `multiple`; `step` and `length - tile` need to be
+    multiples of it. A weight is zero within `margin` of an inner edge and constant up to the edges
+    of the image. All fades have the width that the narrowest overlap allows, so that between
+    adjacent pixels the rising weights together rise by at most 1 / (tile - step - 2 margin), and
+    the falling ones fall by as much, also where three tiles overlap.
     """
     units, gaps = (length - tile) // multiple, -(-(length - tile) // step)
     starts = [index * units // gaps * multiple for index in range(gaps)] + [length - tile]
     widest = max(np.diff(starts), default=0)
     ramp = max(1, tile - widest - 2 * margin)
-    # One tile fades into the next about the middle of their overlap. Each weight is what has faded
-    # in less what has faded out, so that the sum is 1 however many tiles lie there.
+    # One tile fades into the next around the middle of their overlap. A weight is the fade-in of
+    # the tile minus the fade-in of the next, so the sum telescopes to 1.
     middles = [(start + after + tile) / 2 for start, after in itertools.pairwise(starts)]
     middles = [-np.inf, *middles, np.inf]
-    places = np.arange(tile) + 0.5
-    faded = lambda start, middle: ((start + places - middle) / ramp + 0.5).clip(0, 1)
+    pixels = np.arange(tile) + 0.5
+    fade_in = lambda start, middle: ((start + pixels - middle) / ramp + 0.5).clip(0, 1)
     return {
-        start: (faded(start, before) - faded(start, after)).astype(np.float32)
+        start: (fade_in(start, before) - fade_in(start, after)).astype(np.float32)
         for start, before, after in zip(starts, middles[:-1], middles[1:], strict=True)
     }
 
 
-def _batch(
-    image: np.ndarray, across: list[np.ndarray], group: list, tile: int, batch_size: int
+# The helpers are functions so that no local variable of the loop keeps a view of a batch alive.
+
+
+def _cut(
+    image: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    group: list,
+    tile: int,
+    batch_size: int,
 ) -> Float[np.ndarray, "b tile tile c"]:
-    """The tiles of a group; a last group that is short is filled up with black ones."""
+    """Cuts the tiles of a group; black tiles fill up an incomplete batch."""
     batch = np.zeros((batch_size, tile, tile, image.shape[2]), np.float32)
-    for place, ((top, _), (left, _)) in zip(batch, group, strict=False):
-        rows, columns = across[0][top : top + tile], across[1][left : left + tile]
-        place[:] = _unit(image[rows[:, None], columns])
+    for slot, ((top, _), (left, _)) in zip(batch, group, strict=False):
+        pixels = image[rows[top : top + tile, None], columns[left : left + tile]]
+        slot[:] = to_unit(pixels) if pixels.dtype == np.uint8 else pixels
     return batch
 
 
-def _add(blended: np.ndarray, group: list, answers: np.ndarray) -> None:
-    """Adds weighted answers to the part of the result that each tile covers, in place."""
-    for ((top, down), (left, right)), answer in zip(group, answers, strict=False):
-        kept = blended[top : top + len(down), left : left + len(right)]
-        rows, columns = kept.shape[:2]
-        weight = down[:rows, None] * right[None, :columns]
-        kept += answer[:rows, :columns] * weight[..., None]
-
-
-def _mirrored(side: int, padded: int) -> np.ndarray:
-    """Which pixel lies at each place of an axis that is mirrored at its end."""
-    return np.pad(np.arange(side), (0, padded - side), mode="symmetric")
-
-
-def _unit(piece: np.ndarray) -> np.ndarray:
-    return to_unit(piece) if piece.dtype == np.uint8 else piece.astype(np.float32)
-
-
-def _groups(items: Iterator, size: int) -> Iterator[list]:
-    while group := list(itertools.islice(items, size)):
-        yield group
-
-
-def _answers(predict: Predict, batch: np.ndarray) -> np.ndarray:
-    answers = np.asarray(predict(batch))
-    if answers.ndim != 4 or answers.shape[:3] != batch.shape[:3]:
+def _predict(predict: Predict, batch: np.ndarray) -> np.ndarray:
+    outputs = np.asarray(predict(batch))
+    if outputs.ndim != 4 or outputs.shape[:3] != batch.shape[:3]:
         raise ValueError(
-            f"predict needs to return {batch.shape[:3]} and a channel axis; got {answers.shape}."
+            f"predict needs to return {batch.shape[:3]} and a channel axis; got {outputs.shape}."
         )
-    return answers
+    return outputs
+
+
+def _add(blended: np.ndarray, group: list, outputs: np.ndarray) -> None:
+    """Adds the weighted output of each tile to its place in the result, in place."""
+    for ((top, down), (left, across)), output in zip(group, outputs, strict=False):
+        target = blended[top : top + len(down), left : left + len(across)]
+        height, width = target.shape[:2]
+        weight = down[:height, None] * across[None, :width]
+        target += output[:height, :width] * weight[..., None]
 
 
 def _require_fit(image, tile: int, overlap: int, margin: int, multiple: int, batch_size: int):

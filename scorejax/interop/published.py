@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a published checkpoint to a network of ours: which of its weights, and whether they fit."""
+"""Loads published checkpoints: into a network of their own settings, or into one of a config."""
 
 import dataclasses
 import os
@@ -9,22 +9,17 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from scorejax.choices import choose
-from scorejax.interop import bionet_weights, edm, refinenet_weights, torch_weights
-from scorejax.interop.checkpoint_files import Checkpoint, StateDict, read_checkpoint
-from scorejax.interop.flax_weights import load_flax
-from scorejax.interop.state_dict import load_torch
+from scorejax.interop.architectures import FAMILIES, load_torch
+from scorejax.interop.networks import bionet
+from scorejax.interop.networks.score_sde_flax import load_flax
+from scorejax.interop.readers.checkpoint import Checkpoint, StateDict, read_checkpoint
 from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
-# The architectures of which runs can be made, and who knows their settings.
-_IMPORTABLE = {
-    name: family
-    for family in (torch_weights, refinenet_weights, edm, bionet_weights)
-    for name in family.ARCHITECTURES
-    if name != "edm/dhariwal_unet"  # of which there is no system
-}
+# Architectures of which a run can be made: no system has the other one.
+_IMPORTABLE = {name: FAMILIES[name] for name in FAMILIES if name != "edm/dhariwal_unet"}
 _LOADERS = {"torch": load_torch, "flax": load_flax}
-# What changes neither the parameters nor, in evaluation, what is computed with them.
+# Fields that change neither the parameters nor what is computed with them in evaluation.
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
 _CLASSES = {
     "edm/song_unet": "SongUNet", "edm/dhariwal_unet": "DhariwalUNet", "bionet/bionet": "BiONet",
@@ -34,14 +29,14 @@ _CLASSES = {
 def load_checkpoint(
     architecture: str, path: str | os.PathLike, *, averaged: bool = True, **hyper: Any
 ) -> tuple[nn.Module, dict]:
-    """The module and the variables of a published file; settings and errors as of `load_torch`.
+    """The module and the variables of a published file; `hyper` as in `load_torch`.
 
-    Takes the moving average of the weights, which all published results are from, or with
-    `averaged=False` the raw ones. Settings that the file itself states need not be given.
-    Nothing in the file is executed.
+    Loads the moving average of the weights, with which all published results are made, or with
+    `averaged=False` the raw weights. Settings that the file itself states may be left out of
+    `hyper`. Nothing in the file is executed.
 
-    Raises: FileNotFoundError, and ValueError with one line for a file that is damaged or hostile,
-    that lacks the weights asked for, or whose tensors are not those of the architecture.
+    Raises: FileNotFoundError; ValueError with one line if the file is damaged or hostile, lacks the
+    weights asked for, or holds tensors that do not fit the architecture.
     """
     checkpoint = read_checkpoint(path)
     stated = _stated(architecture, checkpoint, hyper)
@@ -49,9 +44,9 @@ def load_checkpoint(
 
 
 class Imported(NamedTuple):
-    """Of a network: its parameters as they were trained, their average, and what is not trained.
+    """A network's raw parameters, their moving average, and its untrained variables.
 
-    Where the file has one kind of parameters only, it is both.
+    If the file has only one kind of parameters, `params` and `averaged` are the same.
     """
 
     params: dict
@@ -62,37 +57,38 @@ class Imported(NamedTuple):
 def variables_for(
     network: nn.Module, architecture: str, checkpoint: Checkpoint, config: Mapping[str, Any]
 ) -> Imported:
-    """The weights in a file for `network`, which `config` describes; without a division by sigma.
+    """The weights in a file for `network`, which `config` describes.
 
-    Raises: ValueError with one line if the network or the tensors are others.
+    `network` is the bare one, without a division by sigma. Raises: ValueError with one line if the
+    architecture is another network, or the tensors do not fit.
     """
     family = choose("architecture", architecture, _IMPORTABLE)
-    if architecture in _CLASSES:  # whose settings are in no other config
+    if architecture in _CLASSES:  # A config of another class lacks the settings.
         _require_same_class(architecture, _CLASSES[architecture], network)
-    if family is bionet_weights:
+    if family is bionet:
         channels = config["num_channels"]
         load = lambda weights: _load(
             architecture,
             checkpoint,
             weights,
-            bionet_weights.settings_for(network, weights, num_channels=channels),
+            bionet.settings_for(network, weights, num_channels=channels),
         )[1]
     else:
         hyper = family.settings_of(config, checkpoint.settings)
         hyper = _stated(architecture, checkpoint, hyper) | hyper
         require_same_network(architecture, family.build(architecture, hyper), network)
         load = lambda weights: _load(architecture, checkpoint, weights, hyper)[1]
-    given = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
-    found = [load(weights) for weights in given]
-    params = [variables.pop("params") for variables in found]
-    undivided = [of_model.get("network", of_model) for of_model in params]
-    # The levels of a published division by sigma are the config's.
-    model_state = {name: part for name, part in found[-1].items() if name != "constants"}
+    kinds = [weights for weights in (checkpoint.raw, checkpoint.averaged) if weights is not None]
+    loaded = [load(weights) for weights in kinds]
+    params = [variables.pop("params") for variables in loaded]
+    undivided = [tree.get("network", tree) for tree in params]
+    # The noise levels by which a published network divides come from the config.
+    model_state = {name: part for name, part in loaded[-1].items() if name != "constants"}
     return Imported(undivided[0], undivided[-1], model_state)
 
 
 def require_same_network(architecture: str, published: nn.Module, network: nn.Module) -> None:
-    """Raises ValueError naming the first setting in which two networks contradict each other."""
+    """Raises ValueError, naming the setting, if two networks differ in one that matters."""
     _require_same_class(architecture, type(published).__name__, network)
     for field in dataclasses.fields(network):
         if field.name in ("parent", "name", *_FREE_FIELDS):
@@ -130,7 +126,7 @@ def _load(
 
 
 def _stated(architecture: str, checkpoint: Checkpoint, hyper: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings in the file. Raises: ValueError if it holds another class or other settings."""
+    """Settings that the file states. Raises: ValueError if its class or settings are others."""
     if not checkpoint.settings:
         return {}
     name = _CLASSES.get(architecture)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks: Flax linen modules with plain hyper-parameters, which know nothing of SDEs."""
+"""Networks: Flax linen modules with plain hyper-parameters, independent of SDEs and configs."""

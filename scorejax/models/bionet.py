@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BiO-Net: a U-Net that runs `num_passes` times, what it decoded going back into its encoder.
+"""BiO-Net: a U-Net that runs `num_passes` times and feeds decoded features back to its encoder.
 
-Convolutions are the same in every pass, batch normalisations are each pass's own. The first pass
-has nothing to go back and joins the encoder's features to themselves, so that one pass is a U-Net.
-Both official versions are here, by `torch_bionet` and `keras_bionet`; what they do differently is a
+All passes share convolutions; each pass has its own batch normalisations. The first pass has no
+decoded features and concatenates the encoder's features with themselves, so that a single pass is a
+U-Net. `torch_bionet` and `keras_bionet` build the two official versions, which differ by a
 `Dialect`. Images are (b, h, w, c), kernels (h, w, in, out).
 
 Source: Xiang et al. 2020, arXiv:2007.00243, and its published code.
@@ -27,20 +27,19 @@ Initializer = nn.initializers.Initializer
 
 
 class Dialect(NamedTuple):
-    """What the two official versions do differently."""
+    """Differences between the official PyTorch and Keras versions."""
 
     private_middle: bool
-    """Whether the coarsest level, too, has batch normalisations for each pass."""
+    """Whether the coarsest level also has separate batch normalisations per pass."""
     up: tuple[tuple[int, int], tuple[int, int]]
-    """Padding of the convolution, of pixels with zeros between them, that doubles the size: the
-    transposed convolutions of the two are a pixel apart."""
+    """Padding of the transposed convolution that doubles the size. The outputs of the two versions
+    are one pixel apart."""
     momentum: float
-    """Weight of the new batch in the running statistics: Keras' argument of this name is the weight
-    of the old ones, one minus this."""
+    """Weight of the new batch in the running statistics; Keras calls one minus this `momentum`."""
     epsilon: float
     kernel_init: Initializer
     bias_init: Callable[[int], Initializer]
-    """fan_in -> how biases are drawn."""
+    """Maps fan_in to the initializer of the biases."""
 
 
 def _uniform_bias(fan_in: int) -> Initializer:
@@ -58,8 +57,8 @@ TORCH = Dialect(
     kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
     bias_init=_uniform_bias,
 )
-# Keras keeps 0.01 of the old statistics where PyTorch takes 0.01 of the new: after one batch they
-# are nearly its own. The official Keras evaluation did not use them, and had `train=True`.
+# The official Keras version sets momentum=0.01, which keeps 0.01 of the old statistics: they are
+# nearly those of the last batch. Its evaluation ran with `train=True` and did not use them.
 KERAS = Dialect(
     private_middle=True,
     up=((2, 1), (2, 1)),
@@ -71,12 +70,12 @@ KERAS = Dialect(
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel: by the batch's moments in training, else by the running ones.
+    """Normalises each channel, by the moments of the batch in training, else by running moments.
 
-    The batch's own variance is the biased one, that which is kept the unbiased. Beside mean and
-    var, `batch_stats` has the count of the batches seen. Statistics are in float32 at least.
+    The batch is normalised by its biased variance; the running variance is unbiased. `batch_stats`
+    holds mean, var and count, the number of batches so far. Statistics are at least float32.
 
-    Raises: ValueError in training for a single pixel, which has no variance.
+    Raises: ValueError in training if there is only one pixel, whose variance is undefined.
     """
 
     momentum: float
@@ -96,7 +95,7 @@ class BatchNorm(nn.Module):
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             num = x.size // x.shape[-1]
             unbiased = batch_var * (num / (num - 1))
-            # Not in place: a caller's variables may be NumPy arrays.
+            # Not `+=`: a caller's variables may be NumPy arrays, which it would change in place.
             mean.value = mean.value + self.momentum * (batch_mean - mean.value)
             var.value = var.value + self.momentum * (unbiased - var.value)
             count.value = count.value + 1
@@ -109,7 +108,7 @@ class BatchNorm(nn.Module):
 
 
 def _moments(x: Float[Array, "b h w c"]) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
-    """Mean and biased variance over batch and pixels; two passes, in float32 at least."""
+    """Mean and biased variance (c,) over batch and pixels, in two passes, at least float32."""
     if x.size == x.shape[-1]:
         raise ValueError(
             f"batch normalisation needs more than one pixel in training; got {x.shape}. Enlarge "
@@ -121,9 +120,9 @@ def _moments(x: Float[Array, "b h w c"]) -> tuple[Float[Array, " c"], Float[Arra
 
 
 class Unit(nn.Module):
-    """A 3x3 convolution, ReLU, and one of `num_norms` batch normalisations: in this order.
+    """A 3x3 convolution, then ReLU, then one of `num_norms` batch normalisations.
 
-    With `doubles` the convolution is the transposed one that doubles the size.
+    With `doubles` the convolution is transposed and doubles the size.
     """
 
     features: int
@@ -134,7 +133,7 @@ class Unit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], number: int, train: bool) -> Array:
-        """`number` is that of the pass; units with one normalisation have it for all."""
+        """`number` counts passes from 0 and selects the normalisation, or the only one."""
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", self.dialect.kernel_init, shape)
         bias = self.param("bias", self.dialect.bias_init(9 * x.shape[-1]), shape[-1:])
@@ -150,17 +149,17 @@ class BiONet(nn.Module):
     """The network (x (b, h, w, c)) -> logits (b, h, w, num_classes).
 
     `widths` are the channels of the levels, finest first, and of the middle. With `integrate` the
-    last stage sees what every pass decoded, else what the last one did. `backward_levels` are the
-    levels of the encoder, 0 the finest, to which decoded features go back; None is all of them. A
-    level without joins its features to themselves, as the first pass does.
+    last stage receives the decoded features of all passes, otherwise those of the last pass.
+    `backward_levels` are the encoder levels (0 is the finest) that receive decoded features; None
+    means all. Other levels concatenate their features with themselves, as the first pass does.
 
-    With `train` batch normalisations use the batch's own moments, and the running ones in
-    `batch_stats` move if that collection is mutable. `dtype` is the type of the arithmetic in
-    convolutions; `remat` recomputes each pass in the backward pass, so that memory does not grow
-    with what is inside of all of them.
+    With `train` batch normalisations use the moments of the batch, and update the running moments
+    in `batch_stats` if that collection is mutable. `dtype` is the type of the arithmetic in
+    convolutions. `remat` recomputes each pass during backpropagation instead of storing its
+    activations.
 
-    Raises: ValueError for sizes that cannot be, and for images whose sides are no multiples of 2 to
-    the number of widths.
+    Raises: ValueError if a hyper-parameter is invalid, or the sides of the images are not multiples
+    of 2^len(widths).
     """
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -175,22 +174,22 @@ class BiONet(nn.Module):
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(self.widths) < 1:
             raise ValueError(
-                f"BiONet needs two widths or more, each at least 1; got {tuple(self.widths)}. "
+                f"BiONet needs at least two widths, each at least 1; got {tuple(self.widths)}. "
                 "Enlarge the multiplier or the number of levels."
             )
         for name in ("num_passes", "num_classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} needs to be at least 1; got {getattr(self, name)}.")
-        known = set(range(self.num_levels))
-        if not set(self.backward_levels or ()) <= known:
+        levels = set(range(self.num_levels))
+        if not set(self.backward_levels or ()) <= levels:
             raise ValueError(
-                f"backward_levels needs levels of {sorted(known)}; got {self.backward_levels}."
+                f"backward_levels needs levels of {sorted(levels)}; got {self.backward_levels}."
             )
         super().__post_init__()
 
     @property
     def num_levels(self) -> int:
-        """Levels of the encoder and of the decoder."""
+        """Number of levels of the encoder, and of the decoder."""
         return len(self.widths) - 1
 
     def setup(self) -> None:
@@ -234,7 +233,7 @@ class BiONet(nn.Module):
         return self.head(h.astype(jnp.promote_types(h.dtype, jnp.float32)))
 
     def decoded(self, x: Float[Array, "b h w c"], train: bool = False) -> list[Array]:
-        """What each pass decodes, (b, h, w, widths[0])."""
+        """Decoded features (b, h, w, widths[0]) of each pass."""
         require_sides(x.shape, 2 ** (self.num_levels + 1))
         for unit in self.pre:
             x = unit(x, 0, train)
@@ -250,7 +249,7 @@ class BiONet(nn.Module):
     def _run(
         self, x: Array, backward: Sequence[Array | None], number: int, train: bool
     ) -> tuple[Array, list[Array | None]]:
-        """One pass: what it decodes in the end, and at each level of the encoder for the next."""
+        """Runs one pass: its decoded features, and the features per level for the next pass."""
         h, forward = x, []
         for (join, keep, down), back in zip(self.encoder, backward, strict=True):
             h = join(jnp.concatenate([h, h if back is None else back], axis=-1), number, train)
@@ -264,45 +263,44 @@ class BiONet(nn.Module):
             h = join(jnp.concatenate([h, forward[level]], axis=-1), number, train)
             h = decoded[level] = keep(h, number, train)
             h = up(h, number, train)
-        fed = levels if self.backward_levels is None else self.backward_levels
-        return h, [decoded[level] if level in fed else None for level in levels]
+        backward_levels = levels if self.backward_levels is None else self.backward_levels
+        return h, [decoded[level] if level in backward_levels else None for level in levels]
 
 
 def torch_bionet(*, multiplier: float = 1.0, num_levels: int = 4, **options: Any) -> BiONet:
-    """The official PyTorch version; sides of images are multiples of 2^(num_levels + 1).
+    """Builds the official PyTorch version; `options` are further fields of BiONet.
 
-    `options` are fields of BiONet. Raises: ValueError for values that cannot be, and, once it is
-    applied, for images of other sides.
+    Image sides need to be multiples of 2^(num_levels + 1). Raises: ValueError as `BiONet`.
     """
     return BiONet(official_widths(multiplier, num_levels), dialect=TORCH, **options)
 
 
 def keras_bionet(*, multiplier: float = 1.0, num_levels: int = 4, **options: Any) -> BiONet:
-    """The official Keras version; otherwise as `torch_bionet`."""
+    """Builds the official Keras version; arguments as in `torch_bionet`."""
     return BiONet(official_widths(multiplier, num_levels), dialect=KERAS, **options)
 
 
 def official_widths(multiplier: float, num_levels: int) -> tuple[int, ...]:
-    """Channels of the levels, finest first, and of the middle: 32 * 2^i * multiplier, truncated.
+    """Widths of the levels, finest first, and of the middle: 32 * 2^i * multiplier, truncated.
 
-    They are not checked: a multiplier below 1 / 32 gives widths of 0, which `BiONet` refuses.
+    A multiplier below 1 / 32 gives a width of 0, which `BiONet` refuses.
     """
     return tuple(int(32 * 2**i * multiplier) for i in range(num_levels + 1))
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
-    """Largest of 2 x 2 pixels.
+    """Maximum over blocks of 2 x 2 pixels.
 
-    Not by a reducing window, whose gradient takes XLA's compiler for CPUs nine times as long. Equal
-    pixels share the gradient, where the official code gives it to one of them; behind a ReLU and a
-    normalisation only zeros are equal, and ReLU hands nothing on there.
+    A reshape replaces `reduce_window`, whose gradient takes XLA's CPU compiler nine times as long.
+    Equal pixels share the gradient, whereas the official code passes it to one of them. After ReLU
+    and normalisation only zeros are equal, and there ReLU blocks the gradient.
     """
     b, h, w, c = x.shape
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
 def require_sides(shape: Sequence[int], multiple: int) -> None:
-    """Raises ValueError unless both sides of images (b, h, w, c) are multiples of a number."""
+    """Raises ValueError unless both sides of images (b, h, w, c) are multiples of `multiple`."""
     height, width = shape[1:3]
     if height % multiple or width % multiple or not height or not width:
         raise ValueError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network from its name and plain options, checked before anything is traced."""
+"""Builds a network from its name and plain options, checked before anything is traced."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ NCSNPP_OPTIONS = (
 )  # fmt: skip
 
 RECURRENT_OPTIONS = ("recurrence",)
-"""What the recurrent network has beside those."""
+"""Options of the recurrent network in addition to NCSNPP_OPTIONS."""
 
 SONG_UNET_OPTIONS = (
     "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "embedding_type",
@@ -38,52 +38,57 @@ REFINENETS = {
     "ncsnv2_deepest": refinenet.NCSNv2(stages=refinenet.NCSNV2_DEEPEST),
     "ncsn": refinenet.NCSN(stages=refinenet.NCSNV2),
 }
-"""The networks of arXiv:2006.09011, and that of arXiv:1907.05600."""
+"""The networks of arXiv:2006.09011 (NCSNv2) and arXiv:1907.05600 (NCSN)."""
 
 
 def build_refinenet(name: str, image_size: int, options: Mapping[str, Any]) -> refinenet.NCSNv2:
-    """The RefineNet `name` for square images. Raises: as `build_network`."""
+    """Builds the RefineNet `name` for square images. Raises: as `build_network`."""
     network = choose("model", name, REFINENETS)
-    # Below two channels there is no variance of their means to normalise with.
+    # The normalisation needs the variance of the channel means, hence two channels.
     require(options, ("nf",), lambda v: v >= 2, "to be at least 2")
     halvings = sum(stage.down and stage.dilation == 1 for stage in network.stages)
     require_halvings((1, image_size, image_size, 1), halvings)
-    given = {
+    fields = {
         "features": options["nf"],
         "centered": options["centered"],
         "dtype": choose("dtype", options["dtype"], DTYPES),
         "remat": options["remat"],
     }
     if isinstance(network, refinenet.NCSN):
-        given["num_scales"] = options["num_scales"]
-    return network.clone(**given)
+        fields["num_scales"] = options["num_scales"]
+    return network.clone(**fields)
 
 
 def build_network(name: str, image_size: int, options: Mapping[str, Any]) -> NCSNpp | Recurrent:
-    """The network `name` for square images; options it does not know are left alone.
+    """Builds the network `name` for square images; options it does not use are ignored.
 
-    Raises: ValueError for an unknown name, or options that are impossible for this size.
+    Raises: ValueError if the name is unknown, an option is invalid, or the architecture does not
+    fit the image size.
     """
     return choose("model", name, NETWORKS)(image_size, options)
 
 
 def build_song_unet(image_size: int, options: Mapping[str, Any]) -> SongUNet:
-    """EDM's network for square images, without labels of classes. Raises: as `build_network`."""
+    """Builds EDM's unconditional network for square images. Raises: as `build_network`."""
     require(options, ("channel_mult_noise",), lambda v: v >= 1, "to be at least 1")
     require(options, ("augment_dim",), lambda v: v >= 0, "to be at least 0")
     require(options, ("fir_kernel",), lambda v: sum(v) > 0, "taps with a positive sum")
-    given = _levels(image_size, options) | {"fir_kernel": tuple(options["fir_kernel"])}
-    return SongUNet(**{option: options[option] for option in SONG_UNET_OPTIONS} | given)
+    fields = {option: options[option] for option in SONG_UNET_OPTIONS}
+    fields |= {"fir_kernel": tuple(options["fir_kernel"])}
+    return SongUNet(**fields | _unet_fields(image_size, options))
 
 
 def _ncsnpp(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
     require(options, ("fourier_scale",), lambda v: 0 < v < math.inf, "to be a positive number")
-    given = _levels(image_size, options)
-    return NCSNpp(**{option: options[option] for option in NCSNPP_OPTIONS} | given)
+    fields = {option: options[option] for option in NCSNPP_OPTIONS}
+    return NCSNpp(**fields | _unet_fields(image_size, options))
 
 
-def _levels(image_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The levels of a U-Net, as its fields. Raises: ValueError unless the image has them."""
+def _unet_fields(image_size: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks the options that U-Nets share; returns those whose type changes.
+
+    Raises: ValueError if an option is invalid or does not fit the image size.
+    """
     whole = lambda values: all(type(value) is int and value >= 1 for value in values)
     require(options, ("nf", "num_res_blocks"), lambda v: v >= 1, "to be at least 1")
     require(options, ("dropout",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
@@ -108,15 +113,15 @@ def _ddpm(image_size: int, options: Mapping[str, Any]) -> NCSNpp:
     for option in sorted(fixed):
         if options[option] != DDPM.keywords[option]:
             raise ValueError(
-                f"model 'ddpm' has {option}={DDPM.keywords[option]!r}; got {options[option]!r}"
+                f"model 'ddpm' needs {option}={DDPM.keywords[option]!r}; got {options[option]!r}"
             )
     return _ncsnpp(image_size, options).clone(num_groups=DDPM.keywords["num_groups"])
 
 
 def _recurrent(image_size: int, options: Mapping[str, Any]) -> Recurrent:
     require_keys(options, RECURRENT_OPTIONS)
-    given = _ncsnpp(image_size, options)
-    fields = {option: getattr(given, option) for option in NCSNPP_OPTIONS}
+    network = _ncsnpp(image_size, options)
+    fields = {option: getattr(network, option) for option in NCSNPP_OPTIONS}
     return Recurrent(RecurrentPass(**fields), recurrence=options["recurrence"])
 
 

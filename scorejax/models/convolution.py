@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolution whose derivatives of every order are, again, plain convolutions.
+"""Convolution whose derivatives of every order are again plain convolutions.
 
-XLA's CPU compiler brings convolutions into their fast form only outside of loops. In a `scan` or
-`while_loop` the gradients that `lax` emits, whose axes are permuted, stay on a naive path that is
-some 15 times slower, and that hits whatever differentiates a network inside of a loop: the
+XLA's CPU compiler rewrites convolutions to their fast form only outside loops. Inside a `scan` or
+`while_loop` the gradients of `lax.conv_general_dilated`, whose axes are permuted, take a naive path
+about 15 times slower. This affects everything that differentiates a network inside a loop: the
 likelihood ODE, guidance, Langevin dynamics on an energy, a scanned training step. The primitive
-below lowers to `lax.conv_general_dilated` on every backend, but its transposes are written as
-convolutions of NHWC images with HWIO kernels as well:
+below lowers to `lax.conv_general_dilated` on every backend, but its transposes are convolutions of
+NHWC images with HWIO kernels as well:
 
-* in x: the cotangent with the kernel flipped in space, its channel axes swapped;
-* in the kernel: x, its channels as batch and its batch as channels, with the cotangent as kernel.
+* d/dx convolves the cotangent with the spatially flipped kernel, its channel axes swapped;
+* d/dkernel convolves x, with batch and channels swapped, with the cotangent as kernel.
 """
 
 import functools
@@ -27,10 +27,11 @@ Pair = tuple[int, int]
 
 
 class Window(NamedTuple):
-    """How the kernel moves over the image, for (rows, columns).
+    """Geometry of a convolution; each field is for (rows, columns).
 
-    Zeros are put between the pixels (`image_dilation`), then around them (`padding`, which crops
-    where negative); the kernel's taps are `kernel_dilation` apart and it moves by `stride`.
+    `image_dilation` - 1 zeros are inserted between pixels, then the image is padded with zeros
+    (negative `padding` crops). The taps of the kernel are `kernel_dilation` pixels apart; the
+    kernel moves by `stride`.
     """
 
     padding: tuple[Pair, Pair]
@@ -42,10 +43,9 @@ class Window(NamedTuple):
 def conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "kh kw c d"], window: Window | None = None
 ) -> Float[Array, "b oh ow d"]:
-    """Cross-correlation of x with the kernel.
+    """Cross-correlates x with the kernel; the default window keeps the size of the image.
 
-    Without a window the kernel, of odd sizes, moves by one pixel and zeros surround x, so that the
-    image keeps its size.
+    The default window has stride 1 and zero padding, and needs a kernel of odd sizes.
     """
     return conv_p.bind(x, kernel, window=window or same_window(kernel.shape[:2]))
 
@@ -53,12 +53,12 @@ def conv(
 def conv_spread(
     x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], padding: tuple[Pair, Pair]
 ) -> Float[Array, "b 2*h 2*w d"]:
-    """`conv` of an image between whose pixels zeros are put, without multiplying by them.
+    """Transposed convolution of stride 2: doubles the size, without multiplying by inserted zeros.
 
-    That is a transposed convolution of stride 2. Every second pixel of the output sees the same
-    taps, the even ones of a row or the odd ones: these four outputs are channels of a 2x2
-    convolution of x itself, with 16 taps where 9 differ from zero, and not 36. `padding` is (1, 2)
-    or (2, 1) for rows, and for columns: what keeps twice the size.
+    Output pixels of equal parity use the same taps, so the four parities are computed as channels
+    of one 2x2 convolution of x. It has 16 taps per input pixel, 9 of them non-zero, instead of 36.
+    `padding` is that of the zero-filled image: (1, 2) or (2, 1) for rows, and for columns.
+    Raises: ValueError for another padding.
     """
     (b, h, w, _), features = x.shape, kernel.shape[-1]
     rows = _taps_of_phases(kernel, padding[0])
@@ -70,7 +70,7 @@ def conv_spread(
 
 
 def _taps_of_phases(taps: Float[Array, "3 ..."], padding: Pair) -> Float[Array, "2 2 ..."]:
-    """Along an axis, for even outputs and for odd ones, the taps on two neighbouring pixels."""
+    """Taps along an axis on two adjacent pixels, for even and for odd outputs: axes (2, 2, ...)."""
     zero = jnp.zeros_like(taps[1])
     ends, centre = jnp.stack([taps[0], taps[2]]), taps[1]
     if padding == (1, 2):
@@ -81,7 +81,7 @@ def _taps_of_phases(taps: Float[Array, "3 ..."], padding: Pair) -> Float[Array, 
 
 
 def same_window(kernel_size: Sequence[int], dilation: int = 1) -> Window:
-    """The window of stride 1 that keeps the size of the image, for a kernel of odd sizes."""
+    """Window of stride 1 that keeps the size of the image, for a kernel of odd sizes."""
     padding = tuple((dilation * (size // 2),) * 2 for size in kernel_size)
     return Window(padding, kernel_dilation=(dilation, dilation))
 
@@ -98,7 +98,7 @@ def _abstract(x, kernel, *, window):
 
 
 def _transpose_image(cotangent, x, kernel, *, window):
-    """d/dx: a window on the cotangent in which stride and image dilation change places."""
+    """d/dx: convolves the cotangent, with stride and image dilation swapped."""
     padding = []
     for axis, (low, _) in enumerate(window.padding):
         image, taps, out = _extents(x.aval.shape, kernel.shape, cotangent.shape, window, axis)
@@ -110,7 +110,7 @@ def _transpose_image(cotangent, x, kernel, *, window):
 
 
 def _transpose_kernel(cotangent, x, kernel, *, window):
-    """d/dkernel: a window on x in which stride and kernel dilation change places."""
+    """d/dkernel: convolves x, with stride and kernel dilation swapped."""
     padding = []
     for axis, (low, _) in enumerate(window.padding):
         image, taps, out = _extents(x.shape, kernel.aval.shape, cotangent.shape, window, axis)
@@ -121,7 +121,7 @@ def _transpose_kernel(cotangent, x, kernel, *, window):
 
 
 def _extents(image, kernel, out, window, axis) -> tuple[int, int, int]:
-    """Lengths along a spatial axis: dilated image, dilated kernel, outputs spread by the stride."""
+    """Lengths along a spatial axis: dilated image, dilated kernel, output dilated by the stride."""
     return (
         (image[1 + axis] - 1) * window.image_dilation[axis] + 1,
         (kernel[axis] - 1) * window.kernel_dilation[axis] + 1,
@@ -140,7 +140,7 @@ def _batch(arguments, axes, *, window):
         kernel = jnp.moveaxis(kernel, kernel_axis, 3)
         y = conv(x, kernel.reshape(*kernel.shape[:3], -1), window)
         return y.reshape(*y.shape[:3], *kernel.shape[3:]), 3
-    # A kernel for each image is a grouped convolution, which only `lax` has.
+    # One kernel per image is a grouped convolution, which only `lax` supports.
     mapped = jax.vmap(functools.partial(_lax_conv, window=window), in_axes=axes)
     return mapped(x, kernel), 0
 

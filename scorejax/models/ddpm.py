@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The U-Net of DDPM: a member of the NCSN++ family, by its hyper-parameters.
+"""The U-Net of DDPM, as a set of hyper-parameters of the NCSN++ family.
 
-Source: Ho et al. 2020, arXiv:2006.11239, Appendix B. One attention layer follows the blocks of a
-decoder level, rather than one each block, as in the networks of arXiv:2011.13456.
+As in the networks of arXiv:2011.13456, a decoder level has one attention layer after its blocks;
+DDPM has one after each block. Source: Ho et al. 2020, arXiv:2006.11239, Appendix B.
 """
 
 import functools

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A mixture of Gaussian kernels on learned features, seen from learned inducing points.
+"""A mixture of Gaussian kernels on learned features, evaluated at learned inducing points.
 
 Source: Wenliang et al. 2019, arXiv:1811.08357, Section 3.1.
 """
@@ -14,7 +14,7 @@ from scorejax.models.layers import dense
 
 
 class SkipPerceptron(nn.Module):
-    """Smooth features of x: a perceptron of `num_hidden` layers, plus a linear map of x."""
+    """Smooth features: a softplus perceptron with `num_hidden` layers, plus a linear map of x."""
 
     features: int
     num_hidden: int
@@ -30,9 +30,9 @@ class SkipPerceptron(nn.Module):
 class DeepKernel(nn.Module):
     """k(x, z_m) for inducing points z_m: (x (b, d)) -> (b, m), values in [0, 1].
 
-    k(x, z) = sum_r p_r exp(-|phi_r(x) - phi_r(z)|^2 / (2 width_r^2)), the p_r adding up to one and
-    |.|^2 being the mean over the features: summed over thirty, kernels would begin at nothing.
-    Points, features, widths and p_r are learned; the widths begin at exp(log_widths).
+    k(x, z) = sum_r p_r exp(-|phi_r(x) - phi_r(z)|^2 / (2 width_r^2)), where the p_r add up to one
+    and |.|^2 is the mean over the features; a sum over 30 features would start kernels near zero.
+    Points, features, widths and p_r are learned; the widths start at exp(log_widths).
     """
 
     dim: int
@@ -51,13 +51,13 @@ class DeepKernel(nn.Module):
         kernel = jnp.zeros((x.shape[0], self.num_inducing), x.dtype)
         for r in range(num_kernels):
             phi = SkipPerceptron(self.features, self.num_hidden, name=f"features_{r}")
-            both = phi(jnp.concatenate([x, points]))
-            square = squared_distances(both[: x.shape[0]], both[x.shape[0] :])
-            mean = square / self.features
+            features = phi(jnp.concatenate([x, points]))
+            squares = squared_distances(features[: x.shape[0]], features[x.shape[0] :])
+            mean = squares / self.features
             kernel = kernel + shares[r] * jnp.exp(-mean / (2 * widths[r] ** 2))
         return kernel
 
 
 def squared_distances(x: Float[Array, "n c"], y: Float[Array, "m c"]) -> Float[Array, "n m"]:
-    """|x_i - y_j|^2, as sums of squares: small distances keep their digits."""
+    """|x_i - y_j|^2 as a sum of squared differences, accurate also for small distances."""
     return jnp.sum((x[:, None] - y[None]) ** 2, axis=-1)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ADM network of Dhariwal and Nichol, as EDM trains it: labels scale and shift activations.
+"""The ADM network of Dhariwal and Nichol, as EDM trains it.
 
-It differs from NCSN++ in nearly every part: blocks whose normalised activations are scaled and
-shifted by the label, several attention heads, attention after every block of a level, residual
-sums that are not rescaled, and resampling without weights.
+It differs from NCSN++ in several ways: labels scale and shift the normalised activations, attention
+has several heads and follows every block of a level, residual sums are not rescaled, and resampling
+has no weights.
 Source: Dhariwal & Nichol 2021, arXiv:2105.05233, Section 3; Karras et al. 2022, arXiv:2206.00364,
 Appendix F.
 """
@@ -34,12 +34,12 @@ from scorejax.random import Rng
 Dtype = Any
 
 EPSILON = 1e-5
-"""What the group normalisations of ADM add to the variance."""
+"""Constant added to the variance in ADM's group normalisations."""
 CHANNELS_PER_HEAD = 64
 
 
 def _initializers(fan_in: int, *, zero: bool) -> dict[str, nn.initializers.Initializer]:
-    """Weights and biases uniform in +-1 / sqrt(fan_in), or all zero."""
+    """Initializers of weights and biases: uniform in +-1 / sqrt(fan_in), or zero."""
     if zero:
         return {"kernel_init": nn.initializers.zeros, "bias_init": nn.initializers.zeros}
     bound = 1 / math.sqrt(fan_in)
@@ -49,7 +49,7 @@ def _initializers(fan_in: int, *, zero: bool) -> dict[str, nn.initializers.Initi
 
 
 class FanInConv(nn.Module):
-    """3x3 convolution, its weights and biases uniform in +-1 / sqrt(fan_in), or all zero."""
+    """3x3 convolution; weights and biases start uniform in +-1 / sqrt(fan_in), or at zero."""
 
     features: int
     zero: bool = False
@@ -68,14 +68,14 @@ class FanInConv(nn.Module):
 def fan_in_dense(
     features: int, fan_in: int, *, name: str, zero: bool = False, dtype: Dtype = None
 ) -> Dense:
-    """A linear map of fan_in channels, its weights and biases drawn as those of `FanInConv`."""
+    """Linear map of fan_in channels, with the initialisation of `FanInConv`."""
     return Dense(features, dtype=dtype, name=name, **_initializers(fan_in, zero=zero))
 
 
 def cosine_sine_embedding(label: Float[Array, "b"], dim: int) -> Float[Array, "b dim"]:
     """Cosines, then sines, of the label at the dim / 2 frequencies 10,000^(-2 k / dim), k >= 0.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762, Section 3.5, the cosines first.
+    Source: Vaswani et al. 2017, arXiv:1706.03762, Section 3.5, with cosines first.
     """
     frequencies = np.exp(-math.log(10_000.0) * np.arange(dim // 2) / (dim // 2))
     angles = label[:, None] * jnp.asarray(frequencies, label.dtype)[None]
@@ -83,9 +83,9 @@ def cosine_sine_embedding(label: Float[Array, "b"], dim: int) -> Float[Array, "b
 
 
 class ADMBlock(nn.Module):
-    """Residual block, `resample`d on both paths before its first convolution.
+    """Residual block; `resample` acts on both paths before the first convolution.
 
-    `temb` (b, d), after its activation, scales and shifts the normalised activations.
+    `temb` (b, d), the activated embedding, scales and shifts the normalised activations.
     """
 
     features: int
@@ -110,9 +110,9 @@ class ADMBlock(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Residual self-attention over all pixels, 64 channels or a little more in each head.
+    """Residual self-attention over all pixels, with channels // 64 heads.
 
-    Fewer than 64 channels have no head: there is no attention then. Memory grows with (h w)^2.
+    With fewer than 64 channels it is the identity. Memory grows with (h w)^2.
     """
 
     dtype: Dtype = None
@@ -125,12 +125,12 @@ class MultiHeadAttention(nn.Module):
             return x
         h = GroupNorm(epsilon=EPSILON, name="norm")(x).reshape(batch, -1, channels)
 
-        def heads(name: str) -> Float[Array, "b*n q c/n"]:
+        def project(name: str) -> Float[Array, "b*n q c/n"]:
             mapped = fan_in_dense(channels, channels, name=name, dtype=self.dtype)(h)
             split = mapped.reshape(batch, height * width, num_heads, -1)
             return split.transpose(0, 2, 1, 3).reshape(batch * num_heads, height * width, -1)
 
-        h = attend(heads("query"), heads("key"), heads("value"))
+        h = attend(project("query"), project("key"), project("value"))
         h = h.reshape(batch, num_heads, height * width, -1).transpose(0, 2, 1, 3).reshape(x.shape)
         return x + fan_in_dense(channels, channels, zero=True, name="out", dtype=self.dtype)(h)
 
@@ -138,12 +138,12 @@ class MultiHeadAttention(nn.Module):
 class DhariwalUNet(nn.Module):
     """The network (x (b, h, w, c), noise_label (b,), ...) -> (b, h, w, out_channels).
 
-    Level l has nf * ch_mult[l] channels and half the size of the level before. Attention acts where
-    the size is in `attn_resolutions`, and always in the middle. The labels, `out_channels`, `dtype`
-    and `dropout_rng` are as in `SongUNet`.
+    Level l has nf * ch_mult[l] channels and half the size of the previous level. Attention acts at
+    the sizes in `attn_resolutions`, and always in the middle. Labels, `out_channels`, `dtype` and
+    `dropout_rng` are as in `SongUNet`.
 
-    Raises: ValueError for an image that is not square or cannot be halved len(ch_mult) - 1 times,
-    widths that cannot be normalised in groups, and labels that do not fit.
+    Raises: ValueError if the image is not square or cannot be halved len(ch_mult) - 1 times, a
+    width does not divide into groups, or labels have the wrong size.
     """
 
     nf: int = 192
@@ -204,7 +204,7 @@ class DhariwalUNet(nn.Module):
         return nn.silu(h)
 
     def _encode(self, x: Array, temb: Array, rng: Rng | None) -> tuple[Array, list[Array]]:
-        """Features of the coarsest level, and those of every block on the way for `_decode`."""
+        """Features of the coarsest level, and the skip connections for `_decode`."""
         widths = [self.nf * multiple for multiple in self.ch_mult]
         h = FanInConv(widths[0], dtype=self.dtype, name="conv_in")(x)
         skips = [h]

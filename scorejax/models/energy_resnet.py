@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Residual networks that map an image to its energy, -log p up to a constant, in nats.
 
-Nothing is normalised, so that an energy does not depend on what else is in the batch, and the
-activation is smooth: score matching sees second derivatives, which those of ReLU hide. The stem and
-the stages are common to such networks; what reads the energy off the last image is a function of
-its own.
+There is no normalisation, so the energy of an image does not depend on the batch. The activation is
+smooth, since score matching needs second derivatives and those of ReLU are zero. `ResidualTrunk` is
+shared by such networks; the head, which maps its features to the energy, is a separate module.
 
 Source: the deep energy model of Pang et al. 2020, arXiv:2007.03317, after Li et al. 2019,
 arXiv:1910.07762.
@@ -30,14 +29,14 @@ def centred_softplus(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 ACTIVATIONS = {"softplus": centred_softplus, "elu": nn.elu, "swish": nn.swish}
-"""Those with a second derivative that is not zero almost everywhere."""
+"""Activations whose second derivative is not zero almost everywhere."""
 
 
 class ResidualBlock(nn.Module):
-    """Adds to x the result of two (activation, 3x3 convolution).
+    """Residual block of two (activation, 3x3 convolution) pairs.
 
-    With `down`, both become the means of 2 x 2 pixels; a change of width is left to the second
-    convolution, and to one of 1x1 beside it.
+    The second convolution changes the width, and a 1x1 convolution that of the shortcut. `down`
+    halves the size of both paths by averaging 2 x 2 pixels.
     """
 
     features: int
@@ -55,7 +54,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualTrunk(nn.Module):
-    """A convolution to `features` channels, then stages that each halve the image.
+    """A convolution to `features` channels, then stages that each halve the size of the image.
 
     Stage k has `num_blocks` blocks of multipliers[k] * features channels.
     """
@@ -77,7 +76,7 @@ class ResidualTrunk(nn.Module):
 
 
 class QuadraticEnergy(nn.Module):
-    """(w_1 . h + b_1)(w_2 . h + b_2) + w_3 . h^2 + b_3 of all the features h of an example."""
+    """Quadratic head (w_1 . h + b_1)(w_2 . h + b_2) + w_3 . h^2 + b_3 on flattened features h."""
 
     @nn.compact
     def __call__(self, h: Float[Array, "b *d"]) -> Float[Array, "b"]:
@@ -89,7 +88,9 @@ class QuadraticEnergy(nn.Module):
 class EnergyResNet(nn.Module):
     """The energy (x (b, h, w, c)) -> (b,) of images, with a quadratic head.
 
-    Defaults are those of the paper for images of 32 x 32 pixels, which end at 4 x 4.
+    Defaults are the paper's for images of 32 x 32 pixels, whose last feature map is 4 x 4.
+    Raises: ValueError if the activation is unknown, or the image is not square or cannot be halved
+    once per stage.
     """
 
     features: int = 128

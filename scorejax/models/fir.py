@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Resampling of images (b, h, w, c) by two: with a finite impulse response filter, or plainly.
+"""Upsampling and downsampling of images (b, h, w, c), with or without an FIR filter.
 
-A filter is given by its taps along one axis; images are filtered along rows, then along columns.
-Taps are applied as shifted sums: on a CPU 20 times faster than a depthwise convolution forwards
-and 60 times backwards, and XLA fuses them into one kernel elsewhere.
+A filter is separable and defined by its taps along one axis. Taps are applied as sums of shifted
+images: on a CPU this is 20 times faster than a depthwise convolution, and 60 times in the backward
+pass; elsewhere XLA fuses the sums into one kernel.
 Source: Karras et al. 2020, arXiv:1912.04958; the padding conventions are StyleGAN2's.
 """
 
@@ -31,9 +31,9 @@ def upfirdn2d(
     down: Pair = (1, 1),
     pad: tuple[Pair, Pair] = ((0, 0), (0, 0)),
 ) -> Float[Array, "b oh ow c"]:
-    """Inserts up - 1 zeros after each pixel, pads, convolves with kernel, takes every down-th.
+    """Inserts up - 1 zeros after each pixel, pads, convolves, then keeps every down-th pixel.
 
-    `kernel` (kh, kw) is a true convolution: it is flipped. A negative pad crops.
+    This is a true convolution: `kernel` (kh, kw) is flipped. A negative pad crops.
     """
     edges = [
         (low, high + factor - 1, factor - 1) for (low, high), factor in zip(pad, up, strict=True)
@@ -48,7 +48,7 @@ def upfirdn2d(
 
 
 def normalized(taps: Taps, gain: float = 1.0) -> np.ndarray:
-    """Taps scaled to the sum `gain`."""
+    """Scales taps so that their sum is `gain`."""
     taps = np.asarray(taps, float)
     return taps * (gain / taps.sum())
 
@@ -62,7 +62,7 @@ def _filter(x: Array, taps: np.ndarray, *, up: int = 1, down: int = 1, pad: Pair
 def fir_upsample(
     x: Float[Array, "b h w c"], taps: Taps, *, factor: int = 2, gain: float = 1.0
 ) -> Float[Array, "b fh fw c"]:
-    """Enlarges by `factor`, filtered; brightness is multiplied by `gain`."""
+    """Upsamples by `factor`, then filters; brightness is multiplied by `gain`."""
     margin = len(taps) - factor
     pad = ((margin + 1) // 2 + factor - 1, margin // 2)
     return _filter(x, normalized(taps, factor * gain**0.5), up=factor, pad=pad)
@@ -80,7 +80,7 @@ def fir_downsample(
 def fir_conv_downsample(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], taps: Taps, *, factor: int = 2
 ) -> Float[Array, "b h/f w/f d"]:
-    """Filters, then convolves with stride `factor`: halves the size and changes the channels."""
+    """Filters, then convolves with stride `factor`."""
     margin = len(taps) - factor + kernel.shape[0] - 1
     x = _filter(x, normalized(taps), pad=((margin + 1) // 2, margin // 2))
     return conv(x, kernel, Window(((0, 0), (0, 0)), stride=(factor, factor)))
@@ -89,7 +89,7 @@ def fir_conv_downsample(
 def fir_upsample_conv(
     x: Float[Array, "b h w c"], kernel: Float[Array, "k k c d"], taps: Taps, *, factor: int = 2
 ) -> Float[Array, "b fh fw d"]:
-    """Inserts zeros and convolves, then filters: the transposed twin of `fir_conv_downsample`."""
+    """Convolves with inserted zeros, then filters: the transpose of `fir_conv_downsample`."""
     size = kernel.shape[0]
     margin = len(taps) - factor - (size - 1)
     edge = ((size - 1,) * 2,) * 2
@@ -115,17 +115,17 @@ def mean_downsample(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array,
 
 
 def upsample(x: Float[Array, "b h w c"], taps: Taps | None) -> Float[Array, "b 2*h 2*w c"]:
-    """Doubles the size: filtered with the taps, or nearest pixel where there are none."""
+    """Doubles the size: filtered by the taps, or by repeating pixels if taps is None."""
     return nearest_upsample(x) if taps is None else fir_upsample(x, taps)
 
 
 def downsample(x: Float[Array, "b h w c"], taps: Taps | None) -> Float[Array, "b h//2 w//2 c"]:
-    """Halves the size: filtered with the taps, or the mean of 2 x 2 pixels without."""
+    """Halves the size: filtered by the taps, or by averaging 2 x 2 pixels if taps is None."""
     return mean_downsample(x) if taps is None else fir_downsample(x, taps)
 
 
 class ConvDownsample(nn.Module):
-    """Halves the size with a 3x3 convolution: of the filtered image, or strided without taps."""
+    """Halves the size with a strided 3x3 convolution, after a filter if there are taps."""
 
     features: int
     taps: Taps | None = None
@@ -135,7 +135,7 @@ class ConvDownsample(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 d"]:
         x, kernel, bias = _resampling_parameters(self, x)
         if self.taps is None:
-            # The published networks pad the right and the bottom only.
+            # The published networks pad only the right and the bottom.
             y = conv(x, kernel, Window(((0, 1), (0, 1)), stride=(2, 2)))
         else:
             y = fir_conv_downsample(x, kernel, self.taps)
@@ -143,7 +143,7 @@ class ConvDownsample(nn.Module):
 
 
 class ConvUpsample(nn.Module):
-    """Doubles the size with a 3x3 convolution: filtered after it, or nearest pixels before it."""
+    """Doubles the size with a 3x3 convolution: then filters, or first repeats pixels if no taps."""
 
     features: int
     taps: Taps | None = None

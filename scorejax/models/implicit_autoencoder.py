@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An autoencoder whose encoder is a sampler without a density, and the score of its codes.
+"""An autoencoder with an implicit encoder, and a network for the score of its codes.
 
-z = h(x, noise) for any function h: what its density would be wanted for, the gradient of its
-entropy, the score of the codes stands in for.
+The encoder z = h(x, noise) has no tractable density. Training needs the density only for the
+gradient of the entropy of the codes, which the score of the codes provides.
 
 Source: Song et al. 2019, arXiv:1905.07088, Section 5.3, as in Pang et al. 2020, arXiv:2007.03317;
-perceptrons here, for images of few pixels, in place of their convolutions.
+with perceptrons for small images in place of their convolutions.
 """
 
 import math
@@ -19,9 +19,9 @@ from scorejax.typing import Shape
 
 
 class ImplicitAutoencoder(nn.Module):
-    """Encoder (x, noise) -> z, decoder z -> logits of the pixels, and a score of z.
+    """Encoder (x, noise) -> z, decoder z -> pixel logits, and the score of z.
 
-    The score is that of z given x if `conditional`, else of the codes of all x together.
+    With `conditional` the score is grad_z log q(z | x), otherwise that of the marginal q(z).
     """
 
     shape: Shape
@@ -37,19 +37,19 @@ class ImplicitAutoencoder(nn.Module):
         self.critic = SmoothPerceptron(self.latent, **sizes)
 
     def __call__(self, x: Float[Array, "b h w c"], noise: Float[Array, "b n"]) -> Array:
-        """The score of the codes of x, by way of everything: for initialisation."""
+        """Score of the codes of x; calls every submodule, so that `init` creates all parameters."""
         z = self.encode(x, noise)
         return self.score(z, x) + 0 * jnp.sum(self.decode(z))
 
     def encode(self, x: Float[Array, "b h w c"], noise: Float[Array, "b n"]) -> Array:
-        """A code (b, latent) of each image, drawn by its noise."""
+        """Codes (b, latent) of images x and noise."""
         return self.encoder(jnp.concatenate([x.reshape(len(x), -1), noise], axis=1))
 
     def decode(self, z: Float[Array, "b k"]) -> Float[Array, "b h w c"]:
-        """Logits of the pixels."""
+        """Pixel logits of codes."""
         return self.decoder(z).reshape(len(z), *self.shape)
 
     def score(self, z: Float[Array, "b k"], x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """grad_z log q(z | x), or of q(z), as it is learned."""
-        given = [x.reshape(len(x), -1)] if self.conditional else []
-        return self.critic(jnp.concatenate([z, *given], axis=1))
+        """Learned grad_z log q(z | x), or grad_z log q(z) if not `conditional`."""
+        inputs = [z, x.reshape(len(x), -1)] if self.conditional else [z]
+        return self.critic(jnp.concatenate(inputs, axis=1))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""InceptionV3 as the Fréchet Inception distance knows it: the TensorFlow graph of 2015.
+"""InceptionV3 as the Fréchet Inception distance uses it: the TensorFlow graph of 2015.
 
-It differs from the network of the paper in its pooling: averages do not count the padding, and the
-last block takes a maximum. Layers have the names of the published PyTorch weights, so that a tensor
-`Mixed_5b.branch1x1.conv.weight` is found at params["Mixed_5b"]["branch1x1"]["kernel"].
+It differs from the network of the paper in its pooling: averages exclude the padding, and the last
+block takes a maximum. Layers are named as in the published PyTorch weights: the tensor
+`Mixed_5b.branch1x1.conv.weight` is params["Mixed_5b"]["branch1x1"]["kernel"].
 
 Source: Szegedy et al. 2016, arXiv:1512.00567; Heusel et al. 2017, arXiv:1706.08500.
 """
@@ -26,14 +26,14 @@ Layer = tuple[str, int, tuple[int, int]]
 
 
 class Features(NamedTuple):
-    """What an image looks like to the network: features (b, 2048) and logits (b, 1008)."""
+    """Pooled features (b, 2048) and logits (b, 1008)."""
 
     pool: Array
     logits: Array
 
 
 class ConvNorm(nn.Module):
-    """Convolution, normalisation with fixed statistics, rectification."""
+    """Convolution, normalisation with fixed statistics, ReLU."""
 
     features: int
     kernel: tuple[int, int]
@@ -57,14 +57,14 @@ class ConvNorm(nn.Module):
 
 
 def chain(x: Array, *layers: Layer) -> Array:
-    """Layers of stride 1, one after the other."""
+    """Applies layers of stride 1 in sequence."""
     for name, features, kernel in layers:
         x = ConvNorm(features, kernel, name=name)(x)
     return x
 
 
 def average(x: Array) -> Array:
-    """Mean over 3 x 3 pixels, of which those outside of the image do not count."""
+    """Mean over 3 x 3 pixels, padding excluded."""
     return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
@@ -74,17 +74,17 @@ def largest(x: Array) -> Array:
 
 
 def halved(x: Array) -> Array:
-    """Maximum over 3 x 3 pixels, every second of them."""
+    """Maximum over 3 x 3 pixels with stride 2."""
     return nn.max_pool(x, (3, 3), (2, 2), "VALID")
 
 
 def halving(x: Array, name: str, features: int) -> Array:
-    """A 3 x 3 convolution at every second pixel."""
+    """A 3 x 3 convolution with stride 2."""
     return ConvNorm(features, THREE, 2, "VALID", name=name)(x)
 
 
 def joined(*branches: Array) -> Array:
-    """Branches side by side in their channels."""
+    """Concatenates branches along the channels."""
     return jnp.concatenate(branches, axis=-1)
 
 
@@ -149,7 +149,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """8 x 8 pixels, with branches that part again."""
+    """8 x 8 pixels, with branches that split again."""
 
     pool: Callable[[Array], Array]
 
@@ -157,14 +157,14 @@ class BlockE(nn.Module):
     def __call__(self, x: Array) -> Array:
         once = chain(x, ("branch3x3_1", 384, ONE))
         twice = chain(x, ("branch3x3dbl_1", 448, ONE), ("branch3x3dbl_2", 384, THREE))
-        parted = lambda h, name, ends: (
+        split = lambda h, name, ends: (
             chain(h, (f"{name}_{end}", 384, kernel))
             for end, kernel in zip(ends, ((1, 3), (3, 1)), strict=True)
         )
         return joined(
             chain(x, ("branch1x1", 320, ONE)),
-            *parted(once, "branch3x3", ("2a", "2b")),
-            *parted(twice, "branch3x3dbl", ("3a", "3b")),
+            *split(once, "branch3x3", ("2a", "2b")),
+            *split(twice, "branch3x3dbl", ("3a", "3b")),
             chain(self.pool(x), ("branch_pool", 192, ONE)),
         )
 
@@ -187,8 +187,9 @@ BLOCKS: Sequence[tuple[str, Callable[..., nn.Module], dict]] = (
 class Inception(nn.Module):
     """The network (images (b, h, w, 3) in [0, 1]) -> Features.
 
-    Images are resized to 299 pixels, without antialiasing, unless `resize` is False.
-    The logits have no bias, as the inception score of the published code takes them.
+    Images are resized to 299 pixels without antialiasing, unless `resize` is False. The logits have
+    no bias, as in the published code of the inception score.
+    Raises: ValueError unless images are (b, h, w, 3).
     """
 
     @nn.compact
@@ -210,6 +211,6 @@ class Inception(nn.Module):
 
 
 def resized(images: Float[Array, "b h w c"]) -> Float[Array, "b 299 299 c"]:
-    """Bilinear interpolation between the centres of pixels."""
+    """Resizes to 299 x 299 pixels by bilinear interpolation between pixel centres."""
     shape = (images.shape[0], SIZE, SIZE, images.shape[-1])
     return jax.image.resize(images, shape, "bilinear", antialias=False)

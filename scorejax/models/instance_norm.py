@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Instance normalisations that keep something of the means, on images (b, h, w, c).
+"""Instance normalisation++, which retains the channel means, for images (b, h, w, c).
 
 Source: Song & Ermon 2019, arXiv:1907.05600, Appendix A.
 """
@@ -15,14 +15,14 @@ from jaxtyping import Array, Float, Int
 from scorejax.models.layers import channel_moments
 
 Norm = Callable[..., Callable[[Array, Array | None], Array]]
-"""norm(name=...) -> what normalises (x, label)."""
+"""norm(name=...) returns a function (x, label) -> normalised x."""
 
 
 def normalize_plus(x: Array, alpha: Array, gamma: Array, beta: Array, *, epsilon: float) -> Array:
-    """Instance normalisation that keeps the means of the channels, normalised over the channels.
+    """Instance normalisation that adds back the channel means, normalised over the channels.
 
-    alpha, gamma and beta are (b, c) or (1, c). The variance of the means is the unbiased one, as in
-    the published weights.
+    alpha, gamma and beta are (b, c) or (1, c). The variance of the means is unbiased, as in the
+    published code. Source: arXiv:1907.05600, Appendix A.
     """
     mean, variance = channel_moments(x)
     centred = mean - jnp.mean(mean, axis=-1, keepdims=True)
@@ -34,7 +34,7 @@ def normalize_plus(x: Array, alpha: Array, gamma: Array, beta: Array, *, epsilon
 
 
 class InstanceNormPlus(nn.Module):
-    """`normalize_plus` with one set of parameters, whatever the label."""
+    """`normalize_plus` with one set of parameters for all labels."""
 
     epsilon: float = 1e-5
 
@@ -48,7 +48,7 @@ class InstanceNormPlus(nn.Module):
 
 
 class ConditionalInstanceNormPlus(nn.Module):
-    """`normalize_plus` with parameters for each of `num_scales` noise levels."""
+    """`normalize_plus` with separate parameters for each of `num_scales` noise levels."""
 
     num_scales: int
     epsilon: float = 1e-5
@@ -56,8 +56,8 @@ class ConditionalInstanceNormPlus(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], label: Int[Array, "b"]) -> Array:
         table = self.param("table", _near_one_and_zero, (self.num_scales, 3 * x.shape[-1]))
-        # A product, where an index would do: recomputed in the backward pass, a gather keeps
-        # XLA's CPU compiler busy without end.
+        # A matrix product instead of indexing: XLA's CPU compiler does not finish on a gather that
+        # is recomputed in the backward pass.
         level = jax.nn.one_hot(label.astype(jnp.int32), self.num_scales)
         of_level = jnp.matmul(level, table, precision=jax.lax.Precision.HIGHEST)
         gamma, alpha, beta = jnp.split(of_level, 3, axis=-1)
@@ -65,12 +65,12 @@ class ConditionalInstanceNormPlus(nn.Module):
 
 
 def no_norm(*, name: str) -> Callable[[Array, Array | None], Array]:
-    """Leaves x alone."""
+    """Returns the identity in x, in place of a normalisation."""
     return lambda x, label: x
 
 
 class VarianceNorm(nn.Module):
-    """Divides each channel by its standard deviation (the unbiased one) and scales it."""
+    """Divides each channel by its unbiased standard deviation and scales it."""
 
     epsilon: float = 1e-5
 
@@ -88,6 +88,6 @@ def _near_one(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> A
 
 
 def _near_one_and_zero(rng: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-    """gamma and alpha near one, beta zero, side by side."""
+    """Initialises gamma and alpha near one and beta at zero, concatenated."""
     gamma_alpha = _near_one(rng, (shape[0], shape[1] // 3 * 2), dtype)
     return jnp.concatenate([gamma_alpha, jnp.zeros((shape[0], shape[1] // 3), dtype)], axis=1)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers that the networks share. Images are (b, h, w, c), kernels (h, w, in, out).
+"""Layers shared by the networks. Images are (b, h, w, c), kernels (h, w, in, out).
 
-Weights are drawn as in the score SDE networks: uniform, with variance 1 / mean(fan_in, fan_out).
+Weights start as in the score SDE networks: uniform, of variance 1 / mean(fan_in, fan_out).
 Parameters are float32 (float64 where JAX runs in 64 bits); `dtype` is the type of the arithmetic.
 """
 
@@ -23,12 +23,12 @@ Dtype = Any
 
 
 def fan_avg_uniform(scale: float = 1.0) -> nn.initializers.Initializer:
-    """Uniform weights of variance scale / mean(fan_in, fan_out); scale 0 means almost zero."""
+    """Uniform initializer of variance scale / mean(fan_in, fan_out); scale 0 stands for 1e-10."""
     return nn.initializers.variance_scaling(scale or 1e-10, "fan_avg", "uniform")
 
 
 class Dense(nn.Dense):
-    """A linear map of the last axis, computed as one matrix product."""
+    """Linear map of the last axis, computed as one matrix product."""
 
     def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b d"]:
         # XLA's CPU compiler takes up to three times as long where the other axes are several.
@@ -37,17 +37,17 @@ class Dense(nn.Dense):
 
 
 def dense(features: int, *, name: str, init_scale: float = 1.0, dtype: Dtype = None) -> Dense:
-    """A linear map of the last axis: on an image, a 1x1 convolution."""
+    """Linear map of the last axis: a 1x1 convolution if x is an image."""
     return Dense(features, kernel_init=fan_avg_uniform(init_scale), dtype=dtype, name=name)
 
 
 def nin(features: int, *, name: str, init_scale: float = 0.1, dtype: Dtype = None) -> Dense:
-    """Network in network: a linear map of the channels with small initial weights."""
+    """Network-in-network layer: a linear map of the channels with small initial weights."""
     return dense(features, name=name, init_scale=init_scale, dtype=dtype)
 
 
 class Conv(nn.Module):
-    """Convolution of stride 1 with an odd square kernel; the size of the image is kept."""
+    """Convolution of stride 1 with a square kernel of odd size; keeps the size of the image."""
 
     features: int
     size: int = 3
@@ -69,8 +69,8 @@ class Conv(nn.Module):
 class Dropout(nn.Module):
     """Sets entries to zero with probability `rate` and scales the others by 1 / (1 - rate).
 
-    Acts where it is given a key, or a key for each example. Two layers of different names draw
-    differently from the same keys.
+    `rng` is a key or one key per example; without it the layer is the identity. Layers of different
+    names draw different masks from the same key.
     """
 
     rate: float
@@ -78,30 +78,31 @@ class Dropout(nn.Module):
     def __call__(self, x: Float[Array, "b *d"], rng: Rng | None) -> Float[Array, "b *d"]:
         if rng is None or not self.rate:
             return x
-        own = fold_in(rng, zlib.crc32("/".join(self.path).encode()))
-        kept = lambda key, shape: jax.random.bernoulli(key, 1 - self.rate, shape)
-        return jnp.where(draw_rows(kept, own, x.shape), x / (1 - self.rate), jnp.zeros_like(x))
+        layer_rng = fold_in(rng, zlib.crc32("/".join(self.path).encode()))
+        bernoulli = lambda key, shape: jax.random.bernoulli(key, 1 - self.rate, shape)
+        keep = draw_rows(bernoulli, layer_rng, x.shape)
+        return jnp.where(keep, x / (1 - self.rate), jnp.zeros_like(x))
 
 
 def group_count(channels: int) -> int:
-    """Groups of the NCSN++ networks: four channels in each, but at most 32 groups."""
+    """Number of groups in NCSN++ networks: four channels per group, but at most 32 groups."""
     return min(channels // 4, 32)
 
 
 _WIDTHS = (
-    "Choose nf and ch_mult so that every width, and every sum of two that a skip connection "
-    "joins, is a multiple of 4, and of 32 from 128 on."
+    "Choose nf and ch_mult so that every width, and every sum of two widths that a skip connection "
+    "concatenates, is a multiple of 4, and of 32 from 128 on."
 )
 
 
 class GroupNorm(nn.Module):
     """Group normalisation as one multiply-add per channel, with statistics in float32.
 
-    By default four channels form a group, but there are at most 32 groups.
-    `shift` (b, c) or (c,) is added to x before the normalisation, at no cost: it only moves the
-    mean of each channel. Biases that precede a normalisation belong there.
+    `num_groups` defaults to `group_count(c)`. `shift` (b, c) or (c,) is added to x before the
+    normalisation at no cost, since it only moves the mean of each channel. Pass biases that precede
+    a normalisation this way.
 
-    Raises: ValueError if num_groups does not divide the number of channels.
+    Raises: ValueError if the number of groups does not divide the number of channels.
     Source: Wu & He 2018, arXiv:1803.08494.
     """
 
@@ -132,18 +133,18 @@ class GroupNorm(nn.Module):
 
 
 def channel_moments(x: Float[Array, "b h w c"]) -> tuple[Array, Array]:
-    """Mean and variance (b, c) over the pixels, in float32 at least; two passes."""
+    """Mean and variance (b, c) over the pixels, in two passes, at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = jnp.mean(x, axis=(1, 2))
-    # The variance does not depend on the point that it is taken about, so its derivatives of every
-    # order are right though this one is held fixed: and the backward pass saves a sum over pixels.
-    about = jax.lax.stop_gradient(mean)
-    variance = jnp.mean((x - about[:, None, None]) ** 2, axis=(1, 2)) - (mean - about) ** 2
+    # E(x - a)^2 - (mean - a)^2 does not depend on a, so all derivatives stay exact with a
+    # held fixed, and the backward pass saves a sum over pixels.
+    anchor = jax.lax.stop_gradient(mean)
+    variance = jnp.mean((x - anchor[:, None, None]) ** 2, axis=(1, 2)) - (mean - anchor) ** 2
     return mean, variance
 
 
 def pool_groups(mean: Array, variance: Array, num_groups: int) -> tuple[Array, Array]:
-    """Moments (b, c) of each channel -> those of its group, (b, c), repeated for its channels."""
+    """Pools the moments (b, c) of channels over groups; each channel gets those of its group."""
     grouped = (*mean.shape[:-1], num_groups, -1)
     mean, variance = mean.reshape(grouped), variance.reshape(grouped)
     pooled = jnp.mean(mean, axis=-1, keepdims=True)
@@ -153,9 +154,9 @@ def pool_groups(mean: Array, variance: Array, num_groups: int) -> tuple[Array, A
 
 
 class Attention(nn.Module):
-    """Residual self-attention over all pixels, one head; softmax in float32.
+    """Residual self-attention over all pixels with one head; softmax in float32.
 
-    Memory grows with (h w)^2. `rescale` divides the sum by sqrt(2).
+    Memory grows with (h w)^2. `rescale` divides the residual sum by sqrt(2).
     """
 
     num_groups: int | None = None
@@ -178,8 +179,8 @@ class Attention(nn.Module):
 def attend(
     query: Float[Array, "b q c"], key: Float[Array, "b k c"], value: Float[Array, "b k d"]
 ) -> Float[Array, "b q d"]:
-    """Values averaged with weights softmax(query . key / sqrt(c)); the softmax in float32."""
-    # jax.nn.dot_product_attention takes the softmax in float32 even of float64: off by 1e-7.
+    """Averages values with weights softmax(query . key / sqrt(c)), in at least float32."""
+    # jax.nn.dot_product_attention computes the softmax in float32 even for float64: error 1e-7.
     wide = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=wide)
     weights = jax.nn.softmax(logits / math.sqrt(query.shape[-1]), axis=-1)
@@ -187,12 +188,12 @@ def attend(
 
 
 def residual_sum(x: Array, h: Array, *, rescale: bool) -> Array:
-    """x + h, divided by sqrt(2) if `rescale`, so that the variance is kept."""
+    """x + h, divided by sqrt(2) if `rescale`, which preserves the variance."""
     return (x + h) / math.sqrt(2) if rescale else x + h
 
 
 class Combine(nn.Module):
-    """Joins a pyramid image to the features h: 1x1 convolution, then `sum` or `cat`."""
+    """Maps a pyramid image to the channels of h (1x1 convolution), then adds or concatenates h."""
 
     method: str = "sum"
     dtype: Dtype = None
@@ -208,7 +209,8 @@ def sinusoidal_embedding(
 ) -> Float[Array, "b dim"]:
     """Sines, then cosines, of the label at geometric frequencies 1 ... 1 / max_period.
 
-    An odd `dim` ends with a zero. Source: Vaswani et al. 2017, with half - 1 where they have half.
+    If `dim` is odd, the last entry is zero. Source: Vaswani et al. 2017, arXiv:1706.03762, Section
+    3.5, but with dim / 2 - 1 in place of dim / 2 in the exponent.
     """
     half = dim // 2
     frequencies = np.exp(-math.log(max_period) * np.arange(half) / (half - 1))
@@ -220,7 +222,7 @@ def sinusoidal_embedding(
 class FourierEmbedding(nn.Module):
     """Sines, then cosines, of 2 pi f x at fixed random frequencies f ~ N(0, scale^2).
 
-    The frequencies are a parameter, as in published weights, but their gradient is zero.
+    The frequencies are stored as a parameter, as in published weights, but have zero gradient.
     Source: Tancik et al. 2020, arXiv:2006.10739.
     """
 
@@ -236,7 +238,7 @@ class FourierEmbedding(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """Two dense layers on an embedded label: (b, d) -> (b, features)."""
+    """Two dense layers that map an embedded label (b, d) to (b, features)."""
 
     features: int
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Perceptrons with smooth units, for what is differentiated twice."""
+"""Multilayer perceptrons with smooth units, for objectives that need second derivatives."""
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -8,9 +8,9 @@ from scorejax.models.layers import dense
 
 
 class SmoothPerceptron(nn.Module):
-    """`num_hidden` layers of `hidden` softplus units, and a linear one.
+    """`num_hidden` layers of `hidden` softplus units and a linear output layer.
 
-    An `init_scale` of zero lets it begin close to zero everywhere.
+    With `init_scale` 0 the initial output is close to zero everywhere.
     """
 
     features: int

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NCSN++ and DDPM++: the U-Nets of score-based models, one module for the whole family.
+"""NCSN++ and DDPM++, the U-Nets of the score SDE paper, as one module.
 
-DDPM++ is `fir=False, embedding_type="positional"`; NCSN++ is `fir=True,
-progressive_input="residual"`, with `embedding_type="fourier"` if it is trained in continuous time
-on the VE SDE; the networks for 256 pixels and more use `input_skip` and `output_skip` pyramids.
+DDPM++ is `fir=False, embedding_type="positional"`. NCSN++ is `fir=True,
+progressive_input="residual"`, with `embedding_type="fourier"` if trained in continuous time on the
+VE SDE. Networks for 256 pixels and more use `input_skip` and `output_skip` pyramids.
 Source: Song et al. 2021, arXiv:2011.13456, Appendix H.
 """
 
@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known
 from scorejax.models.fir import ConvDownsample, ConvUpsample, downsample, upsample
 from scorejax.models.layers import (
     Attention,
@@ -44,10 +44,10 @@ _CHOICES = {
 
 
 class ResidualBlock(nn.Module):
-    """What both residual blocks of the family share: the fields and the second half.
+    """Base of both residual blocks: their fields and their second half.
 
-    `temb` (b, d) is the embedding of the label, or None in an unconditional network; `rng` the keys
-    of dropout, or None.
+    `temb` (b, d) is the embedding of the label, or None in an unconditional network. `rng` is the
+    key or keys of dropout, or None.
     """
 
     features: int
@@ -60,7 +60,7 @@ class ResidualBlock(nn.Module):
     def transform(self, h: Array, temb: Array | None, rng: Rng | None) -> Array:
         """Convolution, label, normalisation, activation, dropout, convolution."""
         h = Conv(self.features, use_bias=False, dtype=self.dtype, name="conv_0")(h)
-        # The bias and the label only shift the channels that are normalised next.
+        # Bias and label only shift channels that are normalised next, so GroupNorm takes them.
         shift = self.param("conv_0_bias", nn.initializers.zeros, (self.features,))
         if temb is not None:
             shift = shift[None] + dense(self.features, name="temb")(nn.silu(temb))
@@ -110,20 +110,19 @@ class BigGANBlock(ResidualBlock):
 class NCSNpp(nn.Module):
     """The score network (x (b, h, w, c), label (b,)) -> (b, h, w, c); square images.
 
-    Level l has nf * ch_mult[l] channels and half the size of the level before. Attention acts
-    where the size is in `attn_resolutions`, and always in the middle. The label is embedded as it
-    is by `positional`; `fourier` takes its logarithm, so that it should be the noise level sigma.
-    With `centered` x lies in [-1, 1], without it x in [0, 1] is mapped there first. The output is
-    the raw head: where training divided it by sigma, so must the caller.
+    Level l has nf * ch_mult[l] channels and half the size of the previous level. Attention acts at
+    the sizes in `attn_resolutions`, and always in the middle. `embedding_type` "positional" embeds
+    the label itself; "fourier" embeds its logarithm, so the label should be the noise level sigma.
+    With `centered` x needs to lie in [-1, 1]; otherwise x in [0, 1] is mapped there first. The
+    output is not divided by sigma; the caller does so if training did.
 
     `dtype` is the type of the arithmetic in the body (bfloat16, say); parameters, normalisation,
     softmax and the head keep float32. `remat` recomputes each residual block in the backward pass
-    instead of storing what is inside. `dropout_rng`, a key or a key for each example, switches
-    dropout on.
+    instead of storing its activations. `dropout_rng`, one key or one per example, enables dropout.
 
-    Raises: ValueError for an unknown option, an image that is not square or cannot be halved
-    len(ch_mult) - 1 times, and widths that cannot be normalised in groups.
-    Source: arXiv:2011.13456, Appendix H; names of the options as in its published settings.
+    Raises: ValueError if an option is unknown, the image is not square or cannot be halved
+    len(ch_mult) - 1 times, or a width does not divide into groups.
+    Source: arXiv:2011.13456, Appendix H; options are named as in its published configs.
     """
 
     nf: int = 128
@@ -149,9 +148,8 @@ class NCSNpp(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        for option, known in _CHOICES.items():
-            if getattr(self, option) not in known:
-                raise unknown(option, getattr(self, option), known)
+        for option, choices in _CHOICES.items():
+            require_known(option, getattr(self, option), choices)
         super().__post_init__()
 
     @nn.compact
@@ -186,9 +184,9 @@ class NCSNpp(nn.Module):
         rng: Rng | None,
         join: Callable[[Array, int], Array] = lambda h, level: h,
     ) -> tuple[Array, list[Array]]:
-        """Features of the coarsest level, and those of every block on the way for `_decode`.
+        """Features of the coarsest level, and the skip connections for `_decode`.
 
-        What the first block of a level makes goes through join(h, level).
+        `join(h, level)` is applied to the output of the first block of each level.
         """
         pyramid = x
         h = Conv(self.nf, dtype=self.dtype, name="conv_in")(x)
@@ -214,7 +212,7 @@ class NCSNpp(nn.Module):
     def _decode(
         self, h: Array, skips: list[Array], temb: Array | None, rng: Rng | None, *, channels: int
     ) -> tuple[list[Array], Array | None]:
-        """Features of each level, the finest first, and the output pyramid that some have."""
+        """Features of each level, finest first, and the output pyramid or None."""
         levels, pyramid = [], None
         for level in reversed(range(len(self.ch_mult))):
             for i in range(self.num_res_blocks + 1):
@@ -228,7 +226,7 @@ class NCSNpp(nn.Module):
         return levels, pyramid
 
     def _join_input(self, h: Array, pyramid: Array, *, name: str) -> tuple[Array, Array]:
-        """Features and input pyramid of the next level."""
+        """Features and input pyramid of the next, coarser level."""
         if self.progressive_input == "input_skip":
             pyramid = downsample(pyramid, self._taps)
             h = Combine(self.progressive_combine, dtype=self.dtype, name=name)(pyramid, h)
@@ -240,7 +238,7 @@ class NCSNpp(nn.Module):
     def _join_output(
         self, h: Array, pyramid: Array | None, channels: int, *, name: str
     ) -> tuple[Array, Array | None]:
-        """Features and output pyramid of this level, `pyramid` being that of the coarser one."""
+        """Features and output pyramid of this level, from the `pyramid` of the coarser level."""
         if self.progressive == "output_skip":
             image = self._head(h, channels, name=name)
             pyramid = image if pyramid is None else image + upsample(pyramid, self._taps)
@@ -272,7 +270,7 @@ class NCSNpp(nn.Module):
     def _resample(
         self, h: Array, temb: Array | None, rng: Rng | None, *, up: bool, name: str
     ) -> Array:
-        """Features of the next level, of unchanged width."""
+        """Features at double or half the size, with unchanged width."""
         plain, layer = (upsample, ConvUpsample) if up else (downsample, ConvDownsample)
         if self.resblock_type == "biggan":
             resample = functools.partial(plain, taps=self._taps)
@@ -300,7 +298,7 @@ class NCSNpp(nn.Module):
 
 
 def require_halvings(shape: tuple[int, ...], halvings: int) -> None:
-    """Raises ValueError unless images (b, h, w, c) are square and can be halved so often."""
+    """Raises ValueError unless images (b, h, w, c) are square and divisible by 2^halvings."""
     height, width = shape[1:3]
     if height != width or height % 2**halvings:
         raise ValueError(

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""NICE: a flow of additive couplings, whose density is exact.
+"""NICE: a normalising flow of additive couplings with an exact density.
 
-Half of the coordinates stays and moves the other half by a function of itself, so that each
-coupling preserves volume and is undone by subtraction. At the end every coordinate has a scale of
-its own, and the latent code is logistic. All functions are smooth, as score matching needs them:
-softplus in place of the paper's ReLU.
+Each coupling shifts one half of the coordinates by a function of the other half, so it preserves
+volume and is inverted by subtraction. A final layer scales each coordinate; the prior of the latent
+code is logistic. Softplus replaces the paper's ReLU, since score matching needs smooth functions.
 
 Source: Dinh et al. 2014, arXiv:1410.8516.
 """
@@ -22,10 +21,10 @@ Halves = tuple[Array, Array]
 
 
 class NICE(nn.Module):
-    """The flow of examples with `dim` coordinates: called on x (b, *d), it returns log_prob(x).
+    """Flow on examples with `dim` coordinates; calling it on x (b, *d) returns log_prob(x).
 
-    Coordinates are told apart as even or odd; couplings move the one and the other by turns.
-    Defaults are those of the paper for MNIST.
+    Couplings alternately shift the odd and the even coordinates. Defaults are the paper's for
+    MNIST. Raises: ValueError if dim < 2.
     """
 
     dim: int
@@ -36,7 +35,7 @@ class NICE(nn.Module):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dim < 2:
-            raise ValueError(f"a flow of couplings needs dim of at least 2; got {self.dim}")
+            raise ValueError(f"NICE needs dim of at least 2; got {self.dim}")
 
     def setup(self) -> None:
         sizes = self.dim - self.dim // 2, self.dim // 2
@@ -55,7 +54,7 @@ class NICE(nn.Module):
         return logistic_log_prob(self.forward(x)) + log_det
 
     def forward(self, x: Float[Array, "b *d"]) -> Float[Array, "b n"]:
-        """The latent code of x: even coordinates first, then odd ones."""
+        """Latent codes of x: even coordinates first, then odd ones."""
         x = x.reshape(x.shape[0], -1)
         halves = x[:, ::2], x[:, 1::2]
         for i, shift in enumerate(self.shifts):
@@ -63,7 +62,7 @@ class NICE(nn.Module):
         return jnp.concatenate(halves, axis=1) * jnp.exp(self.log_scale)[None]
 
     def inverse(self, z: Float[Array, "b n"]) -> Float[Array, "b n"]:
-        """The example, flat, whose latent code is z."""
+        """Flattened examples whose latent codes are z."""
         z = z * jnp.exp(-self.log_scale)[None]
         halves = z[:, : self.dim - self.dim // 2], z[:, self.dim - self.dim // 2 :]
         for i, shift in reversed(list(enumerate(self.shifts))):
@@ -71,17 +70,17 @@ class NICE(nn.Module):
         return jnp.zeros_like(z).at[:, ::2].set(halves[0]).at[:, 1::2].set(halves[1])
 
     def sample(self, rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b *d"]:
-        """Independent draws of `shape` (b, *d), of which each example has `dim` numbers."""
+        """Draws independent examples of `shape` (b, *d), where *d multiplies to `dim`."""
         z = jax.random.logistic(rng, (shape[0], self.dim))
         return self.inverse(z).reshape(shape)
 
 
 def logistic_log_prob(z: Float[Array, "b *d"]) -> Float[Array, "b"]:
-    """Log-density in nats of independent standard logistic variables."""
+    """Log-density of independent standard logistic variables, in nats."""
     return -sum_except_batch(nn.softplus(z) + nn.softplus(-z))
 
 
 def _moved(halves: Halves, number: int, by: Array) -> Halves:
-    """The halves after coupling `number`, which moves that which it does not look at."""
+    """Applies coupling `number`: even numbers shift the odd half, odd numbers the even half."""
     even, odd = halves
     return (even, odd + by) if number % 2 == 0 else (even + by, odd)

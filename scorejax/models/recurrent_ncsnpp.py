@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The score U-Net run several times, what it decoded going back into its encoder.
+"""A score U-Net that runs several passes and feeds decoded features back to its encoder.
 
-The idea of BiO-Net (arXiv:2007.00243) in a score network. All passes have the same weights. At each
-level of the encoder the features behind the first block are joined, by a linear map of the
-channels, with what the pass before decoded there; the first pass joins them to themselves, as in
-BiO-Net. Instead of normalisations of its own a pass has a number, which is embedded and added to
-the embedding of the noise level: group normalisation keeps nothing from pass to pass, and
-statistics over a batch would mix its noise levels. The number of parameters does not depend on the
-number of passes.
+This applies the idea of BiO-Net (arXiv:2007.00243) to a score network. All passes share weights. At
+each encoder level the output of the first block is concatenated with the features that the previous
+pass decoded at that level, and mapped linearly to its own width; the first pass concatenates it
+with itself, as in BiO-Net. Passes have no separate normalisations: group normalisation keeps no
+statistics, and batch statistics would mix noise levels. Instead, an embedding of the number of the
+pass is added to that of the noise level. The parameter count does not depend on the number of
+passes.
 """
 
 import flax.linen as nn
@@ -19,13 +19,15 @@ from scorejax.models.ncsnpp import NCSNpp, require_halvings
 from scorejax.random import Rng
 
 Levels = list[Array]
-"""Decoded features of each level, the finest first."""
+"""Decoded features of each level, finest first."""
 
 
 class RecurrentPass(NCSNpp):
-    """One pass of a conditional NCSN++ without pyramids: its output, and what it decoded.
+    """One pass of a conditional NCSN++: returns its output and its decoded features.
 
-    `backward` is what the pass before decoded, or None for the first; `number` counts from 0.
+    `backward` holds the decoded features of the previous pass, or None in the first; `number`
+    counts passes from 0. Raises: as NCSNpp; and ValueError unless conditional=True and
+    progressive="none".
     """
 
     def __post_init__(self) -> None:
@@ -66,9 +68,9 @@ class RecurrentPass(NCSNpp):
 
 
 class Recurrent(nn.Module):
-    """The score network (x (b, h, w, c), label (b,)) -> what the last of its passes puts out.
+    """The score network (x (b, h, w, c), label (b,)) -> (b, h, w, c), the output of the last pass.
 
-    `recurrence` is the number of passes.
+    `recurrence` is the number of passes. Raises: ValueError if it is below 1.
     """
 
     network: RecurrentPass

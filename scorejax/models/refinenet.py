@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RefineNets of NCSN and NCSNv2, on images (b, h, w, c), with ELU.
+"""The RefineNets of NCSN and NCSNv2, on images (b, h, w, c), with ELU activations.
 
-They differ in their stages, and in what normalises and pools: functions that the blocks are given.
-A normalisation is called as (x, label), and only that of the first NCSN looks at the label.
+They differ in their stages, normalisation and pooling. Blocks take the normalisation and the
+pooling as functions. A normalisation is called as (x, label); only that of NCSN uses the label.
 
 Sources: Lin et al. 2017, arXiv:1611.06612; Song & Ermon 2019, arXiv:1907.05600, Appendix A; Song &
 Ermon 2020, arXiv:2006.09011, Appendix B.
@@ -26,12 +26,12 @@ from scorejax.models.instance_norm import (
     no_norm,
 )
 
-# Weights are drawn as PyTorch draws a convolution's: of variance 1 / (3 fan_in).
+# PyTorch draws weights of variance 1 / (3 fan_in), which this equals where fan_in = fan_out.
 Conv = functools.partial(layers.Conv, init_scale=1 / 3)
 
 
 class ResidualConvUnit(nn.Module):
-    """`num_blocks` residual branches, one after the other, of `num_stages` x (ELU, convolution)."""
+    """`num_blocks` residual branches in sequence, each of `num_stages` x (ELU, convolution)."""
 
     num_blocks: int = 2
     num_stages: int = 2
@@ -51,17 +51,17 @@ class ResidualConvUnit(nn.Module):
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Largest of 5 x 5 pixels."""
+    """Maximum over 5 x 5 pixels."""
     return nn.max_pool(x, (5, 5), padding="SAME")
 
 
 def mean_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Mean of 5 x 5 pixels, those outside the image counted as zero."""
+    """Mean over 5 x 5 pixels, where pixels outside the image count as zero."""
     return nn.avg_pool(x, (5, 5), padding="SAME")
 
 
 class ChainedResidualPooling(nn.Module):
-    """Adds to ELU(x) the results of a chain of 5x5 poolings and convolutions."""
+    """Adds to ELU(x) the outputs of a chain of 5x5 poolings and convolutions."""
 
     num_stages: int = 2
     pool: Callable[[Array], Array] = max_pool
@@ -79,7 +79,7 @@ class ChainedResidualPooling(nn.Module):
 
 
 class MultiResolutionFusion(nn.Module):
-    """Sum of images of several sizes, each convolved and then resized to `size` (h, w)."""
+    """Convolves feature maps of several sizes, resizes them to `size` (h, w) and adds them."""
 
     features: int
     size: tuple[int, int]
@@ -99,7 +99,7 @@ class MultiResolutionFusion(nn.Module):
 
 
 def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
-    """Bilinear interpolation at `size` points an axis, of which the outer ones are x's own."""
+    """Resizes bilinearly to `size`; the corner pixels of input and output coincide."""
     if x.shape[1:3] == tuple(size):
         return x
     rows, columns = (
@@ -110,16 +110,16 @@ def resize_bilinear(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Array:
 
 
 def _interpolation(length: int, new: int) -> np.ndarray:
-    """Matrix (new, length) of linear interpolation whose first and last points coincide."""
+    """Matrix (new, length) of linear interpolation with aligned end points."""
     position = np.linspace(0, length - 1, new)[:, None]
     return np.maximum(0, 1 - np.abs(position - np.arange(length)))
 
 
 class RefineNetResidualBlock(nn.Module):
-    """Two normalised convolutions and a shortcut; the image may shrink.
+    """Residual block of two normalised convolutions, which may halve the size.
 
-    With `down` the second convolution changes the width, and then 2 x 2 pixels become their mean;
-    but where a `dilation` above 1 widens the kernels, the size is kept.
+    `down` averages 2 x 2 pixels after the second convolution, unless `dilation` is above 1: then
+    the size is kept and the kernels are dilated instead.
     """
 
     features: int
@@ -145,9 +145,9 @@ class RefineNetResidualBlock(nn.Module):
 
 
 class RefineBlock(nn.Module):
-    """Joins images of several sizes at that of the first: residual units, fusion, pooling.
+    """Merges feature maps at the size of the first: residual units, fusion, chained pooling.
 
-    `remat` recomputes each of these parts in the backward pass, one at a time.
+    `remat` recomputes each part in the backward pass, one at a time.
     """
 
     features: int
@@ -176,7 +176,7 @@ class RefineBlock(nn.Module):
 
 
 class Stage(NamedTuple):
-    """Two residual blocks of `width` times the network's features, the first perhaps `down`."""
+    """Two residual blocks of `width` times the network's features; `down` applies to the first."""
 
     width: int
     down: bool = True
@@ -193,13 +193,13 @@ NCSNV2_DEEPEST = (
 
 
 class NCSNv2(nn.Module):
-    """RefineNet without a label: (x, label) -> output, which is to be divided by sigma.
+    """Unconditional RefineNet (x, label) -> output; the caller divides the output by sigma.
 
-    Images are in [0, 1] and mapped to [-1, 1], unless they are `centered` already. `dtype` is the
-    type of the arithmetic in the body; `remat` recomputes the blocks in the backward pass, one at a
-    time, instead of storing what is inside.
+    With `centered` images need to lie in [-1, 1]; otherwise images in [0, 1] are mapped there
+    first. The label is ignored. `dtype` is the type of the arithmetic in the body. `remat`
+    recomputes the blocks in the backward pass, one at a time, instead of storing their activations.
 
-    Source: arXiv:2006.09011, Appendix B, and technique 3.
+    Source: Song & Ermon 2020, arXiv:2006.09011, Appendix B, and technique 3.
     """
 
     features: int = 128
@@ -210,7 +210,7 @@ class NCSNv2(nn.Module):
 
     @property
     def parts(self) -> tuple[Norm, Norm, Callable[[Array], Array]]:
-        """The norm of the body, that of the refining blocks, and what pools there."""
+        """Normalisation of the body, and normalisation and pooling of the RefineNet blocks."""
         return InstanceNormPlus, no_norm, max_pool
 
     @nn.compact
@@ -226,8 +226,7 @@ class NCSNv2(nn.Module):
             options = {"dilation": dilation, "norm": norm, "dtype": self.dtype}
             for j, down_here in enumerate((down, False)):
                 name = f"stage_{i}_block_{j}"
-                make = functools.partial(block, width * self.features, down_here, name=name)
-                h = make(**options)(h, label)
+                h = block(width * self.features, down_here, name=name, **options)(h, label)
             skips.append(h)
         options = {"pool": pool, "norm": refine_norm, "dtype": self.dtype, "remat": self.remat}
         for i in reversed(range(len(self.stages))):
@@ -239,10 +238,10 @@ class NCSNv2(nn.Module):
 
 
 class NCSN(NCSNv2):
-    """The first version: normalised by noise level everywhere, pooled by means, and its own score.
+    """The first NCSN: conditional normalisation throughout, mean pooling; the output is the score.
 
-    The label is the index of the level, 0 the noisiest of `num_scales`.
-    Source: arXiv:1907.05600, Appendix A.
+    The label is the index of the noise level, 0 being the noisiest of `num_scales`.
+    Source: Song & Ermon 2019, arXiv:1907.05600, Appendix A.
     """
 
     num_scales: int = 10

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The DDPM++ and NCSN++ networks as EDM trains them: with labels of classes and augmentations.
+"""The DDPM++ and NCSN++ networks as EDM trains them, with class and augmentation labels.
 
-The body is that of `NCSNpp`. What differs is the embedding: the noise label arrives as the
-preconditioner made it (see `preconditioning.py`), so that no logarithm is taken here, and linear
-maps of the other labels are added to it. DDPM++ is the default; NCSN++ is
+The body is that of `NCSNpp`; the embedding differs. The preconditioner has already transformed the
+noise label (see `preconditioning.py`), so no logarithm is taken here. Linear maps of class and
+augmentation labels are added to its embedding. DDPM++ is the default; NCSN++ is
 `embedding_type="fourier", channel_mult_noise=2, fir_kernel=(1, 3, 3, 1),
 progressive_input="residual"`.
 Source: Karras et al. 2022, arXiv:2206.00364, Appendix F.
@@ -30,14 +30,14 @@ from scorejax.random import Rng, draw_rows, fold_in
 class SongUNet(NCSNpp):
     """EDM's network (x (b, h, w, c), noise_label (b,), ...) -> (b, h, w, out_channels).
 
-    The fields of NCSNpp mean what they mean there. `class_labels` (b, label_dim) are one-hot, or
-    zeros for no class, as are missing ones. `augment_labels` (b, augment_dim) say how an image was
-    augmented; zeros, or none, that it was not. `out_channels` is that of x unless given.
+    Fields not listed here are those of NCSNpp. `class_labels` (b, label_dim) are one-hot; zeros or
+    None stand for no class. `augment_labels` (b, augment_dim) describe the augmentation of an
+    image; zeros or None stand for no augmentation. `out_channels` defaults to the channels of x.
 
-    In training, where there is a `dropout_rng`, a class is withheld with probability
-    `label_dropout`: what classifier-free guidance needs.
+    With a `dropout_rng`, as in training, each class label is dropped with probability
+    `label_dropout`, as classifier-free guidance requires.
 
-    Raises: as NCSNpp; and ValueError for labels that do not fit label_dim or augment_dim.
+    Raises: as NCSNpp; and ValueError if labels do not have label_dim or augment_dim entries.
     """
 
     embedding_type: str = "positional"
@@ -64,7 +64,7 @@ class SongUNet(NCSNpp):
         if use_labels("class_labels", class_labels, self.label_dim):
             classes = labels_or_zeros(class_labels, self.label_dim, embedding)
             classes = withhold_labels(classes, self.label_dropout, dropout_rng)
-            # One-hot labels have a mean square of 1 / label_dim: the root makes it one.
+            # One-hot labels have mean square 1 / label_dim; this scales it to 1.
             classes = math.sqrt(self.label_dim) * classes
             embedding = embedding + dense(embedding.shape[-1], name="class_embedding")(classes)
         if use_labels("augment_labels", augment_labels, self.augment_dim):
@@ -94,38 +94,36 @@ class SongUNet(NCSNpp):
 
 
 def augmentation_embedding(features: int, *, init_scale: float = 1.0) -> nn.Dense:
-    """A linear map of the augmentation's labels in which no augmentation, zeros, changes nothing.
+    """Linear map of augmentation labels without bias, so that zeros (no augmentation) map to zero.
 
-    To be called in a compact module.
+    Call it in a compact module.
     """
     init = fan_avg_uniform(init_scale)
     return nn.Dense(features, use_bias=False, kernel_init=init, name="augment_embedding")
 
 
 def use_labels(name: str, labels: Array | None, dim: int) -> bool:
-    """Whether a network with labels of `dim` entries has any.
+    """Whether the network takes labels, which is so if `dim` > 0.
 
-    Raises: ValueError if labels are given that are not (b, dim).
+    Raises: ValueError if labels are not None and not of shape (b, dim).
     """
     if labels is not None and labels.shape[1:] != (dim,):
-        raise ValueError(
-            f"{name} need {dim} entries for each example; got the shape {labels.shape}."
-        )
+        raise ValueError(f"{name} need {dim} entries per example; got shape {labels.shape}.")
     return dim > 0
 
 
 def labels_or_zeros(labels: Array | None, dim: int, embedding: Array) -> Array:
-    """The labels, or zeros in their place, in the type of the embedding that they add to."""
+    """Labels, or zeros if None, in the type of the embedding that they are added to."""
     if labels is None:
         return jnp.zeros((embedding.shape[0], dim), embedding.dtype)
     return labels.astype(embedding.dtype)
 
 
 def withhold_labels(labels: Float[Array, "b l"], rate: float, rng: Rng | None) -> Array:
-    """Zeros in place of each label with probability `rate`, where there is a key to draw with."""
+    """Zeros each label with probability `rate`; without `rng` labels are unchanged."""
     if rng is None or not rate:
         return labels
-    # Off the streams of the dropout layers, which fold in a 32-bit hash of their names.
+    # Dropout layers fold in a 32-bit hash of their names, so 1 gives a separate stream.
     keep = draw_rows(_uniform, fold_in(rng, 1), (labels.shape[0], 1)) >= rate
     return labels * keep
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A wide residual network that classifies noisy images and knows how noisy they are.
+"""A wide residual network that classifies noisy images, conditional on the noise level.
 
 Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146, with the noise level as in Song et al. 2021,
 arXiv:2011.13456, Appendix I.1.
@@ -21,9 +21,9 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class WideResNet(nn.Module):
     """The classifier (x (b, h, w, c), sigma (b,)) -> logits (b, num_classes).
 
-    x is an image plus noise of standard deviation sigma, in any one unit: each image is brought to
-    mean zero and variance one. Stage k has 2^k * width * widen_factor channels, and half the size
-    of the stage before. Defaults are those of WRN-28-10.
+    x is an image plus noise of standard deviation sigma. The network first scales each image to
+    mean 0 and variance 1. Stage k has 2^k * width * widen_factor channels and half the
+    size of the previous stage. Defaults are those of WRN-28-10.
     """
 
     num_classes: int = 10
@@ -61,7 +61,7 @@ class WideResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Two 3x3 convolutions after normalisation, and a shortcut without parameters."""
+    """Residual block of two normalised 3x3 convolutions; the shortcut has no parameters."""
 
     features: int
     stride: int
@@ -77,14 +77,14 @@ class WideBlock(nn.Module):
         return shortcut + WideConv(self.features, name="conv_1")(h)
 
     def _shortcut(self, x: Array) -> Array:
-        """x, averaged where the size halves, with zeros as its new channels."""
+        """x, averaged if the size halves and zero-padded to the new number of channels."""
         if self.stride > 1:
             x = nn.avg_pool(x, (self.stride,) * 2, (self.stride,) * 2)
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, self.features - x.shape[-1])))
 
 
 class WideConv(nn.Module):
-    """A 3x3 convolution without bias, around which zeros stand."""
+    """A 3x3 convolution without bias, with zero padding."""
 
     features: int
     stride: int = 1
@@ -96,7 +96,7 @@ class WideConv(nn.Module):
 
 
 def standardised(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Each image with mean zero and variance one, or what is smaller for images of one colour."""
+    """Scales each image to mean 0 and variance 1; the divisor is at least 1 / sqrt(h w c)."""
     axes = (1, 2, 3)
     floor = 1 / math.sqrt(math.prod(x.shape[1:]))
     std = jnp.maximum(jnp.std(x, axis=axes, keepdims=True), floor)

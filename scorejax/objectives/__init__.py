@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses as functions that return one number per example. Names are imported when first used."""
+"""Losses as functions that return one number per example. A name is imported at its first use."""
 
 import importlib
 

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training of denoisers: add noise of a random level, ask for the data back.
+"""Training of denoisers: add noise of a random level and predict the clean data.
 
-The loss of one example is weighting(sigma) * reduction((D(x + sigma noise; sigma) - x)^2). The
-three pairs of a level's distribution and a weighting are those under which EDM compares networks:
+The loss of one example is weighting(sigma) * reduction((D(x + sigma noise; sigma) - x)^2). EDM
+compares networks under three pairs of a distribution of levels and a weighting:
 
     log_normal_levels, edm_weighting;  vp_levels, noise_weighting;  ve_levels, noise_weighting.
 
 Source: Karras et al. 2022, arXiv:2206.00364, Section 5 and Table 1.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.numerics import expand, mean_except_batch
 from scorejax.preconditioning import DenoiserFn, noise_level
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.sdes import VPSDE
 from scorejax.typing import Shape
 
@@ -31,14 +30,14 @@ Reduction = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
 def log_normal_levels(
     rng: PRNGKeyArray, shape: Shape, *, mean: float = -1.2, std: float = 1.2
 ) -> Float[Array, "*shape"]:
-    """Levels, in units of the data, of normal logarithm: most where learning makes a difference."""
+    """Levels, in units of the data, with a normal logarithm: most where training matters most."""
     return log_normal_level(jax.random.normal(rng, shape), mean=mean, std=std)
 
 
 def log_normal_level(
     z: Float[Array, "*n"], *, mean: float = -1.2, std: float = 1.2
 ) -> Float[Array, "*n"]:
-    """The level, in units of the data, of a standard normal number."""
+    """The level, in units of the data, for a standard normal number z."""
     return jnp.exp(std * z + mean)
 
 
@@ -50,9 +49,9 @@ def vp_levels(
 
 
 def vp_level(u: Float[Array, "*n"], *, sde: VPSDE | None = None) -> Float[Array, "*n"]:
-    """The level std / scale, in units of the data, of a number in [0, 1].
+    """The level std / scale, in units of the data, at the time t_max - u (t_max - t_min).
 
-    It is that of the time t_max - u (t_max - t_min): u = 0 is the noisiest.
+    u lies in [0, 1]; u = 0 is the noisiest.
     """
     sde = sde or VPSDE()
     t = sde.t_max - u * (sde.t_max - sde.t_min)
@@ -62,24 +61,24 @@ def vp_level(u: Float[Array, "*n"], *, sde: VPSDE | None = None) -> Float[Array,
 def ve_levels(
     rng: PRNGKeyArray, shape: Shape, *, sigma_min: float = 0.02, sigma_max: float = 100.0
 ) -> Float[Array, "*shape"]:
-    """Levels, in units of the data, whose logarithm is uniform."""
+    """Levels, in units of the data, with a uniform logarithm."""
     return ve_level(jax.random.uniform(rng, shape), sigma_min=sigma_min, sigma_max=sigma_max)
 
 
 def ve_level(
     u: Float[Array, "*n"], *, sigma_min: float = 0.02, sigma_max: float = 100.0
 ) -> Float[Array, "*n"]:
-    """The level, in units of the data, of a number in [0, 1]: u = 1 is the noisiest."""
+    """The level, in units of the data, for u in [0, 1]; u = 1 is the noisiest."""
     return sigma_min * (sigma_max / sigma_min) ** u
 
 
 def noise_weighting(sigma: Float[Array, "b"]) -> Float[Array, "b"]:
-    """The weight 1 / sigma^2, under which a predicted noise has weight one."""
+    """The weight 1 / sigma^2, with which the error of the predicted noise has weight one."""
     return 1 / sigma**2
 
 
 def edm_weighting(sigma: Float[Array, "b"], *, sigma_data: float = 0.5) -> Float[Array, "b"]:
-    """The weight 1 / c_out^2, under which EDM's network has a loss of equal size at all levels.
+    """The weight 1 / c_out^2, with which the loss of EDM's network has equal size at all levels.
 
     Source: arXiv:2206.00364, Table 1.
     """
@@ -98,7 +97,7 @@ def denoiser_matching(
     """Weighted squared error of a denoiser at one random level and noise draw per example."""
     level_rng, noise_rng = split(rng)
     sigma = draw_rows(levels, level_rng, x.shape[:1]).astype(x.dtype)
-    noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return denoiser_error(denoiser, sigma, noise, x, weighting=weighting, reduction=reduction)
 
 
@@ -111,7 +110,7 @@ def denoiser_error(
     weighting: LevelWeighting = edm_weighting,
     reduction: Reduction = mean_except_batch,
 ) -> Float[Array, "b"]:
-    """Weighted squared error of a denoiser at given levels and noise.
+    """Weighted squared error of a denoiser at x + sigma noise.
 
     Source: arXiv:2206.00364, Eq. 2, with the weighting of its Section 5.
     """

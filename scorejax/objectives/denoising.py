@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Denoising score matching: perturb the data, ask for the noise that was added.
+"""Denoising score matching: perturb the data and predict the noise that was added.
 
-`denoising_score_matching` draws times and noise and returns one loss per example; its parts are
-functions too, so that other draws, weightings and reductions can be combined:
+`denoising_score_matching` draws times and noise and returns one loss per example. Times, weighting
+and reduction are functions that can be exchanged:
 
     weighting * reduction((score(x_t, t) - grad log p(x_t | x_0))^2).
 
@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from scorejax.numerics import expand, mean_except_batch, sum_except_batch
 from scorejax.objectives.directions import Energy, Step, real_data, score_of
 from scorejax.parameterize import ddpm_marginals
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import SDE, VESDE, VPSDE
 from scorejax.typing import NetworkFn, ScoreFn, Shape
@@ -33,7 +33,7 @@ UnitDraw = Callable[[PRNGKeyArray, Shape], Array]
 
 
 class Times(NamedTuple):
-    """Times t (b,), and the weight (b,) that makes averages over them averages over uniform t."""
+    """Times t (b,), and importance weights (b,) with which averages are over uniform t."""
 
     t: Float[Array, "b"]
     weight: Float[Array, "b"]
@@ -67,10 +67,10 @@ def uniform_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.random.u
 
 
 def likelihood_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.random.uniform) -> Times:
-    """Times of density proportional to g^2 / std^2, at which `likelihood_weighting` varies least.
+    """Times of density proportional to g^2 / std^2: importance sampling for `likelihood_weighting`.
 
-    That is the derivative of log(std^2 / scale^2), so these times are uniform in the logarithm of
-    the noise-to-signal ratio. Needs t_min > 0.
+    The density is the derivative of log(std^2 / scale^2), so that these times are uniform in the
+    logarithm of the noise-to-signal ratio.
     Raises: ValueError unless the SDE has t_min > 0.
     Source: arXiv:2101.09258 (importance sampling for the likelihood weighting).
     """
@@ -86,8 +86,8 @@ def likelihood_times(rng: Rng, sde: SDE, num: int, *, draw: UnitDraw = jax.rando
 def low_discrepancy(rng: PRNGKeyArray, shape: Shape) -> Float[Array, "b"]:
     """Uniform numbers in [0, 1), evenly spaced from one random start: a `draw` of less variance.
 
-    Each is uniform on its own, so that averages stay unbiased. Needs one key for the batch.
-    Raises: ValueError for a key per example.
+    Each number is uniform, so that averages stay unbiased. It couples the batch and takes one key.
+    Raises: ValueError if there is a key per example.
     Source: Kingma et al. 2021, arXiv:2107.00630 (their low-discrepancy sampler of times).
     """
     if len(shape) != 1:
@@ -122,12 +122,12 @@ def denoising_score_matching(
 ) -> Float[Array, "b"]:
     """Weighted squared error of the score at one random time and one noise draw per example.
 
-    Its mean is that over t uniform on [t_min, t_max], whatever the time sampler.
+    Its mean over the draws is that over uniform t in [t_min, t_max], for every time sampler.
     Source: arXiv:2011.13456, Eq. 7.
     """
     time_rng, noise_rng = split(rng)
     t, weight = time_sampler(time_rng, sde, x.shape[0])
-    noise = draw_rows(_normal(x), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     loss = denoising_error(score_fn, sde, t, noise, x, weighting=weighting, reduction=reduction)
     return weight * loss
 
@@ -142,9 +142,9 @@ def denoising_error(
     weighting: Weighting = variance_weighting,
     reduction: Reduction = mean_except_batch,
 ) -> Float[Array, "b"]:
-    """Weighted squared error of the score at given times and noise."""
+    """Weighted squared error of the score at x_t = scale x + std noise."""
     _, std = sde.marginal(t)
-    # In units of the noise; the score's own error, score + noise / std, grows to 1e6 near t_min.
+    # In units of the noise; the error of the score, score + noise / std, grows to 1e6 near t_min.
     residual = expand(std, x) * score_fn(perturb(sde, t, noise, x), t) + noise
     return weighting(sde, t) / std**2 * reduction(residual**2)
 
@@ -158,13 +158,13 @@ def ddpm_loss(
     num_scales: int,
     reduction: Reduction = mean_except_batch,
 ) -> Float[Array, "b"]:
-    """Squared error of a predicted noise at a random step of the DDPM chain.
+    """Squared error of the predicted noise at a random step of the DDPM chain.
 
     Source: Ho et al. 2020, arXiv:2006.11239, Eq. 14.
     """
     step_rng, noise_rng = split(rng)
     steps = draw_rows(_scales(num_scales), step_rng, x.shape[:1])
-    noise = draw_rows(_normal(x), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return ddpm_error(network, sde, steps, noise, x, num_scales=num_scales, reduction=reduction)
 
 
@@ -178,7 +178,7 @@ def ddpm_error(
     num_scales: int,
     reduction: Reduction = mean_except_batch,
 ) -> Float[Array, "b"]:
-    """Squared error of a predicted noise at given steps, 0 the cleanest, and noise.
+    """Squared error of the predicted noise at steps (b,) of the DDPM chain; step 0 is the cleanest.
 
     The label is the step as a real number, as in `parameterize.discrete_noise_prediction`.
     """
@@ -196,13 +196,13 @@ def smld_loss(
     num_scales: int,
     reduction: Reduction = half_sum,
 ) -> Float[Array, "b"]:
-    """Squared error of sigma times a predicted score at a random level of the SMLD ladder.
+    """Squared error of sigma times the predicted score at a random level of the SMLD ladder.
 
     Source: Song and Ermon 2019, arXiv:1907.05600, Eqs. 5-6.
     """
     level_rng, noise_rng = split(rng)
     levels = draw_rows(_scales(num_scales), level_rng, x.shape[:1])
-    noise = draw_rows(_normal(x), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return smld_error(network, sde, levels, noise, x, num_scales=num_scales, reduction=reduction)
 
 
@@ -216,7 +216,7 @@ def smld_error(
     num_scales: int,
     reduction: Reduction = half_sum,
 ) -> Float[Array, "b"]:
-    """Squared error of sigma times a predicted score at given levels, 0 the noisiest, and noise."""
+    """Squared error of sigma times the predicted score at levels (b,); level 0 is the noisiest."""
     ladder = geometric_sigmas(sde.sigma_min, sde.sigma_max, num_scales)
     sigma = expand(jnp.asarray(ladder, x.dtype)[levels], x)
     return reduction((sigma * network(x + sigma * noise, levels) + noise) ** 2)
@@ -225,18 +225,14 @@ def smld_error(
 def energy_denoising(
     energy: Energy, rng: Rng, x: Float[Array, "b *d"], *, sigma: Step
 ) -> Float[Array, "b"]:
-    """DSM of an energy at noise of level sigma: |grad log p(y) + (y - x) / sigma^2|^2 / 2.
+    """DSM of an energy at y = x + sigma noise: |grad log p(y) + (y - x) / sigma^2|^2 / 2.
 
-    The level is one number or one per example; the loss is not weighted.
+    sigma is one number, or one per example; the loss is not weighted.
     """
     x = real_data(x)
     level = expand(jnp.broadcast_to(jnp.asarray(sigma, x.dtype), x.shape[:1]), x)
-    displacement = level * draw_rows(_normal(x), rng, x.shape)
+    displacement = level * normal(rng, x.shape, x.dtype)
     return half_sum((score_of(energy)(x + displacement) + displacement / level**2) ** 2)
-
-
-def _normal(like: Array) -> Callable[[PRNGKeyArray, Shape], Array]:
-    return functools.partial(jax.random.normal, dtype=like.dtype)
 
 
 def _scales(num_scales: int) -> Callable[[PRNGKeyArray, Shape], Array]:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long a step a finite difference should take.
+"""The best step of a finite difference.
 
-Too short, and the difference is the rounding of the energy; too long, and it is not the derivative.
+A shorter step leaves mostly the rounding of the energy, a longer one differs from the derivative.
 For FD-SSM, with N the standard deviation of the rounding of one energy,
 
     rounding ~ sqrt(6) N / eps^2,   truncation ~ eps^2 (d_4 / 12 + d_1 d_3 / 6),
 
-equal at the best eps. `suggest_eps` guesses it from the data's scale; `difference_error` measures
-both. N is measured from differences of high order over steps so small that only rounding is left:
-More and Wild 2011, doi:10.1137/100786125.
+and the two are equal at the best eps. `suggest_eps` estimates it from the scale of the data;
+`difference_error` measures both errors. N is measured from differences of high order over steps so
+small that only rounding is left: More and Wild 2011, doi:10.1137/100786125.
 """
 
 import math
@@ -39,8 +39,8 @@ def suggest_eps(
     number: 0.019 of the scale for second differences in float32, 1.2e-4 in float64, 0.3 in
     bfloat16. That is the best step, to a factor near 1, for an energy of about one unit per
     coordinate. `order` is that of the highest difference: 2 for FD-SSM, 1 for FD-DSM. `dtype` is
-    the least precise that the energy rounds to on its way: bfloat16 if its products have operands
-    of that type, though they are accumulated, and differences taken, in float32.
+    the least precise type in the energy's computation: bfloat16 if its products have operands of
+    that type, even if they are accumulated, and differences taken, in float32.
     Raises: ValueError unless dim >= 1, order >= 1, scale is positive and finite, and dtype is of
     floating point.
     """
@@ -55,14 +55,14 @@ def suggest_eps(
 def suggest_score_eps(dim: int, *, scale: float = 1.0, dtype: DTypeLike = jnp.float32) -> float:
     """The length of step for FD-SSM-VR and FD-SSM of a score network, first differences of it.
 
-    Half of what `suggest_eps` says of first differences; measured, not derived: nine fields of 8 to
+    It is half of `suggest_eps` for first differences: measured, not derived. Nine fields of 8 to
     256 coordinates, in float32 and float64, had their best steps at 0.35 to 2.4 times this length.
     """
     return suggest_eps(dim, scale=scale, dtype=dtype, order=1) / 2
 
 
 class DifferenceError(NamedTuple):
-    """Root-mean-square errors of FD-SSM over a batch at a step, and where they would be equal."""
+    """Root-mean-square errors of FD-SSM over a batch, and the step at which they would be equal."""
 
     truncation: Float[Array, ""]
     rounding: Float[Array, ""]
@@ -78,11 +78,11 @@ def difference_error(
     direction: Direction = sphere,
     dtype: DTypeLike | None = None,
 ) -> DifferenceError:
-    """Estimates what FD-SSM of this energy loses on this batch to rounding and to truncation.
+    """Estimates the errors of FD-SSM of this energy on this batch by rounding and by truncation.
 
-    `dtype` is the least precise that the energy rounds to, as in `suggest_eps`; x's by default.
-    Costs some twenty evaluations of the energy on the batch. best_eps is at most the distance
-    between two points of the data; of a quadratic energy any step is right and this one is given.
+    `dtype` is as in `suggest_eps`, by default that of x. Costs about twenty evaluations of the
+    energy on the batch. best_eps is at most the distance between two points of the data; that is
+    what a quadratic energy gets, for which any step is right.
     """
     x = real_data(x)
     direction_rng, noise_rng = split(rng)
@@ -107,10 +107,10 @@ def difference_error(
 def energy_rounding(
     energy: Energy, rng: Rng, x: Float[Array, "b *d"], dtype: DTypeLike | None = None
 ) -> Float[Array, ""]:
-    """The standard deviation of the rounding of an energy near the data.
+    """Standard deviation of the rounding of an energy near the data.
 
-    From sixth differences over steps of 4 roundings of the largest coordinate: those of the energy
-    itself are nothing, those of independent errors have 12! / (6!)^2 times their variance.
+    It is measured by sixth differences over steps of 4 roundings of the largest coordinate. Those
+    of the energy itself vanish; those of independent errors have 12! / (6!)^2 times their variance.
     """
     x, order = real_data(x), 6
     step = 4 * _unit(dtype or x.dtype) * jnp.max(jnp.abs(x))

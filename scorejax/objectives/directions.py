@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random directions for sliced objectives, and the networks that these objectives look along.
+"""Random directions for sliced objectives, and checks of their data, steps and networks.
 
 Every family of directions has E[u u^T] = I / D with D the number of coordinates of one example,
-counted over all axes but the first. The sphere's and Rademacher's have length exactly 1; Gaussian
-ones have length 1 in the mean square. For a symmetric matrix H the variance of D u^T H u is, with
-F = sum_ij H_ij^2,
+counted over all axes but the first. Sphere and Rademacher directions have length exactly 1;
+Gaussian ones have length 1 in the mean square. For a symmetric matrix H the variance of D u^T H u
+is, with F = sum_ij H_ij^2,
 
     gaussian 2 F;  sphere 2 (D F - tr(H)^2) / (D + 2);  rademacher 2 sum_{i != j} H_ij^2.
 """
@@ -19,11 +19,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from scorejax.numerics import expand, sum_except_batch
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.typing import Shape
 
 Energy = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
-"""x (b, *d) -> (b,): -log p up to a constant, in nats; a row's answer must not depend on others."""
+"""x (b, *d) -> (b,): -log p up to a constant, in nats; rows must be independent."""
 Score = Callable[[Float[Array, "b *d"]], Float[Array, "b *d"]]
 """x (b, *d) -> (b, *d): grad log p."""
 Direction = Callable[[Rng, Shape, jnp.dtype], Float[Array, "b *d"]]
@@ -31,13 +31,12 @@ Direction = Callable[[Rng, Shape, jnp.dtype], Float[Array, "b *d"]]
 
 AnyArray = Array | np.ndarray
 Step = float | Float[Array, ""] | Float[Array, "b"]
-"""A length or a noise level: one for all, or one for each example."""
+"""A length or a noise level: one for all examples, or one for each."""
 
 
 def gaussian(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
     """Directions N(0, I / D)."""
-    normal = draw_rows(functools.partial(jax.random.normal, dtype=dtype), rng, shape)
-    return normal / math.sqrt(math.prod(shape[1:]))
+    return normal(rng, shape, dtype) / math.sqrt(math.prod(shape[1:]))
 
 
 def rademacher(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
@@ -48,8 +47,8 @@ def rademacher(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"
 
 def sphere(rng: Rng, shape: Shape, dtype=jnp.float32) -> Float[Array, "b *d"]:
     """Directions uniform on the unit sphere of all coordinates of an example."""
-    normal = draw_rows(functools.partial(jax.random.normal, dtype=dtype), rng, shape)
-    return normal / expand(jnp.sqrt(sum_except_batch(normal**2)), normal)
+    noise = normal(rng, shape, dtype)
+    return noise / expand(jnp.sqrt(sum_except_batch(noise**2)), noise)
 
 
 DIRECTIONS: dict[str, Direction] = {
@@ -69,9 +68,9 @@ def draw_directions(
 
 
 def check_directions(u: AnyArray, x: Float[AnyArray, "b *d"]) -> None:
-    """Raises ValueError unless there is a direction of non-zero length for each row of real data x.
+    """Raises: ValueError unless u has a direction of non-zero length for each row of real data x.
 
-    Lengths are seen outside jit only.
+    Lengths are checked outside jit only.
     """
     check_floating(x)
     if u.shape[-x.ndim :] != x.shape:
@@ -86,9 +85,9 @@ def check_directions(u: AnyArray, x: Float[AnyArray, "b *d"]) -> None:
 
 
 def check_eps(eps: Step, x: Float[AnyArray, "b *d"]) -> None:
-    """Raises ValueError unless eps is positive and moves x by more than the rounding of x.
+    """Raises: ValueError unless eps is positive and moves x by more than the rounding of x.
 
-    Of a traced x the largest value is not known and taken to be 1; a traced eps is not seen.
+    The largest value of a traced x is taken to be 1; a traced eps is not checked.
     """
     if isinstance(eps, jax.core.Tracer):
         return
@@ -107,13 +106,13 @@ def check_eps(eps: Step, x: Float[AnyArray, "b *d"]) -> None:
 
 
 def check_step(eps: Step, u: AnyArray, x: Float[AnyArray, "b *d"]) -> None:
-    """Raises ValueError as `check_directions` and `check_eps`."""
+    """Raises: ValueError as `check_directions` and `check_eps`."""
     check_directions(u, x)
     check_eps(eps, x)
 
 
 def check_floating(x: AnyArray) -> None:
-    """Raises ValueError for integers, which have no derivative."""
+    """Raises: ValueError unless x is of floating point."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"score matching needs floating-point data; got {x.dtype}. Cast it, and add noise if "
@@ -122,9 +121,9 @@ def check_floating(x: AnyArray) -> None:
 
 
 def real_data(x: Array) -> Float[Array, "b *d"]:
-    """x in float32 or better, so that neither steps nor differences are taken in half precision.
+    """x in float32 or better, so that steps and differences are not taken in half precision.
 
-    Raises: as `check_floating`.
+    Raises: ValueError as `check_floating`.
     """
     x = jnp.asarray(x)
     check_floating(x)
@@ -132,7 +131,7 @@ def real_data(x: Array) -> Float[Array, "b *d"]:
 
 
 def log_density(energy: Energy) -> Energy:
-    """-energy, held to its shape and precision. Raises: ValueError when called."""
+    """-energy; a call raises a ValueError unless its shape is (b,), in float32 or better."""
 
     def negative(x: Float[Array, "b *d"]) -> Float[Array, "b"]:
         value = energy(x)
@@ -152,7 +151,7 @@ def score_of(energy: Energy) -> Score:
 
 
 def checked_score(score: Score) -> Score:
-    """The score, held to the shape of x and its precision. Raises: ValueError when called."""
+    """The score; a call raises a ValueError unless its shape is that of x, in float32 or better."""
 
     def checked(x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
         value = score(x)

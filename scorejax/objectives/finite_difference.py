@@ -9,12 +9,11 @@ With l = -energy, v = eps u, and directions normalised as in `directions`, E[u u
     FD-SSM-VR = |s(x+v) + s(x-v)|^2 / 8 + D v.(s(x+v) - s(x-v)) / (2 eps^2)
 
 are, to O(eps^2), SSM (in expectation SM / D), a slice of DSM (in expectation 2 DSM / D), and SSM-VR
-(in expectation SM). All values come from one call on a joined batch; a closure over values of the
-examples (noise levels, keys for dropout) must repeat them to its length with `repeat_rows`.
+(in expectation SM). All values come from one call on a joined batch. A network that closes over
+values of the examples (noise levels, keys for dropout) must repeat them with `repeat_rows`.
 Source: Pang et al. 2020, arXiv:2007.03317, Sections 3-4. `difference_step` chooses eps.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -36,19 +35,19 @@ from scorejax.objectives.directions import (
     real_data,
     sphere,
 )
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, normal, split
 
 
 def repeat_rows(values: Array, num_rows: int) -> Array:
-    """Values of examples (b, ...) for the num_rows rows, a multiple of b, of a joined batch."""
+    """Repeats values of examples (b, ...) for a joined batch of num_rows, a multiple of b."""
     return jnp.concatenate([values] * (num_rows // values.shape[0]))
 
 
 def difference_weights(order: int, extra_nodes: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Nodes a_k and weights w_k of the central difference sum_k w_k (f(a_k) +- f(-a_k)) / 2.
 
-    It is the derivative of that order, with plus for an even order and minus for an odd one, in
-    units of the step, exactly for polynomials of degree order + 1 + 2 extra_nodes.
+    The sign is plus for an even order and minus for an odd one; nodes are in units of the step. The
+    sum is the derivative of that order: exact for polynomials of degree order + 1 + 2 extra_nodes.
     Raises: ValueError unless order >= 1 and extra_nodes >= 0.
     Source: arXiv:2007.03317, Section 3.1 (a Vandermonde system).
     """
@@ -87,8 +86,8 @@ def directional_derivative(
         plus, minus = jnp.split(_values(f, x, steps), 2)
         pairs = (plus - minus) / 2
     else:
-        # The weights of an even order sum to zero, so that the centre may be taken off each value:
-        # such a difference of near numbers is exact.
+        # The weights of an even order sum to zero, so that the centre may be subtracted from each
+        # value: such a difference of nearby numbers is exact.
         centre, ends = _centre_and_values(f, x, steps)
         plus, minus = jnp.split(ends - centre[None], 2)
         pairs = (plus + minus) / 2
@@ -116,7 +115,7 @@ def fd_sliced(
 def fd_sliced_along(
     energy: Energy, u: Float[Array, "n b *d"], x: Float[Array, "b *d"], *, eps: Step
 ) -> Float[Array, "b"]:
-    """FD-SSM along given directions; its bias is eps^2 (d_4 / 12 + d_1 d_3 / 6)."""
+    """FD-SSM along the directions u; its bias is eps^2 (d_4 / 12 + d_1 d_3 / 6)."""
     v = _step(eps, u, x)
     centre, ends = _centre_and_values(log_density(energy), x, jnp.concatenate([v, -v]))
     # Each difference from the centre is exact: l(x+v) + l(x-v) would round at twice the size of l.
@@ -152,14 +151,14 @@ def multi_scale_fd_denoising(
     direction: Direction = sphere,
     num_directions: int = 1,
 ) -> Float[Array, "b"]:
-    """FD-DSM at noise of level sigma whose target is (x - y) / target_sigma^2, not weighted.
+    """FD-DSM at noise of level sigma with the target (x - y) / target_sigma^2, not weighted.
 
-    One energy, not conditioned on the level, learns from many levels at once; MDSM weighs each
-    example by 1 / sigma^2. Source: Li et al. 2019, arXiv:1910.07762.
+    One energy that is not conditioned on the level learns from many levels at once. MDSM weighs
+    each example by 1 / sigma^2. Source: Li et al. 2019, arXiv:1910.07762.
     """
     x = real_data(x)
     noise_rng, direction_rng = split(rng)
-    noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     u = draw_directions(direction, direction_rng, x, num_directions)
     displacement = per_example(sigma, x) * noise
     return fd_denoising_along(energy, u, displacement, x, target_sigma=target_sigma, eps=eps)
@@ -174,7 +173,7 @@ def fd_denoising_along(
     target_sigma: Step,
     eps: Step,
 ) -> Float[Array, "b"]:
-    """FD-DSM along given directions at y = x + displacement.
+    """FD-DSM along the directions u at y = x + displacement.
 
     Its bias is eps^2 (d_1 + r) d_3 / 3 with r = u . displacement / target_sigma^2.
     """
@@ -204,7 +203,7 @@ def score_fd_sliced(
 def score_fd_sliced_along(
     score: Score, u: Float[Array, "n b *d"], x: Float[Array, "b *d"], *, eps: Step
 ) -> Float[Array, "b"]:
-    """(((s+ + s-) . v)^2 / 8 + (s+ - s-) . v / 2) / eps^2, the mean over directions."""
+    """Mean over the directions u of (((s+ + s-) . v)^2 / 8 + (s+ - s-) . v / 2) / eps^2."""
     v = _step(eps, u, x)
     plus, minus = jnp.split(_values(checked_score(score), x, jnp.concatenate([v, -v])), 2)
     dot = jax.vmap(sum_except_batch)
@@ -230,7 +229,7 @@ def fd_sliced_vr(
 def fd_sliced_vr_along(
     score: Score, u: Float[Array, "n b *d"], x: Float[Array, "b *d"], *, eps: Step
 ) -> Float[Array, "b"]:
-    """FD-SSM-VR along given directions.
+    """FD-SSM-VR along the directions u.
 
     Its bias is eps^2 (s . d_u^2 s / 2 + (D / 6) u . d_u^3 s), d_u the derivative along u.
     """
@@ -262,7 +261,7 @@ def fd_gradient_penalty(
 
 
 def per_example(value: Step, x: Float[Array, "b *d"]) -> Array:
-    """One number, or one per example, so that it broadcasts against x."""
+    """Reshapes one number, or one per example, so that it broadcasts against x."""
     value = jnp.asarray(value, x.dtype)
     return expand(jnp.broadcast_to(value, x.shape[:1]), x)
 

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The family of score-matching objectives by name, each (network, rng, x, **its own) -> (b,).
+"""Score-matching objectives by name, each (network, rng, x, **options) -> (b,).
 
-One normalisation: directions have E[u u^T] = I / D, and what an objective is in expectation over
-directions is that multiple, `expected_multiple`, of SM = tr(Hessian of log p) + |score|^2 / 2 or of
+Directions have E[u u^T] = I / D. In expectation over directions an objective is a multiple,
+`expected_multiple`, of SM = tr(Hessian of log p) + |score|^2 / 2 or of
 DSM = |score(y) + (y - x) / sigma^2|^2 / 2. Divide by it to compare values of different objectives.
 """
 
-import functools
 from collections.abc import Callable
 
-import jax
 from jaxtyping import Array, Float
 
 from scorejax.choices import choose
@@ -30,7 +28,7 @@ from scorejax.objectives.sliced import (
     sliced_score_matching,
     sliced_score_matching_vr,
 )
-from scorejax.random import Rng, draw_rows, split
+from scorejax.random import Rng, normal, split
 from scorejax.typing import EnergyFn, ScoreFn
 
 Objective = Callable[..., Float[Array, "b"]]
@@ -43,7 +41,7 @@ ENERGY_OBJECTIVES: dict[str, Objective] = {
     "dsm": energy_denoising,
     "fd_dsm": fd_denoising,
 }
-"""Of an energy x (b, *d) -> (b,)."""
+"""Objectives of an energy x (b, *d) -> (b,)."""
 
 SCORE_OBJECTIVES: dict[str, Objective] = {
     "ssm": score_sliced_score_matching,
@@ -51,11 +49,11 @@ SCORE_OBJECTIVES: dict[str, Objective] = {
     "fd_ssm": score_fd_sliced,
     "fd_ssm_vr": fd_sliced_vr,
 }
-"""Of a score x (b, *d) -> (b, *d)."""
+"""Objectives of a score x (b, *d) -> (b, *d)."""
 
 
 def expected_multiple(name: str, dim: int) -> float:
-    """An objective's mean over directions, over SM or, for "dsm" and "fd_dsm", over DSM."""
+    """Ratio of an objective's mean over directions to SM, or to DSM for "dsm" and "fd_dsm"."""
     multiples = {"sm": 1.0, "ssm": 1 / dim, "ssm_vr": 1.0, "fd_ssm": 1 / dim, "fd_ssm_vr": 1.0}
     return choose("objective", name, multiples | {"dsm": 1.0, "fd_dsm": 2 / dim})
 
@@ -76,7 +74,7 @@ def annealed(
     """
     x = real_data(x)
     noise_rng, objective_rng = split(rng)
-    noise = draw_rows(functools.partial(jax.random.normal, dtype=x.dtype), noise_rng, x.shape)
+    noise = normal(noise_rng, x.shape, x.dtype)
     return annealed_at(objective, network, objective_rng, noise, x, sigma=sigma, power=power)
 
 
@@ -90,6 +88,6 @@ def annealed_at(
     sigma: Float[Array, "b"],
     power: float = 2.0,
 ) -> Float[Array, "b"]:
-    """sigma^power times an objective (network, rng, x) at given noise."""
+    """sigma^power times an objective (network, rng, x) at x + sigma noise."""
     at_level = lambda y: network(y, repeat_rows(sigma, y.shape[0]))
     return sigma**power * objective(at_level, rng, x + expand(sigma, x) * noise)

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Losses of segmentation: logits (b, h, w, k) against masks, one number per example.
 
-Masks are 0 or 1 for each of k classes, which may overlap, as nuclei and their borders do; one class
-is the foreground. Where classes exclude each other, the background being one of them, `softmax`
-takes the place of the sigmoid.
+Masks are 0 or 1 for each of k classes. Losses with a sigmoid are for classes that may overlap, as
+nuclei and their borders do; k = 1 is the foreground alone. Losses with a softmax are for classes
+that exclude each other, the background among them.
 
 Sources: cross-entropy as in Xiang et al. 2020, arXiv:2007.00243; soft Dice as in Milletari et al.
-2016, arXiv:1606.04797, there with squares in the denominator, here without, as in the Dice that is
-reported.
+2016, arXiv:1606.04797, but without the squares in the denominator, like the Dice that is reported.
 """
 
 from collections.abc import Callable
@@ -25,7 +24,7 @@ SegmentationLoss = Callable[[Float[Array, "b h w k"], Float[Array, "b h w k"]], 
 def binary_cross_entropy(
     logits: Float[Array, "b h w k"], mask: Float[Array, "b h w k"]
 ) -> Float[Array, "b"]:
-    """Mean over pixels and classes of -log of the probability sigmoid(logit) of the right answer.
+    """Mean over pixels and classes of -log of the probability of the mask under sigmoid(logits).
 
     Finite for any finite logit.
     """
@@ -35,17 +34,17 @@ def binary_cross_entropy(
 def cross_entropy(
     logits: Float[Array, "b h w k"], mask: Float[Array, "b h w k"]
 ) -> Float[Array, "b"]:
-    """Mean over pixels of -log of the probability softmax(logits) of the right class."""
+    """Mean over pixels of -log of the probability of the true class under softmax(logits)."""
     return jnp.mean(optax.softmax_cross_entropy(logits, mask), axis=(1, 2))
 
 
 def soft_dice(
     probability: Float[Array, "b h w k"], mask: Float[Array, "b h w k"], *, smooth: float = 1.0
 ) -> Float[Array, "b"]:
-    """1 - Dice of probabilities in [0, 1], in each class on its own, then averaged over them.
+    """1 - Dice of probabilities in [0, 1], for each class, averaged over the classes.
 
-    `smooth`, in pixels, is added to both sides of the fraction: a class that is neither there nor
-    found has loss 0, and one that is found by mistake has a gradient.
+    `smooth`, in pixels, is added to numerator and denominator: a class that is absent and not
+    predicted has loss 0, and one that is predicted by mistake has a gradient.
     """
     intersection = jnp.sum(probability * mask, axis=(1, 2))
     total = jnp.sum(probability, axis=(1, 2)) + jnp.sum(mask, axis=(1, 2))
@@ -55,19 +54,19 @@ def soft_dice(
 def sigmoid_dice(
     logits: Float[Array, "b h w k"], mask: Float[Array, "b h w k"]
 ) -> Float[Array, "b"]:
-    """`soft_dice` of classes that may overlap."""
+    """`soft_dice` for classes that may overlap."""
     return soft_dice(jax.nn.sigmoid(logits), mask)
 
 
 def softmax_dice(
     logits: Float[Array, "b h w k"], mask: Float[Array, "b h w k"]
 ) -> Float[Array, "b"]:
-    """`soft_dice` of classes that exclude each other."""
+    """`soft_dice` for classes that exclude each other."""
     return soft_dice(jax.nn.softmax(logits), mask)
 
 
 def added(first: SegmentationLoss, second: SegmentationLoss) -> SegmentationLoss:
-    """The sum of two losses: cross-entropy is well conditioned, Dice is what is reported."""
+    """The sum of two losses: cross-entropy is well conditioned, Dice is the reported metric."""
     return lambda logits, mask: first(logits, mask) + second(logits, mask)
 
 
@@ -79,5 +78,5 @@ LOSSES: dict[str, SegmentationLoss] = {
     "softmax_dice": softmax_dice,
     "ce_dice": added(cross_entropy, softmax_dice),
 }
-"""By name; those of the second half are of classes that exclude each other."""
+"""Losses by name; those in EXCLUSIVE are for classes that exclude each other."""
 EXCLUSIVE = ("ce", "softmax_dice", "ce_dice")

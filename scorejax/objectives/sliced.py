@@ -7,9 +7,9 @@ With l = -energy, s = grad l, and along a direction u with E[u u^T] = I / D
 
     SM = tr(Hessian of l) + |s|^2 / 2,   SSM = d_2 + d_1^2 / 2,   SSM-VR = D d_2 + |s|^2 / 2,
 
-so that over directions E SSM = SM / D and E SSM-VR = SM. `finite_difference` has the same numbers
-without the derivatives. Functions that end in `_along` take the directions u (n, b, *d) and average
-over n; the others draw them.
+so that over directions E SSM = SM / D and E SSM-VR = SM. `finite_difference` estimates the same
+numbers without derivatives. Functions that end in `_along` take the directions u (n, b, *d) and
+average over n; the others draw them.
 Sources: Hyvarinen 2005; Song et al. 2019, arXiv:1905.07088, Eqs. 7-8; arXiv:2007.03317, Section 2.
 """
 
@@ -64,7 +64,7 @@ def sliced_score_matching(
 def sliced_along(
     energy: Energy, u: Float[Array, "n b *d"], x: Float[Array, "b *d"]
 ) -> Float[Array, "b"]:
-    """SSM along given directions, by forward mode over forward mode: no gradient in x is formed."""
+    """SSM along the directions u, by forward mode over forward mode: no gradient in x is formed."""
     check_directions(u, x)
     log_p = log_density(energy)
 
@@ -84,7 +84,7 @@ def sliced_score_matching_vr(
     direction: Direction = sphere,
     num_directions: int = 1,
 ) -> Float[Array, "b"]:
-    """SSM-VR, the score's square in full and its divergence by directions; in expectation SM."""
+    """SSM-VR: the full square of the score, its divergence by directions; in expectation SM."""
     return score_sliced_score_matching_vr(
         score_of(energy), rng, x, direction=direction, num_directions=num_directions
     )
@@ -106,7 +106,7 @@ def score_sliced_score_matching(
 def score_sliced_along(
     score: Score, u: Float[Array, "n b *d"], x: Float[Array, "b *d"]
 ) -> Float[Array, "b"]:
-    """SSM of a score network along given directions."""
+    """SSM of a score network along the directions u."""
     check_directions(u, x)
 
     def along(u):
@@ -132,7 +132,7 @@ def score_sliced_score_matching_vr(
 def score_sliced_vr_along(
     score: Score, u: Float[Array, "n b *d"], x: Float[Array, "b *d"]
 ) -> Float[Array, "b"]:
-    """SSM-VR of a score network along given directions."""
+    """SSM-VR of a score network along the directions u."""
     check_directions(u, x)
     dim = math.prod(x.shape[1:])
 

@@ -10,16 +10,16 @@ from scorejax.random import Rng, example_keys, split
 from scorejax.typing import Aux, Batch, LossFn, NetworkFn, Params
 
 ExampleLoss = Callable[[NetworkFn, Rng, Float[Array, "b *d"]], Float[Array, "b"]]
-"""(network, rng, x) -> (b,): how badly a network with its parameters bound does on each example."""
+"""(network, rng, x) -> (b,): the loss of each example under a network with its parameters bound."""
 
 
 def make_loss_fn(example_loss: ExampleLoss, apply_fn: Callable, *, field: str = "image") -> LossFn:
-    """The batch mean of a loss per example, for a Flax module that is given as `module.apply`.
+    """Makes a training loss, the batch mean of `example_loss`, from the `apply` of a Flax module.
 
     apply_fn(variables, x, label, dropout_rng=keys (b,)) must return the output alone. Every example
     draws from its own key, see `random.example_keys`, so that the loss does not depend on how a
-    batch is divided.
-    The collections in the model state are read and not changed. The examples are batch[field].
+    batch is split over devices. The examples are batch[field]. The collections in the model state
+    are read, not changed.
     """
 
     def loss_fn(params: Params, state, rng: PRNGKeyArray, batch: Batch) -> tuple[Array, Aux]:

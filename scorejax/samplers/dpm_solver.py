@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""DPM-Solver++: samplers for tens of network calls, one for each step, of second order.
+"""DPM-Solver++: samplers of second order for tens of network calls, one call a step.
 
-The linear part of the flow is solved exactly in the half-log-SNR ln(scale / std); what is left is
-the denoised point, extrapolated from this step's and the last one's.
+The linear part of the flow is solved exactly in the half-log-SNR ln(scale / std). The denoised
+point, the part that is not linear, is extrapolated from its values at this step and the last.
 
 Source: Lu et al. 2022, arXiv:2211.01095.
 """
@@ -13,24 +13,25 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.parameterize import score_to_denoiser
 from scorejax.preconditioning import noise_level_range
+from scorejax.random import Rng, normal, split
 from scorejax.samplers.predictors import X
 from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import SDE
 from scorejax.typing import Sampled, ScoreFn, Shape
 
 Grid: TypeAlias = Callable[[float, float, int], Float[np.ndarray, "n"]]
-"""(sigma_min, sigma_max, number) -> noise levels, down."""
+"""(sigma_min, sigma_max, n) -> n noise levels, from sigma_max down to sigma_min."""
 
 LOWER_ORDER_BELOW = 15
-"""With fewer steps than these the last one is of first order, as the authors advise."""
+"""With fewer steps the last one is of first order, as the authors advise."""
 
 
 def dpm_solver_pp(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: Shape,
     *,
@@ -43,13 +44,14 @@ def dpm_solver_pp(
 ) -> Sampled:
     """Draws samples by DPM-Solver++(2M), a deterministic method of second order.
 
-    One evaluation for each of num_steps steps from t_max to t_min, sde.sampling_t_min by default,
-    and one that with `denoise` removes what noise is left. The grid of noise levels is even in
-    their logarithm by default. x_init (b, *d) replaces the draw from the prior.
+    Makes num_steps evaluations from t_max to t_min, sde.sampling_t_min by default, and one more
+    with `denoise`, which removes the noise that is left. The grid of noise levels is even in their
+    logarithm by default. Starts from x_init, or by default from the prior; with keys (b,) each row
+    draws from its own key.
 
     Source: arXiv:2211.01095, Algorithm 2.
     """
-    prior_rng, _ = jax.random.split(rng)
+    prior_rng, _ = split(rng)
     x = sde.sample_prior(prior_rng, shape) if x_init is None else x_init
     t, decay, scale, std = _half_log_snr_steps(sde, num_steps, t_min, grid, x.dtype)
     keep = std[1:] / std[:-1]
@@ -58,7 +60,7 @@ def dpm_solver_pp(
 
 
 def sde_dpm_solver_pp(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: Shape,
     *,
@@ -69,23 +71,23 @@ def sde_dpm_solver_pp(
     denoise: bool = True,
     x_init: Float[Array, "b *d"] | None = None,
 ) -> Sampled:
-    """Draws samples by SDE-DPM-Solver++(2M), which adds noise at each step; else `dpm_solver_pp`.
+    """Draws samples by SDE-DPM-Solver++(2M): `dpm_solver_pp` with fresh noise at each step.
 
     Source: arXiv:2211.01095, Section 5 (the reverse-time SDE with noise for each step).
     """
-    prior_rng, noise_rng = jax.random.split(rng)
+    prior_rng, noise_rng = split(rng)
     x = sde.sample_prior(prior_rng, shape) if x_init is None else x_init
     t, decay, scale, std = _half_log_snr_steps(sde, num_steps, t_min, grid, x.dtype)
     lost = -jnp.expm1(-2 * decay)
     keep = std[1:] / std[:-1] * jnp.exp(-decay)
-    noise = (std[1:] * jnp.sqrt(lost), jax.random.split(noise_rng, num_steps))
+    noise = (std[1:] * jnp.sqrt(lost), split(noise_rng, num_steps))
     return _multistep(score_fn, x, sde, t, decay, (keep, scale[1:] * lost, noise), denoise)
 
 
 def _half_log_snr_steps(
     sde: SDE, num_steps: int, t_min: float | None, grid: Grid, dtype: object
 ) -> tuple[Array, Array, Array, Array]:
-    """Times, growth of ln(scale / std) at each step, and scale and std at the times, from t_max."""
+    """Times from t_max down, growth of ln(scale / std) at each step, scale and std at the times."""
     low, high = noise_level_range(sde, sde.sampling_t_min if t_min is None else t_min)
     sigmas = jnp.asarray(grid(low, high, num_steps + 1), dtype)
     t = jnp.minimum(sde.time_of_sigma(sigmas), sde.t_max)
@@ -109,7 +111,7 @@ def _multistep(score_fn, x, sde, t, decay, coefficients, denoise) -> Sampled:
         now = denoised(x, t)
         x = keep * x + pull * (now + lean * (now - before))
         if noise is not None:
-            x = x + noise[0] * jax.random.normal(noise[1], x.shape, x.dtype)
+            x = x + noise[0] * normal(noise[1], x.shape, x.dtype)
         return (x, now), None
 
     (x, _), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), (t[:-1], keep, pull, lean, noise))

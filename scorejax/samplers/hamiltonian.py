@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hamiltonian Monte Carlo on a density known up to its normaliser, with a standard leapfrog.
 
-The leapfrog closes with half a kick, so that it is its own inverse once momenta are turned round,
-and momenta are drawn anew at every transition, accepted or not: the density is left exactly
-invariant. (The published score-matching code does neither.)
+The leapfrog ends with half a kick, so that it is its own inverse once momenta change sign, and
+momenta are drawn anew at every transition, accepted or not: the density is exactly invariant. (The
+published score-matching code does neither.)
 
 Source: Neal 2011, arXiv:1206.1901, Sections 2.3 and 3.2.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.numerics import expand, sum_except_batch
+from scorejax.random import Rng, draw_rows, normal, split
 
 LogProb = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
 """x (b, *d) -> (b,): log p up to a constant, in nats."""
 
 
 class Moved(NamedTuple):
-    """Where each chain is after a transition, and the probability with which it was to move."""
+    """State of each chain after a transition, and the acceptance probability of its proposal."""
 
     x: Float[Array, "b *d"]
     acceptance: Float[Array, "b"]
@@ -52,24 +54,26 @@ def leapfrog(
 
 
 def hamiltonian_transition(
-    rng: PRNGKeyArray,
+    rng: Rng,
     log_prob: LogProb,
     x: Float[Array, "b *d"],
     *,
     step_size: float | Float[Array, ""],
     num_steps: int,
 ) -> Moved:
-    """One transition of each chain: a fresh momentum, a trajectory, and Metropolis' decision.
+    """One transition of each chain: draw a momentum, follow the leapfrog, accept or reject.
 
-    A trajectory to where log p is not a number is not accepted. Makes num_steps + 1 gradient calls.
+    Proposals at which log p is NaN are rejected. With keys (b,) each chain draws from its own key.
+    Makes num_steps + 1 gradient calls.
     """
-    momentum_rng, accept_rng = jax.random.split(rng)
-    momentum = jax.random.normal(momentum_rng, x.shape, x.dtype)
+    uniform = functools.partial(jax.random.uniform, dtype=x.dtype)
+    momentum_rng, accept_rng = split(rng)
+    momentum = normal(momentum_rng, x.shape, x.dtype)
     score = jax.grad(lambda x: jnp.sum(log_prob(x)))
     moved, turned = leapfrog(score, x, momentum, step_size=step_size, num_steps=num_steps)
     kinetic = sum_except_batch(turned**2 - momentum**2) / 2
     log_ratio = log_prob(moved) - log_prob(x) - kinetic
     acceptance = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
-    level = jax.random.uniform(accept_rng, x.shape[:1], x.dtype)
+    level = draw_rows(uniform, accept_rng, x.shape[:1])
     accepted = expand(level, x) < expand(acceptance, x)
     return Moved(jnp.where(accepted, moved, x), acceptance)

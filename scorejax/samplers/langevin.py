@@ -4,9 +4,10 @@
     x <- x + alpha_i score(x, sigma_i) + sqrt(2 alpha_i) z,
     alpha_i = step_size (sigma_i / sigma_L)^2
 
-The score is a function of (x (b, *d), sigma (b,)). All chains are one scan over levels and steps,
-which carries the points alone; step sizes that follow sigma^2 keep the ratio of signal to noise the
-same at all levels. Step sizes up to 2 sigma_L^2 are stable, about 0.06 sigma_L^2 is usual.
+The score is a function of (x (b, *d), sigma (b,)). Every chain is a scan over levels and steps that
+carries x alone. Step sizes in proportion to sigma^2 keep the ratio of signal to noise the same at
+all levels; below 2 sigma_L^2 they are stable, about 0.06 sigma_L^2 is usual. With keys (b,) each
+row draws its start and its noise from its own key.
 
 Source: Song & Ermon 2020, arXiv:2006.09011, Algorithm 1.
 """
@@ -18,10 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.linear_operators import LinearOperator
 from scorejax.numerics import norm_except_batch
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.schedules import Table, langevin_step_sizes
 from scorejax.typing import Sampled, ScoreFn, Shape
 
@@ -30,7 +32,7 @@ Scalar = Float[Array, ""]
 
 
 class Level(NamedTuple):
-    """A rung of the ladder: its number from the noisiest on, its noise and its step size."""
+    """A noise level of the ladder: its index (0 is the noisiest), its sigma and its step size."""
 
     index: Array
     sigma: Array
@@ -38,9 +40,9 @@ class Level(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """Averages (levels,) over the samples, at the last step of each level.
+    """Averages (levels,) over the batch, at the last step of each level.
 
-    score_norm is sigma |score| / sqrt(d), 1 where x is as noisy as the level says; snr is the ratio
+    score_norm is sigma |score| / sqrt(d), about 1 if x has the noise of the level; snr is the ratio
     of signal to noise in a move, sqrt(alpha / 2) |score| / |z|; x_norm is |x| / sqrt(d).
     """
 
@@ -51,25 +53,25 @@ class Trace(NamedTuple):
 
 
 def langevin_step(score: X, x: X, alpha: Scalar, z: X) -> X:
-    """One move of size alpha with the noise z."""
+    """One Langevin move of size alpha with the noise z."""
     return x + alpha * score + jnp.sqrt(2 * alpha) * z
 
 
 def annealed_langevin(
-    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, sigmas: Table, step_size: float,
+    rng: Rng, score_fn: ScoreFn, shape: Shape, *, sigmas: Table, step_size: float,
     steps_per_level: int, denoise: bool = True, x_init: X | None = None,
 ) -> Sampled:  # fmt: skip
-    """Samples by `steps_per_level` moves at each level of the descending `sigmas`.
+    """Draws samples by `steps_per_level` moves at each level of the descending `sigmas`.
 
-    Starts from N(0, sigma_1^2 I), or from x_init. `denoise` adds sigma_L^2 score at the end, which
-    takes out what noise is left (Tweedie's formula) for one more evaluation.
+    Starts from x_init, or by default from N(0, sigma_1^2 I). `denoise` adds sigma_L^2 score at the
+    end, which removes the noise that is left (Tweedie's formula) for one more evaluation.
 
-    Raises: ValueError as `require_stable`, and for less than one step per level.
+    Raises: ValueError if steps_per_level < 1, and as `require_stable`.
     """
-    start_rng, chain_rng = jax.random.split(rng)
+    start_rng, chain_rng = split(rng)
     x = _start(start_rng, shape, sigmas, x_init)
 
-    def move(x: X, level: Level, key: PRNGKeyArray) -> tuple[X, None]:
+    def move(x: X, level: Level, key: Rng) -> tuple[X, None]:
         return _langevin_move(score_fn, x, level, key), None
 
     x, _ = _descend(move, chain_rng, x, sigmas, step_size, steps_per_level)
@@ -77,21 +79,21 @@ def annealed_langevin(
 
 
 def annealed_langevin_frames(
-    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, num_frames: int, sigmas: Table,
+    rng: Rng, score_fn: ScoreFn, shape: Shape, *, num_frames: int, sigmas: Table,
     step_size: float, steps_per_level: int, denoise: bool = True, x_init: X | None = None,
 ) -> Float[Array, "frames b *d"]:  # fmt: skip
-    """States of the chain of `annealed_langevin`, evenly spread over its levels, and its end.
+    """Keeps num_frames states of the chain of `annealed_langevin`: evenly over levels, and its end.
 
     Raises: ValueError unless num_frames lies in 2 .. levels + 1, and as `annealed_langevin`.
     """
     if not 2 <= num_frames <= len(sigmas) + 1:
         raise ValueError(f"num_frames must lie in 2 .. {len(sigmas) + 1}; got {num_frames}.")
-    start_rng, chain_rng = jax.random.split(rng)
+    start_rng, chain_rng = split(rng)
     x = _start(start_rng, shape, sigmas, x_init)
     frame_of_level = jnp.asarray(np.arange(len(sigmas)) * (num_frames - 1) // len(sigmas))
 
     # Every move writes to its frame and the last one stays: memory for num_frames states only.
-    def move(state: tuple[X, Array], level: Level, key: PRNGKeyArray):
+    def move(state: tuple[X, Array], level: Level, key: Rng):
         x, frames = state
         x = _langevin_move(score_fn, x, level, key)
         return (x, frames.at[frame_of_level[level.index]].set(x)), None
@@ -102,16 +104,16 @@ def annealed_langevin_frames(
 
 
 def annealed_langevin_trace(
-    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, sigmas: Table, step_size: float,
+    rng: Rng, score_fn: ScoreFn, shape: Shape, *, sigmas: Table, step_size: float,
     steps_per_level: int, denoise: bool = True, x_init: X | None = None,
 ) -> tuple[Sampled, Trace]:  # fmt: skip
-    """The samples of `annealed_langevin`, and norms along the way for those who tune."""
-    start_rng, chain_rng = jax.random.split(rng)
+    """Draws the samples of `annealed_langevin` and records norms at each level, for tuning."""
+    start_rng, chain_rng = split(rng)
     x = _start(start_rng, shape, sigmas, x_init)
     root_dim = math.sqrt(math.prod(shape[1:]))
 
-    def move(x: X, level: Level, key: PRNGKeyArray) -> tuple[X, Trace]:
-        score, z = _score(score_fn, x, level.sigma), jax.random.normal(key, x.shape, x.dtype)
+    def move(x: X, level: Level, key: Rng) -> tuple[X, Trace]:
+        score, z = _score(score_fn, x, level.sigma), normal(key, x.shape, x.dtype)
         size, noise = norm_except_batch(score), norm_except_batch(z)
         x = langevin_step(score, x, level.alpha, z)
         return x, Trace(
@@ -126,22 +128,22 @@ def annealed_langevin_trace(
 
 
 def sample_given(
-    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, *, operator: LinearOperator,
+    rng: Rng, score_fn: ScoreFn, shape: Shape, *, operator: LinearOperator,
     y: Float[Array, "b *m"], sigmas: Table, step_size: float, steps_per_level: int,
     denoise: bool = True, x_init: X | None = None,
 ) -> Sampled:  # fmt: skip
-    """Samples that agree with measurements y = operator.forward(x); of a mask, inpaintings.
+    """Draws samples x with operator.forward(x) = y: inpainting if the operator is a mask.
 
-    Before each move what is measured becomes a copy of y with the level's noise, and at the end y
-    itself. As `inverse.sample_given` this is no draw from the exact conditional law.
+    Before each move the measured part of x becomes a copy of y with the noise of the level, and at
+    the end y itself. Like `inverse.sample_given` this does not draw from the exact conditional law.
     Source: the code published with arXiv:2006.09011; the last replacement is ours.
     """
-    start_rng, chain_rng = jax.random.split(rng)
+    start_rng, chain_rng = split(rng)
     x = _start(start_rng, shape, sigmas, x_init)
 
-    def move(x: X, level: Level, key: PRNGKeyArray) -> tuple[X, None]:
-        known_rng, move_rng = jax.random.split(key)
-        z = jax.random.normal(known_rng, x.shape, x.dtype)
+    def move(x: X, level: Level, key: Rng) -> tuple[X, None]:
+        measured_rng, move_rng = split(key)
+        z = normal(measured_rng, x.shape, x.dtype)
         x = impose(operator, y, x, level.sigma, z)
         return _langevin_move(score_fn, x, level, move_rng), None
 
@@ -151,22 +153,23 @@ def sample_given(
 
 
 def interpolate(
-    rng: PRNGKeyArray, score_fn: ScoreFn, shape: Shape, num: int, *, sigmas: Table,
+    rng: Rng, score_fn: ScoreFn, shape: Shape, num: int, *, sigmas: Table,
     step_size: float, steps_per_level: int, denoise: bool = True, x_init: X | None = None,
 ) -> Sampled:  # fmt: skip
-    """Rows of `num` samples, each like its neighbours: x (b, num, *d) for shape (b, *d).
+    """Draws rows of `num` samples that change gradually: x (b, num, *d) for shape (b, *d).
 
-    A row has one start and two streams of noise, which its samples mix from the one to the other.
-    Raises: ValueError for num < 2, and as `annealed_langevin`.
+    A row has one start and two streams of noise, which its samples mix at angles from 0 to pi / 2.
+    Raises: ValueError if num < 2, and as `annealed_langevin`.
     Source: the code published with arXiv:2006.09011.
     """
     if num < 2:
         raise ValueError(f"interpolate needs num >= 2; got {num}.")
-    start_rng, chain_rng = jax.random.split(rng)
+    start_rng, chain_rng = split(rng)
     x = jnp.repeat(_start(start_rng, shape, sigmas, x_init), num, axis=0)
+    pair = lambda key, shape: jax.random.normal(key, (2, *shape), x.dtype)
 
-    def move(x: X, level: Level, key: PRNGKeyArray) -> tuple[X, None]:
-        first, second = jax.random.normal(key, (2, *shape), x.dtype)
+    def move(x: Float[Array, "n *d"], level: Level, key: Rng) -> tuple[Array, None]:
+        first, second = draw_rows(pair, key, shape, axis=1)
         z = mixed_noise(first, second, num)
         return langevin_step(_score(score_fn, x, level.sigma), x, level.alpha, z), None
 
@@ -176,12 +179,12 @@ def interpolate(
 
 
 def impose(operator: LinearOperator, y: Float[Array, "b *m"], x: X, sigma: Scalar, z: X) -> X:
-    """x with what is measured replaced by y and the noise sigma z."""
+    """x with its measured part replaced by y plus the measured part of the noise sigma z."""
     return x - operator.project(x) + operator.pinv(y) + sigma * operator.project(z)
 
 
 def mixed_noise(first: X, second: X, num: int) -> Float[Array, "n *d"]:
-    """cos(u) first + sin(u) second for u from 0 to pi / 2: `num` white noises a row, n = b num."""
+    """cos(u) first + sin(u) second for `num` angles u from 0 to pi / 2: white noise, n = b num."""
     angles = np.linspace(0, np.pi / 2, num).reshape(1, num, *[1] * (first.ndim - 1))
     cosine, sine = (
         jnp.asarray(np.cos(angles), first.dtype),
@@ -191,7 +194,7 @@ def mixed_noise(first: X, second: X, num: int) -> Float[Array, "n *d"]:
 
 
 def require_stable(sigmas: Table, step_size: float) -> None:
-    """Raises ValueError unless the levels decrease and the step size is positive and stable."""
+    """Raises: ValueError unless the levels decrease and 0 < step_size < 2 sigma_L^2."""
     langevin_step_sizes(sigmas, step_size)
     if not step_size < 2 * sigmas[-1] ** 2:
         raise ValueError(
@@ -200,38 +203,38 @@ def require_stable(sigmas: Table, step_size: float) -> None:
         )
 
 
-def _start(rng: PRNGKeyArray, shape: Shape, sigmas: Table, x_init: X | None) -> X:
-    return sigmas[0] * jax.random.normal(rng, shape) if x_init is None else x_init
+def _start(rng: Rng, shape: Shape, sigmas: Table, x_init: X | None) -> X:
+    return sigmas[0] * normal(rng, shape) if x_init is None else x_init
 
 
 def _score(score_fn: ScoreFn, x: X, sigma: Scalar) -> X:
     return score_fn(x, jnp.full(x.shape[:1], sigma, x.dtype))
 
 
-def _langevin_move(score_fn: ScoreFn, x: X, level: Level, key: PRNGKeyArray) -> X:
-    z = jax.random.normal(key, x.shape, x.dtype)
+def _langevin_move(score_fn: ScoreFn, x: X, level: Level, key: Rng) -> X:
+    z = normal(key, x.shape, x.dtype)
     return langevin_step(_score(score_fn, x, level.sigma), x, level.alpha, z)
 
 
 def _descend(
-    move: Callable[[Any, Level, PRNGKeyArray], tuple[Any, Any]], rng: PRNGKeyArray, state: Any,
+    move: Callable[[Any, Level, Rng], tuple[Any, Any]], rng: Rng, state: Any,
     sigmas: Table, step_size: float, steps_per_level: int,
 ) -> tuple[Any, Any]:  # fmt: skip
-    """The state after all moves, and what the last move of each level reports, stacked."""
+    """The state after all moves, and the reports of the last move of each level, stacked."""
     require_stable(sigmas, step_size)
     if steps_per_level < 1:
-        raise ValueError(f"steps_per_level needs to be at least 1; got {steps_per_level}.")
+        raise ValueError(f"steps_per_level must be at least 1; got {steps_per_level}.")
     dtype = jax.tree.leaves(state)[0].dtype
     tables = sigmas, langevin_step_sizes(sigmas, step_size)
     levels = Level(jnp.arange(len(sigmas)), *(jnp.asarray(table, dtype) for table in tables))
 
-    def at_level(state: Any, inputs: tuple[Level, PRNGKeyArray]) -> tuple[Any, Any]:
+    def at_level(state: Any, inputs: tuple[Level, Rng]) -> tuple[Any, Any]:
         level, key = inputs
-        keys = jax.random.split(key, steps_per_level)
+        keys = split(key, steps_per_level)
         state, reports = jax.lax.scan(lambda state, key: move(state, level, key), state, keys)
         return state, jax.tree.map(lambda report: report[-1], reports)
 
-    return jax.lax.scan(at_level, state, (levels, jax.random.split(rng, len(sigmas))))
+    return jax.lax.scan(at_level, state, (levels, split(rng, len(sigmas))))
 
 
 def _finish(

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
+from scorejax.random import Rng, split
 from scorejax.samplers.correctors import Corrector, no_corrector
 from scorejax.samplers.predictors import Move, Predictor, reverse_diffusion
 from scorejax.schedules import time_grid
@@ -31,7 +32,7 @@ class Trajectory(NamedTuple):
 
 
 def predictor_corrector(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: Shape,
     *,
@@ -47,12 +48,13 @@ def predictor_corrector(
 ) -> Sampled:
     """Draws samples by num_steps predictor steps, each after num_inner corrector moves.
 
-    snr is the corrector's and may be traced, so that tuning it does not compile again. The chain
-    starts from the prior, or from x_init if given. t_min defaults to sde.sampling_t_min. With
-    denoise the last step adds no noise. Rows do not depend on their batch mates unless the
-    corrector makes them.
+    Rows are independent unless the corrector couples them; with keys (b,) each draws from its own
+    key. `snr` is the corrector's and may be traced, so that tuning it does not compile again. The
+    chain starts from x_init, or by default from the prior. t_min is sde.sampling_t_min by default.
+    With `denoise` the last step adds no noise.
 
-    Raises: ValueError if the sde has no such chain: ancestral sampling of sub-VP, too few steps.
+    Raises: ValueError if num_steps < 2, num_inner < 1, or the SDE does not have the chain that the
+    predictor inverts with so few steps.
     """
     start, step, inputs = _chain(
         rng, score_fn, shape, x_init, sde, predictor, corrector, num_steps, snr, num_inner, t_min
@@ -62,7 +64,7 @@ def predictor_corrector(
 
 
 def predictor_corrector_trajectory(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: Shape,
     *,
@@ -76,9 +78,9 @@ def predictor_corrector_trajectory(
     t_min: float | None = None,
     x_init: Float[Array, "b *d"] | None = None,
 ) -> Trajectory:
-    """The same chain as `predictor_corrector`, keeping num_frames states evenly spread over it.
+    """Runs the chain of `predictor_corrector` and keeps num_frames states, evenly spread over it.
 
-    The last frame is what `predictor_corrector` returns for the same arguments.
+    The last frame is the sample that `predictor_corrector` returns for the same arguments.
     Raises: ValueError unless num_frames lies in 1 .. num_steps, and as `predictor_corrector`.
     """
     if not 1 <= num_frames <= num_steps:
@@ -106,17 +108,19 @@ def predictor_corrector_trajectory(
 def _chain(
     rng, score_fn, shape, x_init, sde, predictor, corrector, num_steps, snr, num_inner, t_min
 ):
-    """The state before the first step, the step, and what it scans over: times and keys."""
+    """The state before the first step, the step, and the times and keys that it scans over."""
     if num_inner < 1:
-        raise ValueError(f"num_inner must be at least 1; got {num_inner}. See no_corrector.")
+        raise ValueError(
+            f"num_inner must be at least 1; got {num_inner}. Use no_corrector for none."
+        )
     grid = time_grid(sde.t_max, sde.sampling_t_min if t_min is None else t_min, num_steps)
-    prior_rng, chain_rng = jax.random.split(rng)
+    prior_rng, chain_rng = split(rng)
     x = sde.sample_prior(prior_rng, shape) if x_init is None else x_init
     start = Move(x, x, jnp.int32(0))
 
-    def step(state: Move, inputs: tuple[Array, PRNGKeyArray]) -> tuple[Move, None]:
+    def step(state: Move, inputs: tuple[Array, Rng]) -> tuple[Move, None]:
         time, key = inputs
-        corrector_rng, predictor_rng = jax.random.split(key)
+        corrector_rng, predictor_rng = split(key)
         t = jnp.full(x.shape[:1], time, x.dtype)
         corrected = corrector(
             corrector_rng, sde, score_fn, state.x, t,
@@ -126,4 +130,4 @@ def _chain(
         nfe = state.nfe + corrected.nfe + predicted.nfe
         return Move(predicted.x, predicted.x_mean, nfe), None
 
-    return start, step, (jnp.asarray(grid, x.dtype), jax.random.split(chain_rng, num_steps))
+    return start, step, (jnp.asarray(grid, x.dtype), split(chain_rng, num_steps))

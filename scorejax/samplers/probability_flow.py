@@ -2,29 +2,31 @@
 """The probability-flow ODE: one smooth, invertible map between data and latents.
 
 `encode` follows it from data to noise and `decode` back; drawing the latents from the prior first
-makes it a sampler. The solver is adaptive for each example by itself, so that a row's answer does
-not depend on its batch mates; the batch costs as many network calls as its slowest row.
+makes it a sampler. The solver adapts its steps to each row by itself, so that rows are independent;
+the batch costs as many network calls as its slowest row.
 
 Source: Song et al. 2021, arXiv:2011.13456, Sec. 4.3 and Appendix D.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax import ode
+from scorejax.parameterize import score_to_denoiser
+from scorejax.random import Rng
 from scorejax.samplers.predictors import reverse_diffusion_step
-from scorejax.sdes import SDE, probability_flow
+from scorejax.sdes import SDE, DiscreteChain, probability_flow
 from scorejax.typing import Sampled, ScoreFn, Shape
 
 CHAIN_STEPS = 1000
 """Length of the chain whose last step denoises a sample, as in the published code."""
 FIRST_STEP = 1e-3
-"""First step of the solver, as a fraction of the way."""
+"""First step of the solver, as a fraction of the time from start to end."""
 
 
 def probability_flow_ode(
-    rng: PRNGKeyArray,
+    rng: Rng,
     score_fn: ScoreFn,
     shape: Shape,
     *,
@@ -35,7 +37,10 @@ def probability_flow_ode(
     max_steps: int = 4096,
     denoise: bool = False,
 ) -> Sampled:
-    """Draws latents from the prior and decodes them; see `decode`."""
+    """Draws latents from the prior and decodes them; see `decode`.
+
+    With keys (b,) each row draws from its own key.
+    """
     z = sde.sample_prior(rng, shape)
     return decode(
         score_fn, z, sde=sde, rtol=rtol, atol=atol, t_min=t_min, max_steps=max_steps,
@@ -56,8 +61,9 @@ def decode(
 ) -> Sampled:
     """Takes latents at t_max along the flow to data at t_min, sde.sampling_t_min by default.
 
-    With denoise, the noise that is left at t_min is removed by one reverse-diffusion step, for one
-    more evaluation. Rows whose solve did not finish in max_steps are NaN. nfe is (b,).
+    With `denoise`, one more evaluation removes the noise that is left at t_min: by the mean of the
+    last reverse-diffusion step of a chain of CHAIN_STEPS steps, or by Tweedie's formula if the SDE
+    has no discrete chain. Rows whose solve did not finish in max_steps are NaN. nfe is (b,).
     """
     t_min = sde.sampling_t_min if t_min is None else t_min
     x, nfe = solve_flow(
@@ -66,8 +72,11 @@ def decode(
     if not denoise:
         return Sampled(x, nfe)
     t = jnp.full(x.shape[:1], t_min, x.dtype)
-    _, x_mean = reverse_diffusion_step(sde, score_fn, x, t, jnp.zeros_like(x), CHAIN_STEPS)
-    return Sampled(x_mean, nfe + 1)
+    if isinstance(sde, DiscreteChain):
+        _, x = reverse_diffusion_step(sde, score_fn, x, t, jnp.zeros_like(x), CHAIN_STEPS)
+    else:
+        x = score_to_denoiser(sde, t, x, score_fn(x, t))
+    return Sampled(x, nfe + 1)
 
 
 def encode(
@@ -110,7 +119,7 @@ def solve_flow(
             start,
             t_from,
             t_to,
-            # From a thousandth of the way the controller recovers in a few steps.
+            # From so short a first step the controller recovers in a few steps.
             first_step=FIRST_STEP,
             rtol=rtol,
             atol=atol,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Langevin dynamics on one energy, at temperatures that fall along the chain.
 
-An energy that was trained by denoising is not conditioned on a noise level: what helps the chain
-over its barriers is a temperature, high at first.
+An energy that is not conditioned on a noise level has no levels to anneal. A temperature that is
+high at first takes the chain over its barriers instead.
 
 Source: Li et al. 2019, arXiv:1910.07762, Section 4, as in Pang et al. 2020, arXiv:2007.03317.
 """
@@ -10,22 +10,23 @@ Source: Li et al. 2019, arXiv:1910.07762, Section 4, as in Pang et al. 2020, arX
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float
 
 from scorejax.objectives.directions import Energy, score_of
+from scorejax.random import Rng, fold_in, normal
 
 
 def temperatures(
     num_hot: int, num_cooling: int, num_freezing: int, *, hottest: float = 100.0
 ) -> Float[np.ndarray, "steps"]:
-    """`hottest` for a while, then falling evenly to 1, then evenly towards 0."""
+    """Temperatures: num_hot at `hottest`, num_cooling evenly down to 1, num_freezing towards 0."""
     cooling = np.linspace(hottest, 1.0, num_cooling, endpoint=False)
     freezing = np.linspace(1.0, 0.0, num_freezing, endpoint=False)
     return np.concatenate([np.full(num_hot, hottest), cooling, freezing])
 
 
 def tempered_langevin(
-    rng: PRNGKeyArray,
+    rng: Rng,
     energy: Energy,
     x_init: Float[Array, "b *d"],
     *,
@@ -34,20 +35,22 @@ def tempered_langevin(
     sigma: float = 0.0,
     num_frames: int = 1,
 ) -> Float[Array, "frames b *d"]:
-    """States x <- x - step_size^2 / 2 grad E + step_size sqrt(T) xi, in even frames to the last.
+    """Moves x <- x - step_size^2 / 2 grad E + step_size sqrt(T) xi, once for each temperature T.
 
-    At the end x - sigma^2 grad E is taken, the mean of the data that noise of level sigma may have
-    led to x. Makes one gradient call a step, and one more if sigma is not zero.
-    Raises: ValueError unless num_frames lies in 1 .. steps, the number of temperatures.
+    Returns num_frames states, evenly spread over the chain; the last is its end. If sigma > 0, the
+    end is denoised: x - sigma^2 grad E, the mean of the data given x = data + noise of level sigma.
+    With keys (b,) each row draws from its own key. Makes one gradient call a step, and one more
+    if sigma > 0.
+    Raises: ValueError unless num_frames lies in 1 .. the number of temperatures.
     """
     num_steps = len(temperatures)
     if not 1 <= num_frames <= num_steps:
-        raise ValueError(f"num_frames needs to lie in 1 .. {num_steps}; got {num_frames}")
+        raise ValueError(f"num_frames needs to lie in 1 .. {num_steps}; got {num_frames}.")
     score = score_of(energy)
     table = jnp.asarray(temperatures, x_init.dtype)
 
     def step(number: Array, x: Array) -> Array:
-        noise = jax.random.normal(jax.random.fold_in(rng, number), x.shape, x.dtype)
+        noise = normal(fold_in(rng, number), x.shape, x.dtype)
         spread = step_size * jnp.sqrt(table[number])
         return x + step_size**2 / 2 * score(x) + spread * noise
 

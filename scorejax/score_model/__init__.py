@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A score along an SDE, and everything that one does with it once it is trained.
+"""A score along an SDE: its training, and everything that one does with a trained score.
 
 Papers differ in how the score is trained and in what their networks predict. Samples, densities,
 completions and metrics are the same for all: a system's `make_model(config)` binds a config to a
@@ -19,14 +19,20 @@ from scorejax.linear_operators import LinearOperator
 from scorejax.objectives.training_loss import ExampleLoss
 from scorejax.score_model import control, evaluation, sampling
 from scorejax.score_model.binding import bind
-from scorejax.score_model.options import ChainOptions, EvaluationOptions, SolverOptions, options
+from scorejax.score_model.options import (
+    OPTIONS,
+    ChainOptions,
+    EvaluationOptions,
+    SolverOptions,
+    options,
+)
 from scorejax.score_model.training import training_system
 from scorejax.sdes import SDE
 from scorejax.typing import NetworkFn, ScoreFn, Variables
 
 __all__ = [
-    "ChainOptions", "EvaluationOptions", "ScoreModel", "SolverOptions", "bind", "options",
-    "training_system",
+    "OPTIONS", "ChainOptions", "EvaluationOptions", "ScoreModel", "SolverOptions", "bind",
+    "options", "training_system",
 ]  # fmt: skip
 
 

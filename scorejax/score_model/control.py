@@ -2,11 +2,13 @@
 """Controlled sampling: completions of measured images, interpolations, samples of a class."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from scorejax import guidance as guidance_by
 from scorejax import inverse, latent
@@ -28,8 +30,9 @@ BLUR_STD, WEAKEST = 1.0, 0.05
 def measurement(
     task: str, shape: Shape, *, mask: np.ndarray | None = None, factor: int = 2, seed: int = 0
 ) -> LinearOperator:
-    """What is seen of images (h, w, c): "inpaint", "colorize", "super_resolution", "deblur" or
-    "fourier".
+    """The operator that measures images (h, w, c), by name.
+
+    The names are "inpaint", "colorize", "super_resolution", "deblur" and "fourier".
 
     `mask` (h, w) is 1 where inpainting is given the image, the upper half by default; `factor` is
     the side of the blocks that super-resolution starts from; "fourier" keeps the lowest quarter of
@@ -40,6 +43,17 @@ def measurement(
     return choose("task", task, TASKS)(shape, mask=mask, factor=factor, seed=seed)
 
 
+def read_mask(path: str | os.PathLike) -> np.ndarray:
+    """A mask for inpainting from a picture: bool (h, w), True where the picture is light.
+
+    Raises: FileNotFoundError; ValueError if the file is no picture.
+    """
+    try:
+        return np.asarray(Image.open(path).convert("L")) > 127
+    except UnidentifiedImageError:
+        raise ValueError(f"mask {path} is no image") from None
+
+
 Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
 """(variables, rows) -> rows."""
 MakeCompletion = Callable[["ScoreModel", LinearOperator, int], Apply]
@@ -48,9 +62,9 @@ MakeCompletion = Callable[["ScoreModel", LinearOperator, int], Apply]
 def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: int = 0) -> Apply:
     """complete(variables, {"image": as the model sees it, "rng": (b,)}) -> {"measured", "image"}.
 
-    What the operator sees of each image (b, h, w, c), and a completion that agrees with it, both in
-    [0, 1] and not clipped. Uses the model's predictor and corrector, in as many steps as its
-    options say unless num_steps is more than 0. A completion is a function of its own key.
+    Returns the measurement of each image (b, h, w, c), mapped back to an image, and a completion
+    that agrees with it, both in [0, 1] and not clipped. Uses the model's predictor and corrector in
+    `num_steps` steps, 0 for the number in its options. A completion depends on its own key only.
 
     Raises: ValueError if the SDE has no such chain, or num_steps is too small.
     """
@@ -60,7 +74,7 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
     arguments = sampling.chain_arguments(model) | {"denoise": model.chain.denoise}
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        x, score_fn = rows["image"], model.score(variables)
+        x, score_fn = rows[model.data.field], model.score(variables)
         y = operator.forward(x)
         drawn = inverse.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **arguments
@@ -73,8 +87,11 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
 def completed(
     model: "ScoreModel", operator: LinearOperator, y: Array, x: Array
 ) -> dict[str, Array]:
-    """What completions return, from measurements y and drawn x in the model's units."""
-    return {"measured": model.data.to_data(operator.pinv(y)), "image": model.data.to_data(x)}
+    """Packs measurements y and completions x, in the model's units, as completions return them."""
+    return {
+        "measured": model.data.to_data(operator.pinv(y)),
+        model.data.field: model.data.to_data(x),
+    }
 
 
 def interpolation(model: "ScoreModel", num: int) -> Apply:
@@ -89,14 +106,21 @@ def interpolation(model: "ScoreModel", num: int) -> Apply:
     return path
 
 
-def class_condition(guide: "Guides", label: int, *, guidance: float = 1.0) -> sampling.Condition:
+def class_condition(
+    model: "ScoreModel", guide: "Guides", label: int, guidance: float = 1.0
+) -> sampling.Condition:
     """The condition of `sampling.sampler` that guides to a class; its argument is the variables.
 
-    `guidance` 1 is Bayes' rule. Raises: ValueError unless the classifier knows the label.
+    `guidance` 1 is Bayes' rule.
+    Raises: ValueError unless the classifier sees the model's images and knows the label.
     """
+    for key in ("dataset", "image_size", "centered"):
+        ours, theirs = getattr(model.data, key), getattr(guide.data, key)
+        if theirs != ours:
+            raise ValueError(f"the classifier has {key}={theirs!r}, the model has {ours!r}")
     logits, num_classes = guide.classifier(), guide.num_classes
     if not 0 <= label < num_classes:
-        raise ValueError(f"--label needs to be below {num_classes}; got {label}")
+        raise ValueError(f"label needs to be below {num_classes}; got {label}")
 
     def condition(score_fn: ScoreFn, sde: SDE, num: int, variables: Variables) -> ScoreFn:
         classify = lambda x, t: logits(variables, sde, x, t)

@@ -4,7 +4,7 @@
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
+import numpy as np
 
 from scorejax.evaluate.progress import make_evaluate
 from scorejax.objectives.training_loss import make_loss_fn
@@ -27,7 +27,8 @@ def training_system(
     Raises: ValueError for an impossible value, FileNotFoundError without data.
     """
     metrics = {name: build for name, build in model.metrics().items() if name in watched}
-    example, label = jnp.ones((1, *model.data.shape)), jnp.ones(1)
+    example = np.ones((1, *model.data.shape), np.float32)  # NumPy's: compiles nothing.
+    label = np.ones(1, np.float32)
     return System(
         init=make_init(model.network, example, label),
         loss=make_loss_fn(model.example_loss, model.network.apply, field=model.data.field),

@@ -25,7 +25,7 @@ from scorejax.objectives import denoiser
 from scorejax.samplers import few_step
 from scorejax.score_model import ScoreModel, sampling
 from scorejax.sdes import VESDE
-from scorejax.train.optimizer import adam_from_config
+from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
 from scorejax.typing import Array, PRNGKeyArray, Variables
 
@@ -34,6 +34,8 @@ KEYS = (
     "sigma_min", "sigma_max", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS)
+"""Keys that it may have."""
 
 
 class Training(NamedTuple):

@@ -18,14 +18,14 @@ from ml_collections import ConfigDict
 from scorejax import parameterize, score_model
 from scorejax.choices import choose, require, require_keys
 from scorejax.data.view import VIEW_OPTIONS, ImageView
-from scorejax.models.build import NCSNPP_OPTIONS, build_network
+from scorejax.models.build import NCSNPP_OPTIONS, RECURRENT_OPTIONS, build_network
 from scorejax.numerics import mean_except_batch
 from scorejax.objectives import denoising
 from scorejax.objectives.training_loss import ExampleLoss
 from scorejax.schedules import geometric_sigmas
 from scorejax.score_model import ScoreModel
 from scorejax.sdes import SDE, get_sde
-from scorejax.train.optimizer import adam_from_config
+from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
 from scorejax.typing import NetworkFn, ScoreFn
 
@@ -38,6 +38,8 @@ KEYS = (
     "sigma_max", "objective", "num_scales", "reduction", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS, *RECURRENT_OPTIONS)
+"""Keys that it may have."""
 
 
 def build(config: ConfigDict) -> System:
@@ -110,5 +112,6 @@ def objective(
 def divided_by_level(config: ConfigDict) -> Callable[[NetworkFn], NetworkFn]:
     """Divides a network's output by the sigma of the level that is its label."""
     sigmas = geometric_sigmas(config.sigma_min, config.sigma_max, config.num_scales)
-    table = jnp.asarray(sigmas, jnp.float32)
-    return lambda network: parameterize.divided_by_level_sigma(network, table)
+    return lambda network: parameterize.divided_by_level_sigma(
+        network, jnp.asarray(sigmas, jnp.float32)
+    )

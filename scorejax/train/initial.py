@@ -22,5 +22,5 @@ def make_init(model: nn.Module, *inputs: PyTree) -> Callable[[PRNGKeyArray], tup
         variables = dict(model.init(rng, *inputs))
         return variables.pop("params"), variables
 
-    jax.eval_shape(init, jax.random.key(0))
+    jax.eval_shape(lambda: init(jax.random.key(0)))  # Traced: compiles nothing.
     return init

@@ -40,9 +40,14 @@ def adam(
     return optax.chain(clip, optax.adam(rate, b1=b1, b2=b2, eps=eps))
 
 
+ADAM_OPTIONS = ("beta1", "beta2", "adam_eps", "warmup", "grad_clip")
+"""Keys that `adam_from_config` reads where a config has them."""
+
+
 def adam_from_config(config: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Adam by `learning_rate` and, where a config has them, beta1, beta2, adam_eps, warmup and
-    grad_clip, the norm to which gradients are clipped, 0 for none.
+    """Adam by `learning_rate` and those of `ADAM_OPTIONS` that a config has.
+
+    `grad_clip` is the norm to which gradients are clipped, 0 for none.
 
     Raises: ValueError for an impossible value.
     """

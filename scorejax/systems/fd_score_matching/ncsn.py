@@ -33,6 +33,8 @@ KEYS = (
     "step_size", "denoise", "objective", "eps", "direction", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = score_model.OPTIONS
+"""Keys that it may have."""
 
 
 def build(config: ConfigDict) -> System:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments every picture of a folder by a trained model.
+
+python -m launch.segment --workdir=runs/nuclei --images=my/sections
+
+For picture.png the folder <out> then holds picture_mask.png, black and white,
+picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png. More than
+65535 instances are numbered by picture_instances.tif instead, of 32 bits. <out> needs to be another
+folder than that of the pictures.
+"""
+
+import pathlib
+
+from absl import flags
+
+from launch import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
+IMAGES = flags.DEFINE_string("images", None, "Folder of pictures to segment.", required=True)
+DAMAGED = flags.DEFINE_enum(
+    "damaged", "raise", ["raise", "skip"], "What to do with pictures that cannot be read."
+)
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+OUT = flags.DEFINE_string("out", "", "Folder; <workdir>/segmented by default.")
+
+
+def prepare() -> command.Job:
+    from scorejax import runs, systems
+    from scorejax.capabilities import Segments
+    from scorejax.evaluate import segmented_folder
+
+    config = runs.read_config(WORKDIR.value)
+    out = OUT.value or pathlib.Path(WORKDIR.value) / "segmented"
+    segmented_folder.require_apart(IMAGES.value, out)
+    segment = systems.require(config, Segments).segmenter()
+    pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
+    run = runs.open(WORKDIR.value, STEP.value)
+
+    def job() -> None:
+        out = command.output(OUT.value, WORKDIR.value, "segmented")
+        segmented_folder.segment_pictures(segment, run.variables, pictures.paths, out)
+        for line in pictures.skipped:
+            print(f"left out: {line}")
+        print(f"{len(pictures.paths)} pictures segmented: {out}")
+
+    return job
+
+
+if __name__ == "__main__":
+    command.run(prepare)

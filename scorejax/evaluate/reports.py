@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: dictionaries of numbers, written as JSON, with pictures and samples beside them."""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+
+from scorejax.evaluate import pictures
+from scorejax.evaluate.parts import Arrays
+from scorejax.evaluate.progress import Metric, summary
+from scorejax.files import save_npz, save_text
+from scorejax.likelihood import importance_weighted
+from scorejax.random import row_keys
+from scorejax.report import json_values
+
+
+def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
+    """Writes a report as JSON, atomically, then prints it and the path; NaN and infinity are null.
+
+    Raises: OSError if the file cannot be written.
+    """
+    text = json.dumps(json_values(report), indent=2, allow_nan=False)
+    save_text(path, f"{text}\n")
+    print(f"{text}\n{path}")
+
+
+def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: str) -> dict:
+    """Scalars of all metrics; writes their pictures to <out>_<name>.png."""
+    report = {}
+    for rng, metric in zip(row_keys(jax.random.key(seed), len(metrics)), metrics, strict=True):
+        evaluation = metric(rng, variables)
+        report |= evaluation.scalars
+        for name, picture in evaluation.pictures.items():
+            pictures.save_png(f"{out}_{name}.png", picture)
+    return report
+
+
+def likelihood_report(
+    bits: Float[np.ndarray, "repeats n"],
+    nfe: Int[np.ndarray, "repeats n"],
+    *,
+    dim: int,
+    exact: bool,
+) -> dict[str, Any]:
+    """Mean bits/dim of n images of `dim` entries, each measured several times.
+
+    `exact` says that the divergence was computed exactly; only then is the importance-weighted
+    bound reported, which an estimated divergence would bias.
+    """
+    report = {"repeats": len(bits), "num_images": bits.shape[1]}
+    report |= {"divergence": "exact" if exact else "hutchinson", "nfe": float(nfe.mean())}
+    report |= summary("bits_per_dim", bits)
+    if exact:
+        weighted = importance_weighted(bits, dim)[None]
+        report |= summary("bits_per_dim_importance_weighted", weighted)
+    return report
+
+
+def save_samples(out: str, samples: Arrays, *, step: int) -> str:
+    """Writes <out>.npz with images (or vectors "x"), nfe and step; <out>.png is a grid of images.
+
+    Returns the paths.
+    """
+    if "image" not in samples:
+        save_npz(f"{out}.npz", **samples, step=step)
+        return f"{out}.npz"
+    save_npz(f"{out}.npz", images=samples["image"], nfe=samples["nfe"], step=step)
+    pictures.save_png(f"{out}.png", pictures.image_grid(samples["image"][:100]))
+    return f"{out}.png, {out}.npz"
+
+
+def save_completions(out: str, completions: Arrays) -> str:
+    """Writes "original", "measured" and "image" (n, h, w, c) in [0, 1] to <out>.npz.
+
+    <out>.png shows the first 16 in three rows. Returns a line with the root mean squared errors of
+    the measured and of the completed images.
+    """
+    save_npz(f"{out}.npz", **completions)
+    original = completions["original"]
+    shown = [completions[name][:16] for name in ("original", "measured", "image")]
+    grid = pictures.image_grid(np.concatenate(shown), num_columns=len(shown[0]))
+    pictures.save_png(f"{out}.png", grid)
+    error = lambda name: np.sqrt(np.mean((completions[name] - original) ** 2))
+    return (
+        f"{len(original)} images; root mean squared error of the measured images "
+        f"{error('measured'):.4f}, of the completed ones {error('image'):.4f}: {out}.png, {out}.npz"
+    )

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays that training reads and does not change, and the variables that a run publishes."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from toy_system import CONFIG as TOY
+
+from scorejax import runs
+from scorejax.report import Evaluation
+from scorejax.train import parallel
+from scorejax.train.loop import train
+from scorejax.train.state import TrainState
+from scorejax.train.step import make_train_step, scan_steps
+from scorejax.train.system import System
+from scorejax.typing import Aux, OfflineSource
+
+CONFIG = TOY | {"system": "frozen_toy", "density_workdir": "runs/density", "num_train_steps": 20}
+NUM_ROWS = 10_000_000
+
+
+def rows_of(batch_size):
+    """Batches of row numbers."""
+    draw = lambda step: np.random.default_rng(step).integers(0, 1000, batch_size)
+    return OfflineSource(
+        lambda start_step, rng: start_step,
+        lambda step, state, rng: (step + 1, {"row": draw(step)}),
+    )
+
+
+def loss(params, state, rng, batch, frozen):
+    """Mean of (weight - table[row])^2: the weight becomes the mean of the table."""
+    value = jnp.mean((params["weight"] - frozen["table"][batch["row"]]) ** 2)
+    return value, Aux({}, state.model_state)
+
+
+def evaluate(rng, state, frozen):
+    return Evaluation({"error": float(abs(state.params["weight"] - frozen["table"].mean()))}, {})
+
+
+def system(table, **fields):
+    return System(
+        init=lambda rng: ({"weight": jnp.float32(0), "bias": jnp.float32(1)}, {}),
+        loss=loss,
+        tx=optax.sgd(0.3),
+        source=rows_of(CONFIG["batch_size"]),
+        evaluate=evaluate,
+        frozen={"table": table},
+        paths=("density_workdir",),
+        **fields,
+    )
+
+
+def bytes_of(directory):
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def test_a_large_frozen_table_is_an_argument_of_the_program_and_in_no_checkpoint(tmp_path):
+    table = np.full(NUM_ROWS, 2.0, np.float32)
+    large = system(table)
+    state = train(large, CONFIG, tmp_path)
+    # Gradient descent on (w - 2)^2 at rate 0.3 keeps 0.4 of the error a step: 0.4^20 = 1e-8.
+    np.testing.assert_allclose(state.params["weight"], 2.0, rtol=1e-6)
+    assert bytes_of(tmp_path / "checkpoints") < 1_000_000 < table.nbytes
+
+    step = make_train_step(large.loss, large.tx, ema_rate=0.9, axis_name=parallel.AXIS)
+    call = parallel.map_step(scan_steps(step), num_frozen=1)
+    _, batch = large.source.next(0, None, None)
+    arguments = parallel.replicate(state), parallel.shard([batch] * 2), jax.random.key(0)
+    program = call.lower(*arguments, parallel.replicate(large.frozen)).compile()
+    assert len(program.as_text()) < 1_000_000
+
+
+def test_frozen_arrays_that_changed_are_refused_by_name(tmp_path):
+    table = np.arange(1000, dtype=np.float32)
+    train(system(table), CONFIG, tmp_path)
+    digest = json.loads((tmp_path / "config.json").read_text())["frozen"]["table"]
+    assert len(digest) == 64
+    longer, moved = CONFIG | {"num_train_steps": 24}, {"density_workdir": "elsewhere/density"}
+    with pytest.raises(
+        ValueError, match=r"the frozen arrays 'table' have changed: .*density_workdir='elsewhere"
+    ):
+        train(system(table + 1), longer | moved, tmp_path)
+    # The same arrays from another place go on, and the checksum stays on record.
+    assert train(system(table), longer | moved, tmp_path).step == 24
+    assert json.loads((tmp_path / "config.json").read_text())["frozen"]["table"] == digest
+    with pytest.raises(ValueError, match="the frozen arrays 'table' have changed"):
+        train(system(table)._replace(frozen={}), CONFIG | {"num_train_steps": 28}, tmp_path)
+
+
+def test_host_arrays_from_init_are_trained_and_are_no_constants(tmp_path):
+    weights = np.full((1000, 1000), 3.0, np.float32)
+    host = system(np.ones(1000, np.float32))._replace(
+        init=lambda rng: ({"weight": np.float32(0), "pretrained": weights}, {})
+    )
+    state = train(host, CONFIG, tmp_path)
+    np.testing.assert_array_equal(state.params["pretrained"], weights)
+
+
+def test_a_system_publishes_the_variables_that_it_says(tmp_path):
+    # The bias alone, and not averaged: what a second stage needs of an actor and its critic.
+    published = lambda state: ({"bias": state.params["bias"]}, {"updates": state.step})
+    table = np.ones(1000, np.float32)
+    train(system(table, published=published), CONFIG, tmp_path / "first")
+    shutil.move(tmp_path / "first", tmp_path / "moved")
+    run = runs.open(tmp_path / "moved")
+    assert run.step == 20 and run.config.density_workdir == "runs/density"
+    assert run.variables == ({"bias": 1.0}, {"updates": 20})
+
+
+def test_the_averages_are_published_by_default(tmp_path):
+    state = train(system(np.ones(1000, np.float32)), CONFIG, tmp_path)
+    run = runs.open(tmp_path, step=20)
+    assert run.variables == (state.ema_params, {})
+    assert run.variables[0]["weight"] != state.params["weight"]
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 3"):
+        runs.open(tmp_path, step=3)
+
+
+def test_averages_may_differ_by_part_of_the_parameters():
+    rates = {"actor": 0.0, "critic": {"first": 0.5, "second": lambda count: 0.75 + 0.0 * count}}
+    ones = {"actor": 1.0, "critic": {"first": 1.0, "second": (1.0, 1.0)}}
+    params = jax.tree.map(jnp.float32, ones)
+    value = lambda params: sum(jax.tree.leaves(params))
+    tx = optax.sgd(1.0)
+    step = make_train_step(
+        lambda params, state, rng, batch: (value(params), Aux({}, {})), tx, ema_rate=rates
+    )
+    state, _ = step(TrainState.create(params, {}, tx), {"x": jnp.zeros(2)}, jax.random.key(0))
+    # One step takes every parameter from 1 to 0, and an average to its rate.
+    assert state.ema_params == {"actor": 0.0, "critic": {"first": 0.5, "second": (0.75, 0.75)}}
+
+
+@pytest.mark.parametrize("rates", [{"actor": 1.0}, {"critic": {"first": -0.1}}])
+def test_a_rate_out_of_range_is_named(rates):
+    with pytest.raises(ValueError, match=r"ema_rate\.(actor|critic\.first) needs to lie in \[0, 1"):
+        make_train_step(loss, optax.sgd(1.0), ema_rate=rates)

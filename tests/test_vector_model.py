@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A score model of vectors: trained, drawn from and measured without an image anywhere."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+from toy_system import CONFIG as TOY
+
+from scorejax.capabilities import Completes, DrawsSamples, MeasuresDensity
+from scorejax.data.vectors import VectorView
+from scorejax.linear_operators import mask_operator
+from scorejax.objectives.denoising import denoising_score_matching
+from scorejax.parameterize import noise_prediction
+from scorejax.score_model import ChainOptions, EvaluationOptions, ScoreModel, training_system
+from scorejax.sdes import VPSDE
+from scorejax.systems import make_init
+from scorejax.train.loop import train
+
+SDE = VPSDE()
+MEAN, COVARIANCE = np.array([1.0, -0.5, 0.0]), np.diag([0.25, 1.0, 0.09])
+
+
+class Linear(nn.Module):
+    """Noise as a linear function of x, one for each time: enough for a Gaussian."""
+
+    @nn.compact
+    def __call__(self, x, t, dropout_rng=None):
+        t = t / 999  # the label of noise prediction
+        t = jnp.stack([t, t**2, jnp.sqrt(t)], axis=1)
+        gain = nn.Dense(3)(nn.tanh(nn.Dense(32)(t)))
+        return gain * x + nn.Dense(3)(nn.tanh(nn.Dense(32)(t)))
+
+
+class Exact(nn.Module):
+    """The exact score of N(MEAN, COVARIANCE) under the SDE."""
+
+    def __call__(self, x, t, dropout_rng=None):
+        scale, std = SDE.marginal(t)
+        variance = scale[:, None] ** 2 * np.diag(COVARIANCE)[None] + std[:, None] ** 2
+        return (scale[:, None] * MEAN[None] - x) / variance
+
+
+def vectors(num=400, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.multivariate_normal(MEAN, COVARIANCE, num).astype(np.float32)
+
+
+def predicts_noise(network):
+    return noise_prediction(SDE, network)
+
+
+def score_model(network=None, to_score=lambda network: network):
+    network = network or Exact()
+    return ScoreModel(
+        sde=SDE,
+        data=VectorView(vectors(), vectors(seed=1)),
+        network=network,
+        to_score=to_score,
+        example_loss=lambda network, rng, x: denoising_score_matching(
+            to_score(network), SDE, rng, x
+        ),
+        tx=optax.adam(1e-2),
+        chain=ChainOptions(num_sampling_steps=200),
+        eval_options=EvaluationOptions(eval_examples=400, eval_bits_examples=16),
+    )
+
+
+def test_it_trains_and_reports_numbers_without_pictures(tmp_path):
+    config = TOY | {"system": "vectors", "best_metric": "loss", "num_train_steps": 200}
+    config |= {"eval_every": 200, "save_every": 200}
+    system = training_system(score_model(Linear(), predicts_noise), config)
+    before = system.evaluate(
+        jax.random.key(0), train(system, config | {"num_train_steps": 200}, tmp_path)
+    )
+    assert set(before.scalars) >= {"loss", "log_prob"} and before.pictures == {}
+    untrained, _ = system.init(jax.random.key(0))
+    model = score_model(Linear(), predicts_noise)
+    start = model.metrics()["loss"]()(jax.random.key(0), (untrained, {})).scalars["loss"]
+    assert before.scalars["loss"] < 0.5 * start
+
+
+@pytest.mark.parametrize("name", ["pc", "ode", "heun", "dpm++"])
+def test_samples_have_the_moments_of_the_data(name):
+    model = score_model()
+    assert isinstance(model, DrawsSamples)
+    drawn = jax.jit(model.sampler(name))(({}, {}), jax.random.split(jax.random.key(0), 4000))
+    assert drawn["x"].shape == (4000, 3)
+    std = np.sqrt(np.diag(COVARIANCE))
+    # Five standard errors of 4000 draws, and 0.03 std for the steps that samplers take.
+    np.testing.assert_allclose(drawn["x"].mean(0), MEAN, atol=(5 / 63 + 0.03) * std.max())
+    np.testing.assert_allclose(drawn["x"].std(0) / std, 1, atol=5 / 89 + 0.03)
+
+
+def test_the_likelihood_is_that_of_the_gaussian_in_nats():
+    model, x = score_model(), vectors(8, seed=2)
+    assert isinstance(model, MeasuresDensity)
+    rows = {"x": x, "rng": jax.random.split(jax.random.key(0), 8)}
+    measured = jax.jit(model.likelihood(exact=True))(({}, {}), rows)
+    # The flow of a Gaussian is affine: x goes to z with the mean and variance of the SDE's marginal
+    # at t_max, and the density of the model is that of z ~ N(0, I) times the change of volume.
+    (scale, std), variance = (float(v[0]) for v in SDE.marginal(jnp.ones(1))), np.diag(COVARIANCE)
+    ratio = np.sqrt((scale**2 * variance + std**2) / variance)
+    z = scale * MEAN + ratio * (x.astype(np.float64) - MEAN)
+    expected = stats.norm.logpdf(z).sum(axis=1) + np.log(ratio).sum()
+    # Tolerances of the solver are 1e-5, on three coordinates; t_min = 1e-5 adds a variance of 1e-6
+    # to the narrowest, 0.09: 1e-5 of a nat, and as much again for every std from the mean.
+    np.testing.assert_allclose(measured["log_prob"], expected, atol=1e-3)
+    assert "bits_per_dim" not in measured
+
+
+def test_a_measured_coordinate_is_kept():
+    model, x = score_model(), vectors(500, seed=3)
+    assert isinstance(model, Completes)
+    complete = jax.jit(model.completion(mask_operator(jnp.array([[1.0, 0.0, 0.0]]))))
+    rngs = jax.random.split(jax.random.key(0), 500)
+    completed = complete(({}, {}), {"x": x, "rng": rngs})
+    np.testing.assert_allclose(completed["x"][:, 0], x[:, 0], atol=1e-5)
+    # The others are independent of it, and keep their law: five standard errors of 500 draws.
+    np.testing.assert_allclose(completed["x"][:, 1].std(), 1.0, atol=5 / 31 + 0.03)
+
+
+def test_init_takes_examples_of_any_kind():
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, tokens, features):
+            embedded = nn.Embed(10, 4)(tokens).mean(axis=1)
+            return nn.Dense(2)(jnp.concatenate([embedded, features["a"]], axis=1))
+
+    init = make_init(Network(), jnp.zeros((1, 5), jnp.int32), {"a": jnp.zeros((1, 3))})
+    params, model_state = init(jax.random.key(0))
+    assert params["Dense_0"]["kernel"].shape == (7, 2) and model_state == {}
+
+
+def test_vectors_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match=r"rows \(n, d\) of one length d"):
+        VectorView(np.zeros((3, 2)), np.zeros((3, 4)))

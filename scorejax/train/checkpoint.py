@@ -38,7 +38,7 @@ FILES_OF_A_STEP = 160 * 1024
 
 
 class Inference(NamedTuple):
-    """The step of a checkpoint and its published variables: by default averaged parameters."""
+    """A checkpoint's step and published variables, by default the averaged parameters."""
 
     step: int
     params: Params
@@ -110,8 +110,8 @@ class Checkpoints:
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """The newest state as NumPy arrays, None if there is no checkpoint.
 
-        `like` has the shapes and types that are expected, as arrays or `jax.ShapeDtypeStruct`.
-        Raises: RuntimeError with one line if the checkpoint holds other parameters.
+        `like` has the expected shapes and types, as arrays or `jax.ShapeDtypeStruct`.
+        Raises: RuntimeError with one line if the checkpoint holds other arrays.
         """
         step = self.latest_step()
         if step is None:
@@ -255,7 +255,7 @@ _OPTIONAL_ITEMS = ("published", "source")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
-    """The parts of a checkpoint, by name."""
+    """The items of every checkpoint, by name."""
     return {
         "train": {"step": state.step, "params": state.params, "opt_state": state.opt_state},
         "model": {"ema_params": state.ema_params, "model_state": state.model_state},
@@ -327,7 +327,7 @@ def _warn(line: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's words for what went wrong, where the error has them; else its first line."""
+    """The operating system's description of an error if it has one, else the error's first line."""
     while error.__cause__ is not None and not isinstance(error, OSError):
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
@@ -338,7 +338,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _silence_orbax() -> None:
-    """Drops the log records of orbax: what a user can act on is raised, in one line, by us."""
+    """Drops the log records of orbax: errors that a user can act on are raised in one line here."""
     logger = logging.getLogger("absl")
     if _is_ours not in logger.filters:
         logger.addFilter(_is_ours)

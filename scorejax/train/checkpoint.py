@@ -16,23 +16,21 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from scorejax.train import integrity
+from scorejax.train.damage import describe, saved_steps, set_damaged_aside, warn
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config
 from scorejax.typing import Params, PyTree, Variables
 
 DIRECTORY = "checkpoints"
-DAMAGED = "damaged"
 FILES_OF_A_STEP = 160 * 1024
 """Bytes that a step takes on a disk beside its arrays: 26 files in blocks of 4096."""
 
@@ -69,7 +67,7 @@ class Checkpoints:
         self._directory = workdir / DIRECTORY
         self._best_metric = best_metric
         # Before the manager looks: one unreadable step would keep it from opening the others.
-        _set_damaged_aside(self._directory)
+        set_damaged_aside(self._directory)
         with self._one_line_errors():
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -229,7 +227,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
     _silence_orbax()
     load_config(workdir)
     directory = pathlib.Path(workdir).absolute() / DIRECTORY
-    steps = _steps(directory)
+    steps = saved_steps(directory)
     if not steps or (step is not None and step not in steps):
         there = f"; there is {', '.join(map(str, steps))}" if steps else ""
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -239,7 +237,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
         damage = integrity.find_damage(directory / str(candidate))
         if damage is None:
             if damaged:
-                _warn(f"{_describe(damaged)}; using step {candidate}.")
+                warn(f"{describe(damaged)}; using step {candidate}.")
             with ocp.StandardCheckpointer() as checkpointer:
                 published = directory / str(candidate) / "published"
                 if published.is_dir():
@@ -247,7 +245,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
                 model = checkpointer.restore(directory / str(candidate) / "model")
             return Inference(candidate, model["ema_params"], model["model_state"])
         damaged[candidate] = damage
-    raise RuntimeError(f"no sound checkpoint in {directory}: {_describe(damaged)}.")
+    raise RuntimeError(f"no sound checkpoint in {directory}: {describe(damaged)}.")
 
 
 _ITEMS = ("train", "model")
@@ -285,45 +283,6 @@ def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 def _form(form: tuple[tuple[int, ...], str] | None) -> str:
     return "absent" if form is None else f"{form[1]}{list(form[0])}"
-
-
-def _steps(directory: pathlib.Path) -> list[int]:
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
-
-
-def _set_damaged_aside(directory: pathlib.Path) -> None:
-    """Moves damaged steps to <workdir>/damaged, so that those before them are the newest.
-
-    Says so in one line. Raises: RuntimeError if no step is sound; then nothing is moved.
-    """
-    if jax.process_index() == 0:
-        steps = _steps(directory)
-        reports = {step: integrity.find_damage(directory / str(step)) for step in steps}
-        damaged = {step: report for step, report in reports.items() if report}
-        sound = [step for step in steps if step not in damaged]
-        if damaged and not sound:
-            raise RuntimeError(
-                f"{_describe(damaged)}; no other is left. Move {directory} away to start anew."
-            )
-        for step in damaged:
-            target = directory.parent / DAMAGED / str(step)
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (directory / str(step)).rename(target)
-        if damaged:
-            _warn(f"{_describe(damaged)}, moved to {target.parent}; using step {sound[-1]}.")
-    multihost_utils.sync_global_devices("set_damaged_aside")
-
-
-def _describe(damaged: dict[int, str]) -> str:
-    details = ", ".join(f"{step} ({report})" for step, report in sorted(damaged.items()))
-    return f"damaged checkpoint {details}"
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _reason(error: BaseException) -> str:

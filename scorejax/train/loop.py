@@ -20,7 +20,7 @@ from scorejax.train.preemption import notice_of_termination
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState, averaged
 from scorejax.train.system import System, frozen_arguments
-from scorejax.train.updates import RunKeys, make_updates
+from scorejax.train.updates import RunKeys, compiled_updates
 from scorejax.train.workdir import open_workdir
 from scorejax.typing import Array
 
@@ -71,7 +71,7 @@ def _run(
     terminated: Callable[[int], bool],
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
-    updates = make_updates(system, settings, keys, state, checkpoints)
+    updates = compiled_updates(system, settings, keys, state, checkpoints)
     frozen = frozen_arguments(system)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)

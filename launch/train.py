@@ -25,13 +25,12 @@ def prepare() -> command.Job:
     import jax
 
     from scorejax import systems
-    from scorejax.train import settings, workdir
+    from scorejax.train.preflight import preflight
 
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    settings.Settings.from_config(config)
     system = systems.load(config)
-    workdir.open_workdir(WORKDIR.value, config, paths=system.paths)
+    preflight(system, config, WORKDIR.value)
 
     def job() -> None:
         from scorejax.train import loop  # Its writers of metrics take seconds to import.

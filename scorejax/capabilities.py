@@ -16,14 +16,14 @@ from scorejax.linear_operators import LinearOperator
 
 @runtime_checkable
 class DrawsSamples(Protocol):
-    """launch.sample: draw(variables, keys (b,)) -> {"image": in [0, 1], "nfe"}."""
+    """launch.sample: draw(variables, keys (b,)) -> {"image" in [0, 1], or "x", and "nfe"}."""
 
     def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable: ...
 
 
 @runtime_checkable
 class MeasuresDensity(Protocol):
-    """launch.likelihood: measure(variables, {"image", "rng"}) -> {"bits_per_dim" (b,), "nfe"}."""
+    """launch.likelihood: measure(variables, {"image" or "x", "rng"}) -> {"log_prob" (b,), ...}."""
 
     def likelihood(self, *, exact: bool = False) -> Callable: ...
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random draws from one key, or from a key for each row.
 
+Never both split a key and fold numbers into it: split(key, n)[i] is fold_in(key, i), bit for bit.
+
 A row that is drawn from its own key does not depend on the other rows, nor on how the rows are
 divided among devices. The functions here take both: one key, or keys (b,).
 """

@@ -63,7 +63,7 @@ def geometric_ratio(dim: int, *, overlap: float = 0.567, largest: float = 2.0) -
 
     The paper recommends an overlap of about 0.5; its ladders have 0.567. By default `largest` is
     returned in up to 17 dimensions, where shells are so thick that the ratio exceeds it or that
-    every ratio overlaps enough. An overlap of 0.99 or more is refused: no two levels have more.
+    every ratio overlaps enough. An overlap of 0.99 or more is refused: such levels are nearly one.
     Raises: ValueError unless dim >= 1, 0 < overlap < 0.99 and 1 < largest < inf.
     Source: arXiv:2006.09011, technique 2.
     """

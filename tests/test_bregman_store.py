@@ -242,3 +242,17 @@ def test_pickles_of_the_release_before_the_folders_still_answer():
     )
     assert type(saved["parts"]) is bregman.BregmanIndex
     assert all(type(divergence) is bregman.Divergence for divergence in saved["divergences"])
+
+
+def test_former_module_names_read_and_write_the_present_modules():
+    import scorejax.bregman.exact
+    from scorejax.bregman.scan import exact
+
+    assert scorejax.bregman.exact.ExactIndex is exact.ExactIndex
+    present = exact.ExactIndex
+    try:
+        scorejax.bregman.exact.ExactIndex = None
+        assert exact.ExactIndex is None
+    finally:
+        exact.ExactIndex = present
+    assert scorejax.bregman.exact.ExactIndex is present

@@ -2,6 +2,7 @@
 """Arrays that training reads and does not change, and the variables that a run publishes."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -9,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from toy_system import CONFIG as TOY
 
 from scorejax import runs
+from scorejax.evaluate.progress import make_evaluate
 from scorejax.report import Evaluation
 from scorejax.train import parallel
 from scorejax.train.loop import train
+from scorejax.train.preflight import preflight
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
 from scorejax.train.system import System
@@ -68,12 +72,29 @@ def test_a_large_frozen_table_is_an_argument_of_the_program_and_in_no_checkpoint
     np.testing.assert_allclose(state.params["weight"], 2.0, rtol=1e-6)
     assert bytes_of(tmp_path / "checkpoints") < 1_000_000 < table.nbytes
 
-    step = make_train_step(large.loss, large.tx, ema_rate=0.9, axis_name=parallel.AXIS)
-    call = parallel.map_step(scan_steps(step), num_frozen=1)
     _, batch = large.source.next(0, None, None)
     arguments = parallel.replicate(state), parallel.shard([batch] * 2), jax.random.key(0)
-    program = call.lower(*arguments, parallel.replicate(large.frozen)).compile()
-    assert len(program.as_text()) < 1_000_000
+    frozen = parallel.replicate(large.frozen)
+    assert program_length(large.loss, *arguments, frozen) < 1_000_000
+
+
+def program_length(loss_fn, state, batches, rng, *frozen):
+    """Characters of the program of two steps, constants included, before XLA compiles it."""
+    step = make_train_step(loss_fn, optax.sgd(0.3), ema_rate=0.9, axis_name=parallel.AXIS)
+    call = parallel.map_step(scan_steps(step), num_frozen=len(frozen))
+    return len(call.lower(state, batches, rng, *frozen).as_text())
+
+
+def test_closed_over_arrays_do_show_in_the_text_of_a_program():
+    # Or the test above could not fail: eight characters and more for each float.
+    table = jnp.arange(100_000, dtype=jnp.float32)
+    closed = lambda params, state, rng, batch: loss(params, state, rng, batch, {"table": table})
+    small = system(np.asarray(table))
+    state = TrainState.create(*small.init(None), small.tx)
+    _, batch = small.source.next(0, None, None)
+    arguments = parallel.replicate(state), parallel.shard([batch] * 2), jax.random.key(0)
+    assert program_length(closed, *arguments) > 800_000
+    assert program_length(loss, *arguments, parallel.replicate(small.frozen)) < 100_000
 
 
 def test_frozen_arrays_that_changed_are_refused_by_name(tmp_path):
@@ -93,13 +114,55 @@ def test_frozen_arrays_that_changed_are_refused_by_name(tmp_path):
         train(system(table)._replace(frozen={}), CONFIG | {"num_train_steps": 28}, tmp_path)
 
 
-def test_host_arrays_from_init_are_trained_and_are_no_constants(tmp_path):
+def test_host_arrays_from_init_are_trained(tmp_path):
     weights = np.full((1000, 1000), 3.0, np.float32)
     host = system(np.ones(1000, np.float32))._replace(
         init=lambda rng: ({"weight": np.float32(0), "pretrained": weights}, {})
     )
     state = train(host, CONFIG, tmp_path)
     np.testing.assert_array_equal(state.params["pretrained"], weights)
+
+
+def test_frozen_arrays_are_compared_as_training_sees_them(tmp_path):
+    table = np.arange(1000, dtype=np.float64)
+    train(system(table), CONFIG, tmp_path)
+    longer = CONFIG | {"num_train_steps": 24}
+    assert train(system(jnp.asarray(table)), longer, tmp_path).step == 24
+    with pytest.raises(ValueError, match="hold a random key"):
+        preflight(system(jax.random.key(0)), longer, tmp_path)
+
+
+def test_frozen_arrays_that_a_run_did_not_have_are_refused(tmp_path):
+    without = system(np.ones(1000, np.float32))
+    constant = without._replace(
+        frozen=(),
+        loss=lambda params, state, rng, batch: loss(
+            params, state, rng, batch, {"table": jnp.ones(1000)}
+        ),
+        evaluate=lambda rng, state: Evaluation({}, {}),
+    )
+    train(constant, CONFIG, tmp_path)
+    with pytest.raises(ValueError, match=r"the frozen arrays 'table' have changed: .* absent"):
+        preflight(without, CONFIG, tmp_path)
+
+
+def test_a_config_may_not_use_the_key_of_the_checksums(tmp_path):
+    with pytest.raises(ValueError, match="the config key 'frozen' is reserved"):
+        preflight(system(np.ones(10, np.float32)), CONFIG | {"frozen": True}, tmp_path)
+
+
+def test_metrics_see_the_published_variables_and_the_frozen_arrays():
+    seen = lambda: (
+        lambda rng, variables, frozen: Evaluation(
+            {"bias": float(variables[0]["bias"]), "mean": float(frozen["table"].mean())}, {}
+        )
+    )
+    published = lambda state: ({"bias": state.params["bias"] + 1}, {})
+    evaluate = make_evaluate({"bias": seen}, "bias", published=published)
+    small = system(np.full(10, 5.0, np.float32))
+    state = TrainState.create(*small.init(None), small.tx)
+    scalars = evaluate(jax.random.key(0), state, small.frozen).scalars
+    assert scalars == {"bias": 2.0, "mean": 5.0}
 
 
 def test_a_system_publishes_the_variables_that_it_says(tmp_path):
@@ -136,7 +199,23 @@ def test_averages_may_differ_by_part_of_the_parameters():
     assert state.ema_params == {"actor": 0.0, "critic": {"first": 0.5, "second": (0.75, 0.75)}}
 
 
-@pytest.mark.parametrize("rates", [{"actor": 1.0}, {"critic": {"first": -0.1}}])
-def test_a_rate_out_of_range_is_named(rates):
-    with pytest.raises(ValueError, match=r"ema_rate\.(actor|critic\.first) needs to lie in \[0, 1"):
+@pytest.mark.parametrize(
+    ("rates", "name"), [({"actor": 1.0}, "actor"), ({"a": {"b": -0.1}}, "a.b"), ((0.5, 2.0), "1")]
+)
+def test_a_rate_out_of_range_is_named(rates, name):
+    message = re.escape(f"ema_rate.{name} needs to lie in [0, 1)")
+    with pytest.raises(ValueError, match=message):
         make_train_step(loss, optax.sgd(1.0), ema_rate=rates)
+
+
+def test_rates_of_parts_that_there_are_not_are_refused_before_training(tmp_path):
+    config = CONFIG | {"ema_rate": ConfigDict({"weight": 0.9, "critic": 0.5})}
+    message = "ema_rate needs a rate for each part of the parameters, bias, weight; got critic"
+    with pytest.raises(ValueError, match=message):
+        preflight(system(np.ones(10, np.float32)), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    config = CONFIG | {"ema_rate": ConfigDict({"weight": 0.9, "bias": 0.5})}
+    state = train(system(np.ones(1000, np.float32)), config, tmp_path / "run")
+    assert state.ema_params["bias"] == state.params["bias"] == 1.0
+    longer = config | {"num_train_steps": 24}  # the rates survive JSON
+    assert train(system(np.ones(1000, np.float32)), longer, tmp_path / "run").step == 24

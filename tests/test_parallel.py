@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mapped over devices, a step and a sampler do what they do on one."""
 
+import functools
 import pathlib
 import subprocess
 import sys
@@ -160,10 +161,16 @@ def test_any_batch_maps_over_devices_as_it_runs_on_one(size):
         "x": np.random.default_rng(size).normal(size=(size, 3)).astype(np.float32),
         "rng": jax.random.split(jax.random.key(size), size),
     }
-    results = parallel.map_over_devices(draw)(jnp.float32(2.0), batch)
-    expected = jax.jit(draw)(jnp.float32(2.0), batch)
-    # Each row by itself: the same operations in the same order, contracted or not.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), results, expected)
+    for function, shared in ((draw, jnp.float32(2.0)), (functools.partial(bare, draw), ({}, {}))):
+        results = parallel.map_over_devices(function)(shared, batch)
+        expected = jax.jit(function)(shared, batch)
+        # Each row by itself: the same operations in the same order, contracted or not.
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), results, expected)
+
+
+def bare(function, shared, batch):
+    """A function whose shared argument has no arrays, as that of an untrained model."""
+    return function(2.0, batch)
 
 
 def test_batches_of_one_share_compile_once():

@@ -12,6 +12,7 @@ from toy_system import CONFIG as TOY
 
 from scorejax.capabilities import Completes, DrawsSamples, MeasuresDensity
 from scorejax.data.vectors import VectorView
+from scorejax.evaluate.chunks import measure_in_chunks
 from scorejax.linear_operators import mask_operator
 from scorejax.objectives.denoising import denoising_score_matching
 from scorejax.parameterize import noise_prediction
@@ -123,6 +124,18 @@ def test_a_measured_coordinate_is_kept():
     np.testing.assert_allclose(completed["x"][:, 1].std(), 1.0, atol=5 / 31 + 0.03)
 
 
+def test_chunks_and_paths_are_of_vectors():
+    model, x = score_model(), vectors(5, seed=4)
+    rows = measure_in_chunks(
+        jax.random.key(0), model.likelihood(), ({}, {}), x, field="x", batch_size=4
+    )
+    assert rows["log_prob"].shape == (5,)
+    path = jax.jit(model.interpolation(3))(({}, {}), {"start": x[:2], "end": x[2:4]})["x"]
+    # There and back by a solver of 1e-5, of which the way from noise to data makes a hundredfold.
+    np.testing.assert_allclose(path[:, 0], x[:2], atol=1e-2)
+    np.testing.assert_allclose(path[:, 2], x[2:4], atol=1e-2)
+
+
 def test_init_takes_examples_of_any_kind():
     class Network(nn.Module):
         @nn.compact
@@ -135,6 +148,7 @@ def test_init_takes_examples_of_any_kind():
     assert params["Dense_0"]["kernel"].shape == (7, 2) and model_state == {}
 
 
-def test_vectors_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match=r"rows \(n, d\) of one length d"):
-        VectorView(np.zeros((3, 2)), np.zeros((3, 4)))
+def test_vectors_of_different_lengths_are_refused_as_is_a_split_without_rows():
+    for test in (np.zeros((3, 4)), np.zeros((0, 2))):
+        with pytest.raises(ValueError, match=r"rows \(n, d\) of one length d, n >= 1"):
+            VectorView(np.zeros((3, 2)), test)

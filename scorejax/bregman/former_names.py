@@ -45,9 +45,16 @@ class _Former(types.ModuleType):
             raise AttributeError(name)
         return getattr(importlib.import_module(self._present), name)
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("_"):  # the import system's own, and `_present`
+            super().__setattr__(name, value)
+        else:
+            setattr(importlib.import_module(self._present), name, value)
+
 
 def install(package: str) -> None:
     """Makes the former names importable as modules of the package."""
     for former, present in NOW.items():
         name = f"{package}.{former}"
-        sys.modules.setdefault(name, _Former(name, f"{package}.{present}"))
+        module = sys.modules.setdefault(name, _Former(name, f"{package}.{present}"))
+        setattr(sys.modules[package], former, module)

@@ -11,9 +11,9 @@ from scorejax.data.source import array_source, padded_rows
 from scorejax.typing import OfflineSource, Shape
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class VectorView:
-    """Training and test rows (n, d), float32, in the units of the model.
+    """Training and test rows (n, d) in the units of the model, kept as float32.
 
     Raises: ValueError unless both have rows of one length.
     """
@@ -25,10 +25,12 @@ class VectorView:
 
     def __post_init__(self) -> None:
         train, test = np.shape(self.train), np.shape(self.test)
-        if len(train) != 2 or len(test) != 2 or train[1] != test[1] or not train[0]:
+        if len(train) != 2 or len(test) != 2 or train[1] != test[1] or not train[0] * test[0]:
             raise ValueError(
                 f"VectorView needs rows (n, d) of one length d, n >= 1; got {train} and {test}"
             )
+        for split in ("train", "test"):
+            object.__setattr__(self, split, np.asarray(getattr(self, split), np.float32))
 
     @property
     def shape(self) -> Shape:
@@ -37,7 +39,7 @@ class VectorView:
 
     def training_source(self, batch_size: int) -> OfflineSource:
         """Batches {"x": (b, d)} of training rows; each epoch is shuffled anew."""
-        return array_source({self.field: np.asarray(self.train, np.float32)}, batch_size)
+        return array_source({self.field: self.train}, batch_size)
 
     def held_out_batches(
         self, rng: np.random.Generator, num: int, batch_size: int

@@ -57,7 +57,8 @@ def draw_in_chunks(
 ) -> Arrays:
     """`num` samples of draw(variables, keys (b,), *arguments), each from a key of its own.
 
-    Sample i depends on `rng` and i, not on `num`.
+    Sample i depends on `rng` and i, not on `num`, unless the sampler couples the rows of a batch
+    (the corrector batch_langevin).
     """
 
     def draw_rows(variables: PyTree, rows: dict[str, Array]) -> dict[str, Array]:
@@ -71,14 +72,15 @@ def measure_in_chunks(
     rng: PRNGKeyArray,
     measure: Callable[[PyTree, dict[str, Array]], dict[str, Array]],
     variables: PyTree,
-    images: Array,
+    x: Array,
     *,
+    field: str = "image",
     batch_size: int = 128,
     parts: Parts | None = None,
 ) -> Arrays:
-    """measure(variables, {"image", "rng"}) of images, each with a key of its own.
+    """measure(variables, {field: x, "rng"}) of images or vectors, each with a key of its own.
 
-    Serves likelihoods and completions. Image i gets a key that depends on `rng` and i alone.
+    Serves likelihoods and completions. Example i gets a key that depends on `rng` and i alone.
     """
-    rows = {"image": images, "rng": row_keys(rng, len(images))}
-    return in_chunks(measure, variables, rows, batch_size, "images", parts)
+    rows = {field: x, "rng": row_keys(rng, len(x))}
+    return in_chunks(measure, variables, rows, batch_size, "examples", parts)

@@ -14,7 +14,7 @@ import numpy as np
 from scorejax.choices import unknown
 from scorejax.report import Evaluation
 from scorejax.train.state import TrainState, averaged
-from scorejax.typing import Array, Batch, PRNGKeyArray
+from scorejax.typing import Array, Batch, PRNGKeyArray, PyTree, Variables
 
 Metric = Callable[[PRNGKeyArray, Any], Evaluation]
 Metrics = dict[str, Callable[[], Metric]]
@@ -22,11 +22,16 @@ Metrics = dict[str, Callable[[], Metric]]
 
 
 def make_evaluate(
-    metrics: Metrics, best_metric: str, *, unranked: Collection[str] = ("samples",)
-) -> Callable[[PRNGKeyArray, TrainState], Evaluation]:
-    """Builds evaluate(rng, state): all metrics of the averaged parameters; loads their data.
+    metrics: Metrics,
+    best_metric: str,
+    *,
+    unranked: Collection[str] = ("samples",),
+    published: Callable[[TrainState], Variables] = averaged,
+) -> Callable[..., Evaluation]:
+    """Builds evaluate(rng, state, *frozen): all metrics of the published variables.
 
-    `unranked` are the metrics without a scalar of their name.
+    Loads the data of the metrics. `unranked` are those without a scalar of their name; `published`
+    is that of the system; frozen arrays are passed on to metric(rng, variables, *frozen).
     Raises: ValueError unless best_metric is "" or a metric with a scalar.
     """
     ranked = metrics.keys() - set(unranked)
@@ -34,9 +39,9 @@ def make_evaluate(
         raise unknown("best_metric", best_metric, ranked)
     built = [build() for build in metrics.values()]
 
-    def evaluate(rng: PRNGKeyArray, state: TrainState) -> Evaluation:
-        variables = averaged(state)  # One object: metrics may share what they compute of it.
-        parts = [metric(rng, variables) for metric in built]
+    def evaluate(rng: PRNGKeyArray, state: TrainState, *frozen: PyTree) -> Evaluation:
+        variables = published(state)  # One object: metrics may share what they compute from it.
+        parts = [metric(rng, variables, *frozen) for metric in built]
         scalars = {name: value for part in parts for name, value in part.scalars.items()}
         return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
 
@@ -49,10 +54,10 @@ def held_out_loss(
     *,
     field: str = "image",
 ) -> Metric:
-    """Mean of row_losses(variables, rng, batch[field]) -> (b,) over rows that batches do not mask.
+    """Mean of row_losses(variables, rng, batch[field]) -> (b,) over the rows whose "mask" is True.
 
-    Rows whose "mask" in the batch is False are left out. The metric ignores its key and draws the
-    same noise every time, so that only the model changes the loss.
+    The metric ignores its key and draws the same noise every time, so that only the model changes
+    the loss.
     """
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
@@ -72,8 +77,7 @@ def held_out_density(
 ) -> Metric:
     """Mean of measure(variables, {field: x, "rng"})[name] (b,): bits_per_dim, or log_prob in nats.
 
-    `measure` maps (variables, {"image", "rng"}) to {"bits_per_dim": (b,)}. The noise is the same
-    every time, as in `held_out_loss`.
+    The noise is the same every time, as in `held_out_loss`.
     """
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:

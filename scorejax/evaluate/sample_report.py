@@ -90,14 +90,17 @@ def sample_report(
 ) -> tuple[dict[str, Any], list[Parts]]:
     """Metrics of `num` samples of a run, and parts of the computation, to be removed in the end.
 
-    Non-finite samples count as black images; "num_not_finite" is their number. Without a reference
-    the training images are compared with, and their moments saved to <out>_reference.npz.
+    NaN pixels count as black; "num_not_finite" counts the samples with any non-finite pixel.
+    Without a reference, samples are compared with the training images, whose moments are saved to
+    <out>_reference.npz.
     """
     look = sample_quality.look_at_samples(
         sample_quality.inception_features(judge.network), judge.draw
     )
     identity = {"config": run.config.to_dict(), **judge.sampler}
     identity |= {"seed": seed, "num": num, "batch_size": batch_size}
+    if run.config.get("corrector") == "batch_langevin":
+        identity["devices"] = jax.local_device_count()  # Its step size is a mean over a device.
     variables, rows = (judge.weights, run.variables), {"rng": row_keys(jax.random.key(seed), num)}
     parts = [Parts(f"{out}_samples", identity, variables)]
     samples = in_chunks(look, variables, rows, batch_size, "samples", parts[0])

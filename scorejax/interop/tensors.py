@@ -96,9 +96,18 @@ def param_shapes(net: nn.Module, size: int, channels: int) -> dict[str, Shape]:
 def arrays_by_name(
     state_dict: Mapping[str, Any], prefixes: tuple[str, ...] = ("module.",)
 ) -> dict[str, np.ndarray]:
-    """NumPy arrays by name; leading `prefixes`, as wrappers of a network add them, are dropped."""
+    """NumPy arrays by name; leading `prefixes`, as wrappers of a network add them, are dropped.
+
+    Raises: ValueError if two names become one.
+    """
     leading = re.compile(rf"^(?:{'|'.join(map(re.escape, prefixes))})+")
-    return {leading.sub("", name): np.asarray(array) for name, array in state_dict.items()}
+    arrays: dict[str, np.ndarray] = {}
+    for name, array in state_dict.items():
+        short = leading.sub("", name)
+        if short in arrays:
+            raise ValueError(f"the file has {short!r} twice, once as {name!r}: two networks?")
+        arrays[short] = np.asarray(array)
+    return arrays
 
 
 def fill(architecture: str, state: Mapping[str, np.ndarray], table: Correspondence) -> dict:

@@ -45,7 +45,8 @@ class Corrector(Protocol):
 def alpha(sde: SDE, t: Times, num_steps: int) -> Float[Array, "b"]:
     """Square of the scale of the chain's step that ends at t: 1 for VE, 1 - beta_i for VP.
 
-    It is 1, the limit for many steps, if the SDE has no discrete chain.
+    It is 1, the limit for many steps, if the SDE has no discrete chain. With one, the number of
+    steps must be enough for the chain, whatever the predictor.
     """
     if not isinstance(sde, DiscreteChain):
         return jnp.ones_like(t)

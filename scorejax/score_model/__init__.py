@@ -36,7 +36,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ScoreModel:
     """The score of images or vectors along an SDE, its training and its default samplers."""
 

@@ -64,7 +64,8 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
 
     Returns the measurement of each image (b, h, w, c), mapped back to an image, and a completion
     that agrees with it, both in [0, 1] and not clipped. Uses the model's predictor and corrector in
-    `num_steps` steps, 0 for the number in its options. A completion depends on its own key only.
+    `num_steps` steps, 0 for the number in its options. A completion depends on its own
+    key only, unless the corrector is batch_langevin.
 
     Raises: ValueError if the SDE has no such chain, or num_steps is too small.
     """
@@ -101,7 +102,7 @@ def interpolation(model: "ScoreModel", num: int) -> Apply:
     def path(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         ends = rows["start"], rows["end"]
         x = latent.interpolate(model.score(variables), *ends, num, sde=model.sde, **solver)
-        return {"image": model.data.to_data(jnp.moveaxis(x, 0, 1))}
+        return {model.data.field: model.data.to_data(jnp.moveaxis(x, 0, 1))}
 
     return path
 

@@ -93,11 +93,12 @@ def to_score(ladder: Ladder, model: str) -> Callable[[NetworkFn], ScoreFn]:
 
 
 def langevin_fields(ladder: Ladder) -> dict[str, Any]:
-    """Fields of a `ScoreModel` that samples and shows its samples by annealed Langevin dynamics."""
+    """Fields of a `ScoreModel` that samples and completes by annealed Langevin dynamics."""
     ald = functools.partial(_annealed_langevin, ladder)
     return {
         "samplers": {"ald": ald, **sampling.SAMPLERS},
         "trajectory": functools.partial(_trajectory, ladder),
+        "complete": functools.partial(completion, ladder),
     }
 
 

@@ -54,7 +54,8 @@ def sampler(
 ) -> Draw:
     """draw(variables, rngs, *arguments) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe"}.
 
-    Each sample is a function of its own key, `rngs` (b,). Models of vectors return "x" (b, d) in
+    Each sample is a function of its own key, `rngs` (b,), unless the corrector is batch_langevin.
+    Models of vectors return "x" (b, d) in
     place of images. `arguments` go to `condition`, which turns the score into a conditional one.
     The empty name is the model's first sampler. A sampler makes at most `nfe` evaluations of the
     network, or `num_steps` steps; with neither, its default: the model's number for "pc", 35

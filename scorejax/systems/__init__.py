@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Systems: one thin module per paper, which binds a config to a model and its training.
 
-A module of this package is a system. It has `build(config) -> System`, what training needs, and,
-unless it is trained for nothing but its metrics, `make_model(config)`, which reads no data and
-returns an object with the capabilities of `scorejax.capabilities`.
+A module of this package is a system. It has `build(config) -> System`, which training needs, and
+`make_model(config)`, which reads no data sets (a table that comes with scikit-learn apart) and
+returns an object with capabilities of `scorejax.capabilities`.
 """
 
 import importlib
@@ -39,7 +39,7 @@ def load(config: ConfigDict) -> System:
 
 
 def load_model(config: ConfigDict) -> Any:
-    """The model that a config describes; reads no data.
+    """The model that a config describes; reads no data set.
 
     Raises: ValueError, one line, for an unknown name or an impossible value in the config.
     """

@@ -38,7 +38,7 @@ OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS)
 """Keys that it may have."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class NCSNv2Model(ScoreModel):
     """A score model that also reports the ladder that the techniques choose for its data."""
 
@@ -72,7 +72,6 @@ def make_model(config: ConfigDict) -> NCSNv2Model:
         to_score=noise_levels.to_score(ladder, config.model),
         example_loss=objective(ladder, config.model),
         tx=adam_from_config(config),
-        complete=functools.partial(noise_levels.completion, ladder),
         further_metrics=functools.partial(ladder_metrics.along_chain, ladder),
         ladder=ladder,
         **noise_levels.langevin_fields(ladder),

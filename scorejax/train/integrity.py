@@ -51,13 +51,21 @@ def find_damage(directory: pathlib.Path) -> str | None:
 
 
 def tree_checksums(tree: PyTree) -> dict[str, str]:
-    """SHA-256 of the arrays below each key of a tree, by key; "arrays" for a tree without keys."""
+    """SHA-256 of the arrays below each key of a tree, by key; "arrays" for a tree without keys.
+
+    Raises: ValueError for a random key.
+    """
     digests: dict[str, Any] = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         key = jax.tree_util.keystr(path[:1], simple=True) or "arrays"
-        array = np.ascontiguousarray(leaf)
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            raise ValueError(f"frozen arrays {key!r} hold a random key; pass jax.random.key_data.")
+        # Training sees float64 of the host as float32, unless double precision is on.
+        array = np.asarray(leaf)
+        array = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
         digest = digests.setdefault(key, hashlib.sha256())
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        array = np.ascontiguousarray(array)
         digest.update(array.view(np.uint8).reshape(-1))
     return {key: digest.hexdigest() for key, digest in digests.items()}
 

@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.train import integrity, parallel
+from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.logging import RunLog
 from scorejax.train.preemption import notice_of_termination
+from scorejax.train.preflight import preflight
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState, averaged
 from scorejax.train.system import System, frozen_arguments
 from scorejax.train.updates import RunKeys, compiled_updates
-from scorejax.train.workdir import open_workdir
 from scorejax.typing import Array
 
 
@@ -33,9 +33,7 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
     if the loss is not finite or a checkpoint has other arrays; OSError if workdir cannot be
     written. Each is one line, and leaves existing checkpoints as they are.
     """
-    settings = Settings.from_config(config)
-    frozen = integrity.tree_checksums(system.frozen)
-    workdir = open_workdir(workdir, config, paths=system.paths, frozen=frozen)
+    settings, workdir = preflight(system, config, workdir)
     keys = RunKeys(*jax.random.split(jax.random.key(settings.seed), len(RunKeys._fields)))
     ranking = {"best_metric": settings.best_metric, "best_mode": settings.best_mode}
     with (

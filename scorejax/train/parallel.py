@@ -169,7 +169,13 @@ def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree
     noise needs a key per example in `batch`. Compiles once for each number of examples per device.
     Raises: ValueError when called for arrays of different numbers of examples, or none.
     """
-    mapped = jax.pmap(fn, axis_name=AXIS, in_axes=(None, 0), devices=jax.local_devices())
+    # JAX 0.10 gives every device all random keys of a batch if `shared` has no array: it gets one.
+    mapped = jax.pmap(
+        lambda shared, batch: fn(shared[0], batch),
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        devices=jax.local_devices(),
+    )
 
     @functools.wraps(fn)
     def call(shared: PyTree, batch: PyTree) -> PyTree:
@@ -182,7 +188,8 @@ def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree
         num_devices = jax.local_device_count()
         share = -(-size // num_devices)
         rows = np.minimum(np.arange(num_devices * share), size - 1).reshape(num_devices, share)
-        results = mapped(shared, jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch))
+        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
+        results = mapped((shared, np.zeros(())), batch)
         return jax.tree.map(
             lambda leaf: jax.device_get(leaf).reshape(-1, *leaf.shape[2:])[:size], results
         )

@@ -133,7 +133,8 @@ def require_rates(ema_rate: Rate | PyTree) -> None:
     """Raises ValueError unless every rate of a moving average is a function or lies in [0, 1)."""
     for path, rate in jax.tree_util.tree_flatten_with_path(ema_rate)[0]:
         if not callable(rate) and not 0 <= rate < 1:
-            name = ".".join(("ema_rate", *(str(key.key) for key in path)))
+            part = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = f"ema_rate.{part}" if part else "ema_rate"
             raise ValueError(f"{name} needs to lie in [0, 1); got {rate}.")
 
 

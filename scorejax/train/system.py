@@ -24,7 +24,7 @@ class System(NamedTuple):
     """A model, its loss and optimiser, its data and its evaluation."""
 
     init: Callable[[PRNGKeyArray], tuple[Params, PyTree]]
-    """rng -> (params, model_state), on the device or the host."""
+    """rng -> (params, model_state). It is traced for shapes, and may return arrays of the host."""
     loss: LossFn
     tx: optax.GradientTransformation
     source: OfflineSource | OnlineSource
@@ -34,9 +34,9 @@ class System(NamedTuple):
     frozen: PyTree = ()
     """Arrays that training reads and does not change: another run's weights, an encoder's, a graph.
 
-    The compiled step takes them as an argument, copied to every device once. They are neither
-    optimised, averaged nor checkpointed; config.json has their checksums, which a resumed run must
-    match.
+    The compiled step takes them as an argument, copied to every device once for training. They are
+    neither optimised, averaged nor checkpointed; config.json has their checksums, which a resumed
+    run must match.
     """
     published: Callable[[TrainState], Variables] = averaged
     """state -> (params, model_state), the variables that sampling, evaluation and a second stage

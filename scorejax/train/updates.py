@@ -21,12 +21,17 @@ from scorejax.typing import Array, OnlineSource, PyTree
 
 
 class RunKeys(NamedTuple):
-    """A run's random keys: for parameters, data, the noise in the loss, and evaluations."""
+    """A run's random keys: for parameters, data, the noise in the loss, evaluations, and the start
+    of an online source, whose steps draw from keys folded into `data`.
+
+    Splitting a key into more leaves the first ones as they are, so that former runs resume.
+    """
 
     init: Array
     data: Array
     step: Array
     evaluate: Array
+    source: Array
 
 
 class Updates(Protocol):
@@ -44,8 +49,7 @@ def compiled_updates(
 ) -> Updates:
     """The updates of a run from `state` on, the newest of `checkpoints` or a new one.
 
-    Raises: ValueError if an online source does not divide over the devices, RuntimeError if the
-    checkpoint lacks its carry.
+    Raises: RuntimeError if the checkpoint lacks the carry of an online source.
     """
     step = make_train_step(
         system.loss,
@@ -57,9 +61,8 @@ def compiled_updates(
     frozen = tuple(parallel.replicate(tree) for tree in frozen_arguments(system))
     if not isinstance(system.source, OnlineSource):
         return _OfflineUpdates(system, step, frozen, keys, int(state.step))
-    create = lambda state: system.source.init(keys.data, state)
+    create = lambda state: system.source.init(keys.source, state)
     like = jax.eval_shape(create, state)
-    parallel.require_spreadable(like)
     if checkpoints.latest_step() is None:
         carry = jax.device_get(jax.jit(create)(state))
     else:

@@ -49,15 +49,16 @@ def open_workdir(
     Raises: ValueError if it belongs to another run, OSError if it cannot be written; one line each.
     """
     path = pathlib.Path(workdir).absolute()
-    config = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    config = json.loads(json.dumps(config))
+    if FROZEN in config:
+        raise ValueError(f"the config key {FROZEN!r} is reserved for checksums; rename it.")
+    config = json.loads(json.dumps(dict(config), default=ConfigDict.to_dict))
     if (path / CONFIG).exists():
         saved = _read(path)
         checksums = saved.pop(FROZEN, {})
         _require_same(saved, config, path, free=(*_FREE_KEYS, *paths))
         if frozen is None:
             frozen = checksums
-        elif checksums:
+        elif checksums or (path / "checkpoints").exists():
             _require_same_frozen(checksums, frozen, path, {key: config.get(key) for key in paths})
     elif path.is_dir() and (path / "checkpoints").exists():
         raise ValueError(f"workdir {path} has checkpoints but no {CONFIG}; choose another workdir.")
@@ -131,10 +132,17 @@ def _require_same(
     old: dict[str, Any], new: dict[str, Any], workdir: pathlib.Path, *, free: Collection[str]
 ) -> None:
     """Raises ValueError naming the first key, not `free`, in which two configs contradict."""
+    may_change = lambda key: key in free or key.startswith(_FREE_PREFIX)
+    # A key that the run has no longer been given would silently take its default.
+    lost = [key for key in sorted(old.keys() - new.keys()) if not may_change(key)]
+    if lost and old.get("system") == new.get("system"):
+        raise ValueError(
+            f"workdir {workdir} holds a run with {lost[0]}={old[lost[0]]!r}, which the config "
+            "lacks; add it to resume, or choose another workdir."
+        )
     # The system first: with another one, every other difference follows from it.
     for key in sorted(old.keys() & new.keys(), key=lambda key: (key != "system", key)):
-        may_change = key in free or key.startswith(_FREE_PREFIX)
-        if not may_change and old[key] != new[key]:
+        if not may_change(key) and old[key] != new[key]:
             raise ValueError(
                 f"workdir {workdir} holds a run with {key}={old[key]!r}, the config has "
                 f"{key}={new[key]!r}; choose another workdir, or {key}={old[key]!r} to resume."

@@ -26,7 +26,7 @@ from scorejax.score_model.noise_levels import Ladder
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.optimizer import adam
 from scorejax.train.system import System
-from scorejax.typing import Array, NetworkFn
+from scorejax.typing import Array, NetworkFn, Params
 
 KEYS = (
     *VIEW_OPTIONS, *REFINENET_OPTIONS, "model", "sigma_min", "sigma_max", "steps_per_level",
@@ -39,7 +39,14 @@ OPTIONS = score_model.OPTIONS
 
 def build(config: ConfigDict) -> System:
     """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
-    return score_model.training_system(make_model(config), config)
+    model = make_model(config)
+
+    def row_losses(params: Params, rng: Rng, images: Array) -> Array:
+        return model.example_loss(score_model.bind(model.network, (params, {})), rng, images)
+
+    # These networks have no dropout: an example's whole key is the objective's.
+    loss = training.make_loss(row_losses)
+    return score_model.training_system(model, config)._replace(loss=loss)
 
 
 def make_model(config: ConfigDict) -> ScoreModel:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all commands share: flags in, one line per mistake out.
+"""Runs a command: parses its flags, and answers each mistake in one line.
 
-A command is `run(prepare)`. `prepare` reads and checks what the user asked for and returns the
-job, a function without arguments. A mistake found by `prepare` ends with exit status 2, a failure
-of the outside world (no space left, no permission, a loss that is NaN) with 1; both print one line.
-Anything else is a defect of ours, and keeps its traceback.
+A command is `run(prepare)`. `prepare` checks the flags and the files that they name, and returns
+the job, a function without arguments. A mistake found by `prepare` ends with exit status 2; a
+failure of the environment (no space left, no permission, a loss that is NaN) ends with 1. Both
+print one line. Any other exception is a bug of this library and keeps its traceback.
 
-Nothing heavy is imported here, so that a mistake in the flags is answered at once.
+Importing this module is fast, so that a mistake in the flags is answered at once.
 """
 
 import difflib
@@ -30,7 +30,7 @@ def run(prepare: Callable[[], Job]) -> None:
 
 
 def config(holder: flags.FlagHolder) -> ConfigDict:
-    """The config that --config names, with its overrides. Raises: ValueError if there is none."""
+    """The config of --config, with its overrides. Raises: ValueError if the flag is missing."""
     value = holder.value
     if isinstance(value, ConfigDict):
         return value
@@ -40,9 +40,10 @@ def config(holder: flags.FlagHolder) -> ConfigDict:
 
 
 def output(out: str, workdir: str, name: str) -> str:
-    """The path, without ending, of what a command writes; its directory is made.
+    """The path without suffix of a command's files; creates its directory.
 
-    Raises: NotADirectoryError if that cannot be, since a file is there.
+    `out` is the value of --out; <workdir>/<name> is the default.
+    Raises: NotADirectoryError if a file is in the place of the directory.
     """
     path = pathlib.Path(out) if out else pathlib.Path(workdir) / name
     try:
@@ -93,7 +94,7 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
 
 
 def _explain(error: Exception, argv: list[str]) -> str:
-    """What is wrong with the flags, and what would be right."""
+    """The mistake in the flags, and the nearest correct flag."""
     text = "\n".join(argv)
     path = re.search(r"^--?config[=\n](.+)$", text, re.MULTILINE)
     try:
@@ -117,7 +118,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
 
 
 def _no_config(path: str, loaded: object) -> str:
-    """Why what --config names is no config."""
+    """The reason why the file of --config gives no config."""
     path = path.partition(":")[0]
     if os.path.isfile(path):
         return f"--config={path}: get_config() needs to return a ConfigDict; got {loaded!r}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every alias that signatures share, once.
+"""Type aliases and contracts that several modules share.
 
 Shapes: `b` is the batch axis, `*d` the axes of one example. A score is always grad_x log p_t(x),
 never the noise; an energy is -log p up to a constant, in nats.
@@ -29,7 +29,7 @@ NetworkFn: TypeAlias = Callable[[Float[Array, "b *d"], Array], Float[Array, "b *
 
 
 class Aux(NamedTuple):
-    """What a loss reports beside its value: scalar metrics and the new state of the model."""
+    """Scalar metrics and the new model state, which a loss returns beside its value."""
 
     metrics: dict[str, Array]
     model_state: PyTree

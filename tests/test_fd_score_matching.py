@@ -367,3 +367,14 @@ def test_samples_that_no_classifier_can_guide_say_so(name, sampler):
     model = fd_score_matching.make_model(get_config(name))
     with pytest.raises(ValueError, match=f"samples by '{sampler}' cannot be guided by a classif"):
         model.sampler("", condition=lambda score: score)
+
+
+@pytest.mark.parametrize("name", ["nice_digits", "energy_digits", "vae_digits"])
+def test_a_sample_is_a_function_of_its_own_key(name):
+    model = fd_score_matching.make_model(get_config(name))
+    params, _ = model.init(jax.random.key(0))
+    draw, keys = jax.jit(model.sampler()), jax.random.split(jax.random.key(1), 4)
+    images, order = draw((params, {}), keys)["image"], np.array([2, 0, 0, 1])
+    again = draw((params, {}), keys[order])["image"]
+    np.testing.assert_allclose(again, images[order], rtol=1e-5, atol=1e-5)
+    assert np.abs(images[0] - images[1]).max() > 0.01

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training batches from data in memory or on disk, as `OfflineSource`s.
 
-Each epoch has an order of its own. Of several processes each takes its share of every batch.
+Each epoch is shuffled anew. Each process takes its share of every batch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +36,7 @@ def memory_source(images: Images, batch_size: int, transform: Transform) -> Offl
 
 
 def array_source(arrays: dict[str, np.ndarray], batch_size: int) -> OfflineSource:
-    """Batches of rows, the same of every array (n, ...), gathered from memory as they are.
+    """Batches of rows of several arrays (n, ...), gathered from memory and not transformed.
 
     `batch_size` counts the rows of all processes.
     Raises: ValueError unless the arrays have one number of rows.
@@ -126,9 +126,9 @@ def _transformed(batches: Batches, transform: Transform) -> OfflineSource:
 def shuffled_rows(
     num_examples: int, batch_size: int, seed: tuple[int, ...], start_step: int
 ) -> Iterator[np.ndarray]:
-    """This process's rows of each batch from `start_step` on, without end.
+    """Yields this process's rows of each batch from `start_step` on, without end.
 
-    Epoch after epoch, each in an order of its own; a batch may reach into the next epoch.
+    Each epoch is shuffled anew; a batch may reach into the next epoch.
     """
     index, count = jax.process_index(), jax.process_count()
     _share(batch_size, count)

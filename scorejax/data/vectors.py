@@ -36,7 +36,7 @@ class VectorView:
         return self.train.shape[1:]
 
     def training_source(self, batch_size: int) -> OfflineSource:
-        """Batches {"x": (b, d)} of training rows, each epoch in an order of its own."""
+        """Batches {"x": (b, d)} of training rows; each epoch is shuffled anew."""
         return array_source({self.field: np.asarray(self.train, np.float32)}, batch_size)
 
     def held_out_batches(

@@ -24,20 +24,25 @@ class DataView(Protocol):
     @property
     def shape(self) -> Shape:
         """Shape of one example."""
+        ...
 
     def training_source(self, batch_size: int) -> OfflineSource:
         """Batches {field: (b, *shape)} of the training split."""
+        ...
 
     def held_out_batches(
         self, rng: np.random.Generator, num: int, batch_size: int
     ) -> list[dict[str, np.ndarray]]:
         """The first `num` test examples as in training, padded and masked by "mask" (b,)."""
+        ...
 
     def density_examples(self, rng: np.random.Generator, num: int) -> np.ndarray:
         """The first `num` test examples as densities are measured."""
+        ...
 
     def to_data(self, x: Array | np.ndarray) -> Array | np.ndarray:
         """From the model's units to those of the data."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

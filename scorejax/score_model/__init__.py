@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A score along an SDE, and everything that one does with it once it is trained.
+"""A score along an SDE: its training, and everything that one does with a trained score.
 
 Papers differ in how the score is trained and in what their networks predict. Samples, densities,
 completions and metrics are the same for all: a system's `make_model(config)` binds a config to a

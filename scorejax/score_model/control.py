@@ -30,8 +30,9 @@ BLUR_STD, WEAKEST = 1.0, 0.05
 def measurement(
     task: str, shape: Shape, *, mask: np.ndarray | None = None, factor: int = 2, seed: int = 0
 ) -> LinearOperator:
-    """What is seen of images (h, w, c): "inpaint", "colorize", "super_resolution", "deblur" or
-    "fourier".
+    """The operator that measures images (h, w, c), by name.
+
+    The names are "inpaint", "colorize", "super_resolution", "deblur" and "fourier".
 
     `mask` (h, w) is 1 where inpainting is given the image, the upper half by default; `factor` is
     the side of the blocks that super-resolution starts from; "fourier" keeps the lowest quarter of
@@ -61,9 +62,9 @@ MakeCompletion = Callable[["ScoreModel", LinearOperator, int], Apply]
 def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: int = 0) -> Apply:
     """complete(variables, {"image": as the model sees it, "rng": (b,)}) -> {"measured", "image"}.
 
-    What the operator sees of each image (b, h, w, c), and a completion that agrees with it, both in
-    [0, 1] and not clipped. Uses the model's predictor and corrector, in as many steps as its
-    options say unless num_steps is more than 0. A completion is a function of its own key.
+    Returns the measurement of each image (b, h, w, c), mapped back to an image, and a completion
+    that agrees with it, both in [0, 1] and not clipped. Uses the model's predictor and corrector in
+    `num_steps` steps, 0 for the number in its options. A completion depends on its own key only.
 
     Raises: ValueError if the SDE has no such chain, or num_steps is too small.
     """
@@ -86,7 +87,7 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
 def completed(
     model: "ScoreModel", operator: LinearOperator, y: Array, x: Array
 ) -> dict[str, Array]:
-    """What completions return, from measurements y and drawn x in the model's units."""
+    """Packs measurements y and completions x, in the model's units, as completions return them."""
     return {
         "measured": model.data.to_data(operator.pinv(y)),
         model.data.field: model.data.to_data(x),

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Ladder:
     """Noise levels, and the annealed Langevin chain down them.
 
-    `step_size` is that of the last level, at `steps_per_level` steps a level; 0 is the choice of
-    NCSNv2's technique 4, which other numbers of steps take in any case if `rule` is True.
+    `step_size` is the step size at the last level. With `rule`, 0 means the choice of NCSNv2's
+    technique 4, which chains of other than `steps_per_level` steps a level always take.
     Raises: ValueError for an impossible ladder, or a step size at which the chain diverges.
     """
 
@@ -78,9 +78,9 @@ class Ladder:
 
 
 def to_score(ladder: Ladder, model: str) -> Callable[[NetworkFn], ScoreFn]:
-    """The score of a network; "ncsn" is conditioned on the level's number and predicts the score.
+    """network -> score. The network "ncsn" takes the number of a level and predicts the score.
 
-    All others are not conditioned, and divided by sigma.
+    All others take no level; their output divided by sigma is the score (technique 3).
     """
     sde = ladder.sde
     if model == "ncsn":
@@ -109,7 +109,7 @@ def by_sigma(sde: SDE, score_fn: ScoreFn) -> ScoreFn:
 def completion(
     ladder: Ladder, model: "ScoreModel", operator: LinearOperator, num_steps: int = 0
 ) -> control.Apply:
-    """As `control.chain_completion`, by annealed Langevin dynamics in the steps of the ladder.
+    """Completes images as `control.chain_completion` does, by annealed Langevin dynamics.
 
     Raises: ValueError for another number of steps.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of sampling and evaluation: frozen, checked, with defaults for configs that lack them."""
+"""Options of sampling and evaluation: checked, with defaults for the keys that a config lacks."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ from scorejax.samplers.predictors import get_predictor
 class _FromConfig:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """The options that a config states; the others have their defaults."""
+        """Reads the options that a config has; the others keep their defaults."""
         names = [field.name for field in dataclasses.fields(cls)]
         return cls(**{name: config[name] for name in names if name in config})
 
@@ -23,7 +23,8 @@ class _FromConfig:
 class ChainOptions(_FromConfig):
     """Predictor-corrector sampling. Raises: ValueError for an unknown name or impossible number."""
 
-    predictor: str = "reverse_diffusion"
+    predictor: str = ""
+    """By default reverse_diffusion, or euler_maruyama for an SDE without a discrete chain."""
     corrector: str = "none"
     snr: float = 0.16
     """Signal-to-noise ratio of a corrector's move."""
@@ -37,7 +38,8 @@ class ChainOptions(_FromConfig):
         require(values, ("num_sampling_steps",), lambda v: v >= 2, "to be at least 2")
         require(values, ("num_corrector_steps",), lambda v: v >= 1, "to be at least 1")
         require(values, ("snr",), lambda v: 0 < v < math.inf, "to be a positive number")
-        get_predictor(self.predictor)
+        if self.predictor:
+            get_predictor(self.predictor)
         get_corrector(self.corrector)
 
 
@@ -54,7 +56,7 @@ class SolverOptions(_FromConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions(_FromConfig):
-    """Numbers of examples that metrics look at; 0 leaves a metric out.
+    """Numbers of examples for each metric; 0 leaves the metric out.
 
     Raises: ValueError for a negative number, or no example for the held-out loss.
     """

@@ -15,6 +15,7 @@ from scorejax.samplers import predictor_corrector as pc
 from scorejax.samplers.correctors import get_corrector, no_corrector
 from scorejax.samplers.predictors import get_predictor, no_predictor
 from scorejax.samplers.probability_flow import probability_flow_ode
+from scorejax.sdes import DiscreteChain
 from scorejax.typing import Array, PRNGKeyArray, Sampled, ScoreFn, Variables
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ MakeTrajectory = Callable[["ScoreModel"], Trajectory]
 
 
 class Stepper(NamedTuple):
-    """A sampler of `num_steps` steps, 0 if it is adaptive, and the steps that n evaluations buy."""
+    """A sampler, its default `num_steps` (0 if it is adaptive), and steps_of_nfe(nfe) -> steps."""
 
     sample: Callable[..., Sampled]
     num_steps: int
@@ -82,9 +83,11 @@ def chain_arguments(model: "ScoreModel") -> dict[str, Any]:
     Raises: ValueError if the SDE has no such chain.
     """
     options = model.chain
+    inverts_chain = isinstance(model.sde, DiscreteChain)
+    predictor = options.predictor or ("reverse_diffusion" if inverts_chain else "euler_maruyama")
     arguments = {
         "sde": model.sde,
-        "predictor": get_predictor(options.predictor),
+        "predictor": get_predictor(predictor),
         "corrector": get_corrector(options.corrector),
         "num_steps": options.num_sampling_steps,
         "snr": options.snr,
@@ -109,7 +112,7 @@ def chain_trajectory(model: "ScoreModel") -> Trajectory:
 
 
 def require_drawable(model: "ScoreModel", sample: Callable[..., Sampled]) -> None:
-    """Raises ValueError if the SDE lacks what the sampler needs: tracing shows it for any score."""
+    """Traces the sampler. Raises: ValueError if the SDE lacks what it needs."""
     shape = (1, *model.data.shape)
     jax.eval_shape(lambda: sample(jax.random.key(0), lambda x, t: -x, shape))
 
@@ -154,7 +157,7 @@ SAMPLERS: dict[str, MakeStepper] = {
 
 
 def first(name: str) -> Mapping[str, MakeStepper]:
-    """All samplers, the one of that name first, which makes it the default."""
+    """All samplers, with the one of that name first, as the default."""
     return {name: SAMPLERS[name], **SAMPLERS}
 
 

@@ -69,7 +69,7 @@ def build(config: ConfigDict) -> System:
     require_keys(config, KEYS)
     model = make_model(config)
     return System(
-        init=make_init(model.network, jnp.ones((1, config.side, config.side, 3))),
+        init=make_init(model.network, np.ones((1, config.side, config.side, 3), np.float32)),
         loss=model.loss,
         tx=model.tx,
         source=training_source(config),

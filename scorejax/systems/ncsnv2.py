@@ -12,28 +12,22 @@ Source: Song & Ermon 2020, arXiv:2006.09011; model "ncsn" is that of 2019, arXiv
 
 import dataclasses
 import functools
-from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from scorejax import parameterize, score_model
 from scorejax.choices import require_keys
 from scorejax.data.view import VIEW_OPTIONS, ImageView
-from scorejax.evaluate import ladder as ladder_rules
-from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.evaluate.progress import Metrics
 from scorejax.models.build import REFINENET_OPTIONS, build_refinenet
 from scorejax.objectives import denoising
 from scorejax.objectives.training_loss import ExampleLoss
-from scorejax.report import Evaluation
-from scorejax.samplers import langevin
-from scorejax.score_model import ScoreModel, noise_levels
-from scorejax.score_model.noise_levels import Ladder, by_sigma
+from scorejax.score_model import ScoreModel, ladder_metrics, noise_levels
+from scorejax.score_model.noise_levels import Ladder
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
-from scorejax.typing import Array, NetworkFn, PRNGKeyArray, Variables
+from scorejax.typing import Array, NetworkFn, PRNGKeyArray
 
 KEYS = (
     *VIEW_OPTIONS, *REFINENET_OPTIONS, "model", "sigma_min", "sigma_max", "steps_per_level",
@@ -42,9 +36,6 @@ KEYS = (
 """Keys that a config needs, beside `system` and those of the training loop."""
 OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS)
 """Keys that it may have."""
-NUM_ROWS, NUM_INTERPOLATED = 6, 10
-MANY = 20_000
-"""Images of a set too large for memory from which the ladder is chosen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +46,7 @@ class NCSNv2Model(ScoreModel):
 
     def data_metrics(self) -> Metrics:
         """ "ladder": what techniques 1, 2 and 4 choose for the training images."""
-        return {"ladder": functools.partial(ladder_metric, self)}
+        return {"ladder": functools.partial(ladder_metrics.chosen_ladder, self.data, self.ladder)}
 
 
 def build(config: ConfigDict) -> System:
@@ -82,7 +73,7 @@ def make_model(config: ConfigDict) -> NCSNv2Model:
         example_loss=objective(ladder, config.model),
         tx=adam_from_config(config),
         complete=functools.partial(noise_levels.completion, ladder),
-        further_metrics=chain_metrics,
+        further_metrics=functools.partial(ladder_metrics.along_chain, ladder),
         ladder=ladder,
         **noise_levels.langevin_fields(ladder),
         **score_model.options(config),
@@ -99,73 +90,3 @@ def objective(ladder: Ladder, model: str) -> ExampleLoss:
         return denoising.smld_loss(network, ladder.sde, rng, x, num_scales=ladder.num_scales)
 
     return loss
-
-
-def chain_metrics(model: NCSNv2Model) -> Metrics:
-    """ "langevin", the norms along the chain, and "interpolation", rows of interpolated noise."""
-    if not model.eval_options.eval_samples:
-        return {}
-    return {
-        "langevin": functools.partial(langevin_metric, model),
-        "interpolation": functools.partial(interpolation_metric, model),
-    }
-
-
-def langevin_metric(model: NCSNv2Model) -> Metric:
-    """Norms along the chain, as curves over the levels."""
-    shape = (model.eval_options.eval_samples, *model.data.shape)
-
-    @jax.jit
-    def trace(variables: Variables, rng: PRNGKeyArray) -> langevin.Trace:
-        score_fn = by_sigma(model.sde, model.score(variables))
-        return langevin.annealed_langevin_trace(rng, score_fn, shape, **model.ladder.chain())[1]
-
-    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        from scorejax.evaluate import pictures  # A second of matplotlib, once it is needed.
-
-        norms = jax.device_get(trace(variables, rng))
-        levels = np.arange(1, model.ladder.num_scales + 1)
-        curves = {"|score| sigma / sqrt(d)": norms.score_norm, "signal to noise": norms.snr}
-        picture = pictures.curve_picture(levels, curves, xlabel="level")
-        ends = {"first_level": 0, "last_level": -1}
-        scalars = {f"score_norm_{name}": float(norms.score_norm[i]) for name, i in ends.items()}
-        return Evaluation(scalars, {"langevin": picture})
-
-    return metric
-
-
-def interpolation_metric(model: NCSNv2Model) -> Metric:
-    """Rows of samples whose noise goes from one stream to another, as a picture."""
-    shape = (NUM_ROWS, *model.data.shape)
-
-    @jax.jit
-    def rows(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = by_sigma(model.sde, model.score(variables))
-        drawn = langevin.interpolate(rng, score_fn, shape, NUM_INTERPOLATED, **model.ladder.chain())
-        return model.data.to_data(drawn.x.reshape(-1, *shape[1:]))
-
-    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        from scorejax.evaluate import pictures
-
-        grid = pictures.image_grid(rows(variables, rng), num_columns=NUM_INTERPOLATED)
-        return Evaluation({}, {"interpolation": grid})
-
-    return metric
-
-
-def ladder_metric(model: NCSNv2Model) -> Metric:
-    """The ladder that the techniques choose for the training images, or the first `MANY`."""
-    data = model.data
-    stored = data.streamed("train")
-
-    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        some = stored if isinstance(stored, np.ndarray) else stored[range(min(len(stored), MANY))]
-        return ladder_rules.ladder_report(
-            rng,
-            data.as_trained(np.random.default_rng(0), some),
-            sigma_min=model.ladder.sigma_min,
-            steps_per_level=model.ladder.steps_per_level,
-            flips=data.random_flip,
-        )
-
-    return metric

@@ -45,7 +45,9 @@ def build(config: ConfigDict) -> System:
     """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
     model = make_model(config)
     return System(
-        init=make_init(model.network, jnp.ones((1, *model.data.shape)), jnp.ones(1)),
+        init=make_init(
+            model.network, np.ones((1, *model.data.shape), np.float32), np.ones(1, np.float32)
+        ),
         loss=model.loss,
         tx=model.tx,
         source=model.data.training_source(config.batch_size),

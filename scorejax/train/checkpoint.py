@@ -16,29 +16,27 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from scorejax.train import integrity
+from scorejax.train.damage import describe, saved_steps, set_damaged_aside, warn
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config
 from scorejax.typing import Params, PyTree, Variables
 
 DIRECTORY = "checkpoints"
-DAMAGED = "damaged"
 FILES_OF_A_STEP = 160 * 1024
 """Bytes that a step takes on a disk beside its arrays: 26 files in blocks of 4096."""
 
 
 class Inference(NamedTuple):
-    """The step of a checkpoint and its published variables: by default averaged parameters."""
+    """A checkpoint's step and published variables, by default the averaged parameters."""
 
     step: int
     params: Params
@@ -69,7 +67,7 @@ class Checkpoints:
         self._directory = workdir / DIRECTORY
         self._best_metric = best_metric
         # Before the manager looks: one unreadable step would keep it from opening the others.
-        _set_damaged_aside(self._directory)
+        set_damaged_aside(self._directory)
         with self._one_line_errors():
             self._manager = ocp.CheckpointManager(
                 self._directory,
@@ -110,8 +108,8 @@ class Checkpoints:
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """The newest state as NumPy arrays, None if there is no checkpoint.
 
-        `like` has the shapes and types that are expected, as arrays or `jax.ShapeDtypeStruct`.
-        Raises: RuntimeError with one line if the checkpoint holds other parameters.
+        `like` has the expected shapes and types, as arrays or `jax.ShapeDtypeStruct`.
+        Raises: RuntimeError with one line if the checkpoint holds other arrays.
         """
         step = self.latest_step()
         if step is None:
@@ -229,7 +227,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
     _silence_orbax()
     load_config(workdir)
     directory = pathlib.Path(workdir).absolute() / DIRECTORY
-    steps = _steps(directory)
+    steps = saved_steps(directory)
     if not steps or (step is not None and step not in steps):
         there = f"; there is {', '.join(map(str, steps))}" if steps else ""
         which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
@@ -239,7 +237,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
         damage = integrity.find_damage(directory / str(candidate))
         if damage is None:
             if damaged:
-                _warn(f"{_describe(damaged)}; using step {candidate}.")
+                warn(f"{describe(damaged)}; using step {candidate}.")
             with ocp.StandardCheckpointer() as checkpointer:
                 published = directory / str(candidate) / "published"
                 if published.is_dir():
@@ -247,7 +245,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
                 model = checkpointer.restore(directory / str(candidate) / "model")
             return Inference(candidate, model["ema_params"], model["model_state"])
         damaged[candidate] = damage
-    raise RuntimeError(f"no sound checkpoint in {directory}: {_describe(damaged)}.")
+    raise RuntimeError(f"no sound checkpoint in {directory}: {describe(damaged)}.")
 
 
 _ITEMS = ("train", "model")
@@ -255,7 +253,7 @@ _OPTIONAL_ITEMS = ("published", "source")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
-    """The parts of a checkpoint, by name."""
+    """The items of every checkpoint, by name."""
     return {
         "train": {"step": state.step, "params": state.params, "opt_state": state.opt_state},
         "model": {"ema_params": state.ema_params, "model_state": state.model_state},
@@ -287,47 +285,8 @@ def _form(form: tuple[tuple[int, ...], str] | None) -> str:
     return "absent" if form is None else f"{form[1]}{list(form[0])}"
 
 
-def _steps(directory: pathlib.Path) -> list[int]:
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
-
-
-def _set_damaged_aside(directory: pathlib.Path) -> None:
-    """Moves damaged steps to <workdir>/damaged, so that those before them are the newest.
-
-    Says so in one line. Raises: RuntimeError if no step is sound; then nothing is moved.
-    """
-    if jax.process_index() == 0:
-        steps = _steps(directory)
-        reports = {step: integrity.find_damage(directory / str(step)) for step in steps}
-        damaged = {step: report for step, report in reports.items() if report}
-        sound = [step for step in steps if step not in damaged]
-        if damaged and not sound:
-            raise RuntimeError(
-                f"{_describe(damaged)}; no other is left. Move {directory} away to start anew."
-            )
-        for step in damaged:
-            target = directory.parent / DAMAGED / str(step)
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (directory / str(step)).rename(target)
-        if damaged:
-            _warn(f"{_describe(damaged)}, moved to {target.parent}; using step {sound[-1]}.")
-    multihost_utils.sync_global_devices("set_damaged_aside")
-
-
-def _describe(damaged: dict[int, str]) -> str:
-    details = ", ".join(f"{step} ({report})" for step, report in sorted(damaged.items()))
-    return f"damaged checkpoint {details}"
-
-
-def _warn(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def _reason(error: BaseException) -> str:
-    """The system's words for what went wrong, where the error has them; else its first line."""
+    """The operating system's description of an error if it has one, else the error's first line."""
     while error.__cause__ is not None and not isinstance(error, OSError):
         error = error.__cause__
     if isinstance(error, OSError) and error.strerror:
@@ -338,7 +297,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _silence_orbax() -> None:
-    """Drops the log records of orbax: what a user can act on is raised, in one line, by us."""
+    """Drops the log records of orbax: errors that a user can act on are raised in one line here."""
     logger = logging.getLogger("absl")
     if _is_ours not in logger.filters:
         logger.addFilter(_is_ours)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checksums: of the files of a checkpoint, so that a flipped bit is noticed, and of frozen arrays.
+"""Checksums of the files of a checkpoint, and of frozen arrays.
 
-The format of the arrays has none of its own: most flipped bits would load as other numbers. The
-list is written into the directory while that still has its temporary name, so a finished
-checkpoint always has one; `sha256sum -c checksums.sha256` reads it too.
+Orbax stores none: most flipped bits would load as other numbers. The list is written while the
+directory still has its temporary name, so that every finished checkpoint has one;
+`sha256sum -c checksums.sha256` reads it too.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def write_checksums(directory: pathlib.Path) -> None:
 
 
 def find_damage(directory: pathlib.Path) -> str | None:
-    """What differs from the list of checksums, in a few words; None if nothing does."""
+    """Names the first file that differs from the list of checksums; None if none does."""
     try:
         text = (directory / CHECKSUMS).read_text()
     except FileNotFoundError:

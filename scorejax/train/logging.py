@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run tells: metrics as JSON lines and event files, pictures, progress on the terminal.
+"""The log of a run: metrics as JSON lines and event files, pictures, progress on the terminal.
 
-A line is written whole and before the checkpoint that follows it, and a resumed run drops lines
-beyond its checkpoint, so that the file of a run that was killed has every step once.
+A line is written whole and before the checkpoint that follows it, and a resumed run drops the lines
+beyond its checkpoint. The file of a killed run therefore has every step once.
 """
 
 import json
@@ -27,11 +27,11 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class RunLog:
-    """Writes the metrics of a run that begins after `start_step` and ends at `num_train_steps`.
+    """Writes the metrics of the steps `start_step` + 1 to `num_train_steps`.
 
-    Training metrics are averaged over `log_every` steps, and written where that divides the step.
-    Up to `end_of_first_call`, by default the first, steps wait for the compiler. Of several
-    processes the first writes to `workdir` and each other to a directory below it.
+    Training metrics are averaged over `log_every` steps and written at its multiples. The rate
+    leaves out the steps up to `end_of_first_call`, by default the first, since they wait for the
+    compiler. The first process writes to `workdir`, each other one to a directory below it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class RunLog:
         )
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes the metrics of the update that led to `step`."""
+        """Logs the metrics of the update that led to `step`."""
         self._rows.append({name: float(value) for name, value in metrics.items()})
         self._progress.update(step, self._rows[-1]["loss"])
         if step % self._log_every == 0:
@@ -88,7 +88,7 @@ class RunLog:
         self._progress.say(line)
 
     def flush(self) -> None:
-        """Hands everything so far to the system, so that a killed process does not lose it."""
+        """Hands all lines and events to the operating system, so that a kill loses none."""
         self._lines.flush()
         self._events.flush()
 
@@ -111,7 +111,7 @@ class RunLog:
 
 
 class Progress:
-    """Rate and time left: a bar on a terminal, elsewhere a line now and then."""
+    """Shows the rate and the time left: a bar on a terminal, elsewhere a line every 30 seconds."""
 
     def __init__(self, start_step: int, num_steps: int, end_of_first_call: int = 0) -> None:
         self._step, self._num_steps = start_step, num_steps
@@ -158,7 +158,7 @@ class Progress:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float | None]]:
-    """The whole lines of a metrics file, oldest first; a last line cut short by a crash is not."""
+    """The records of a metrics file, oldest first, without a last line that a crash cut short."""
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -169,7 +169,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float | None]]:
 
 
 def draw_curves(metrics: pathlib.Path, picture: pathlib.Path) -> None:
-    """Draws the training loss, and every evaluation scalar below it, against the step."""
+    """Plots the training loss and, below it, every evaluation scalar against the step."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for record in read_metrics(metrics):
         for name, value in record.items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop, one for every system.
 
-A call with the workdir of a run that was stopped, in whatever way, goes on from its newest sound
-checkpoint and ends bit for bit where the run would have ended: noise follows from the seed and the
-step, and so do batches, except those of an online source, whose carry is in the checkpoint.
+Called with the workdir of a stopped run, it resumes at the newest sound checkpoint and ends bit for
+bit where the run would have ended. Noise and offline batches follow from the seed and the step; the
+carry of an online source is in the checkpoint.
 """
 
 import os
@@ -20,18 +20,18 @@ from scorejax.train.preemption import notice_of_termination
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState, averaged
 from scorejax.train.system import System, frozen_arguments
-from scorejax.train.updates import RunKeys, make_updates
+from scorejax.train.updates import RunKeys, compiled_updates
 from scorejax.train.workdir import open_workdir
 from scorejax.typing import Array
 
 
 def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
-    """Trains a system in a directory, or goes on there; returns the state as NumPy arrays.
+    """Trains a system in a directory, or resumes there; returns the state as NumPy arrays.
 
-    Of the config, it reads the fields of `Settings`. On SIGTERM it saves and returns early.
-    Raises: ValueError if the config is impossible or contradicts the run in workdir, RuntimeError
-    if the loss is not finite or a checkpoint has other arrays, OSError if workdir cannot be
-    written: one line each, and none harms the checkpoints that there are.
+    Reads the fields of `Settings` from the config. On SIGTERM it saves and returns early.
+    Raises: ValueError if the config is impossible or contradicts the run in workdir; RuntimeError
+    if the loss is not finite or a checkpoint has other arrays; OSError if workdir cannot be
+    written. Each is one line, and leaves existing checkpoints as they are.
     """
     settings = Settings.from_config(config)
     frozen = integrity.tree_checksums(system.frozen)
@@ -71,7 +71,7 @@ def _run(
     terminated: Callable[[int], bool],
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
-    updates = make_updates(system, settings, keys, state, checkpoints)
+    updates = compiled_updates(system, settings, keys, state, checkpoints)
     frozen = frozen_arguments(system)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)

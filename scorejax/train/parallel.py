@@ -25,7 +25,7 @@ AXIS = "devices"
 
 
 def require_divisible(batch_size: int, *, accumulation: int = 1) -> None:
-    """Raises ValueError unless every shard of every device gets as many examples as the next."""
+    """Raises ValueError unless the batch divides evenly over all shards of all devices."""
     parts = jax.device_count() * accumulation
     if batch_size < 1 or batch_size % parts:
         below = batch_size // parts * parts
@@ -50,7 +50,7 @@ def replicate(tree: PyTree) -> PyTree:
 
 
 def unreplicate(tree: PyTree) -> PyTree:
-    """The first device's copy of a replicated tree, as NumPy arrays that nothing else refers to."""
+    """The first device's copy of a replicated tree, as NumPy arrays of their own."""
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0))[0], tree)
 
 
@@ -144,7 +144,7 @@ class InFlight:
         self._calls: collections.deque[tuple[int, PyTree]] = collections.deque()
 
     def push(self, step: int, metrics: PyTree) -> list[tuple[int, PyTree]]:
-        """Adds a call; waits for, and returns, those beyond the limit, metrics as NumPy arrays."""
+        """Adds a call; waits for and returns those beyond the limit, metrics as NumPy arrays."""
         self._calls.append((step, metrics))
         return self._pop_until(self._limit)
 

@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 def notice_of_termination() -> Iterator[Callable[[int], bool]]:
     """Yields noticed(step): whether SIGTERM has arrived and training should end at this step.
 
-    Several processes agree on the step, through JAX's own notice, so each must ask at every step.
-    Outside the main thread, where signals cannot be caught, a single process never notices.
+    Several processes agree on the step through JAX's preemption notice; each must ask at every
+    step. A single process outside the main thread cannot catch signals and never notices.
     """
     if jax.process_count() > 1:
         yield multihost_utils.reached_preemption_sync_point

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop reads of a config, checked before anything is compiled."""
+"""The keys of a config that the training loop reads, checked before anything is compiled."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class Settings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
-        """Reads the keys, leaving all others be. Raises: ValueError with one line."""
+        """Reads the keys, ignores others. Raises: ValueError for a missing or impossible one."""
         names = [field.name for field in dataclasses.fields(cls)]
         missing = [name for name in names if name not in config]
         if missing:
@@ -67,7 +67,7 @@ class Settings:
         require_divisible(self.batch_size, accumulation=self.accumulation)
 
     def end_of_call(self, step: int) -> int:
-        """The step at which a call ends that begins at `step`, which may lie between two ends."""
+        """The step at which the call that contains step `step` + 1 ends."""
         return step - step % self.num_steps_per_call + self.num_steps_per_call
 
     def _require_whole_calls(self, name: str) -> None:

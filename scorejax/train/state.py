@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training state: arrays only, and the whole of a checkpoint.
 
-No function and no random key is in it. The noise of step n follows from the run's seed and n, so
-a run that is killed and resumed draws what a run that was never killed would have drawn.
+It holds no functions and no random keys. The noise of step n follows from the run's seed and n, so
+that a resumed run draws the same noise as a run that was never stopped.
 """
 
 import flax.struct
@@ -14,11 +14,11 @@ from scorejax.typing import Array, Params, PyTree, Variables
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that a training step changes.
+    """All arrays that a training step changes.
 
-    `step` counts the updates made; `ema_params` average `params` over the updates and are what
-    evaluation uses; `model_state` holds what a network keeps beside its parameters, such as running
-    statistics ({} if nothing).
+    `step` counts the updates made. `ema_params` average `params` over the updates; evaluation uses
+    them. `model_state` holds a network's collections beside its parameters, such as running
+    statistics, {} if it has none.
     """
 
     step: Array

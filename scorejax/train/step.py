@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One update of the parameters: gradient, optimiser, moving average.
 
-A step is a pure function of (state, batch, key), the same for every system: the loss and the
-optimiser are whatever the caller gives, several players under `optax.multi_transform` included.
+A step is a pure function of (state, batch, key). Systems differ in the loss and the optimiser that
+it is made with; several players train in one step under `optax.multi_transform`.
 
 The key of the run determines the key of the step, and this the keys of the examples, which the loss
 reads as batch["rng"] (b,). Draws from these keys do not depend on how the batch is divided over

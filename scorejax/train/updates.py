@@ -39,7 +39,7 @@ class Updates(Protocol):
     def source_carry(self) -> PyTree: ...
 
 
-def make_updates(
+def compiled_updates(
     system: System, settings: Settings, keys: RunKeys, state: TrainState, checkpoints: Checkpoints
 ) -> Updates:
     """The updates of a run from `state` on, the newest of `checkpoints` or a new one.

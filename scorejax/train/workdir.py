@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The directory of a run: its config, and whether a config may go on with it.
+"""The directory of a run: its config, and whether another config may resume it.
 
-config.json       what the run was started with
+config.json       the config, and checksums of the frozen arrays
 checkpoints/      one directory a step
 metrics.jsonl     one line per logged step or evaluation
 tensorboard/      the same as event files
@@ -43,9 +43,9 @@ def open_workdir(
 ) -> pathlib.Path:
     """Creates the directory of a run, or checks that it belongs to a run with the same config.
 
-    `paths` are keys whose values may have changed: data and other runs may be moved. `frozen` are
-    the checksums of the system's frozen arrays by name, see `integrity.tree_checksums`; None checks
-    none.
+    The values of the keys `paths` may have changed, since data and other runs may be moved.
+    `frozen` maps names of the system's frozen arrays to checksums, see `integrity.tree_checksums`;
+    None leaves them unchecked.
     Raises: ValueError if it belongs to another run, OSError if it cannot be written; one line each.
     """
     path = pathlib.Path(workdir).absolute()
@@ -72,7 +72,7 @@ def open_workdir(
 
 
 def require_new_workdir(workdir: str | os.PathLike) -> pathlib.Path:
-    """The path of a run to be. Raises: ValueError, one line, if something is there."""
+    """The absolute path of a new run. Raises: ValueError unless it is missing or empty."""
     path = pathlib.Path(workdir).absolute()
     if (path / CONFIG).exists():
         raise ValueError(f"workdir {path} already holds a run; choose another workdir.")
@@ -83,9 +83,9 @@ def require_new_workdir(workdir: str | os.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Iterator[pathlib.Path]:
-    """A directory with a config, to be filled, that takes its name once the block has ended.
+    """Yields a directory with a config, which is renamed to `workdir` when the block has ended.
 
-    So a run that begins with weights of another's is there whole or not at all.
+    A run that starts from imported weights therefore exists whole or not at all.
     Raises: ValueError as `require_new_workdir`, OSError if it cannot be written; one line each.
     """
     path = require_new_workdir(workdir)

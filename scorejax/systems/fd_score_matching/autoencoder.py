@@ -104,7 +104,8 @@ class Autoencoder:
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
         """rng -> (params, model_state)."""
-        image, noise = jnp.ones((1, *self.data.shape)), jnp.ones((1, self.noise_dim))
+        image = np.ones((1, *self.data.shape), np.float32)
+        noise = np.ones((1, self.noise_dim), np.float32)
         return make_init(self.network, image, noise)
 
     def losses(self, params: Params, rng: Rng, x: Array) -> dict[str, Array]:

@@ -102,7 +102,7 @@ class DeepEnergy:
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
         """rng -> (params, model_state)."""
-        return make_init(self.network, jnp.ones((1, *self.padded_shape)))
+        return make_init(self.network, np.ones((1, *self.padded_shape), np.float32))
 
     @property
     def loss(self) -> LossFn:

@@ -82,7 +82,7 @@ class Flow:
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
         """rng -> (params, model_state)."""
-        return make_init(self.network, jnp.ones((1, *self.data.shape)))
+        return make_init(self.network, np.ones((1, *self.data.shape), np.float32))
 
     @property
     def loss(self) -> LossFn:

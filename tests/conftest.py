@@ -7,6 +7,11 @@ from collections.abc import Callable
 
 # Collectives on fake CPU devices need a thread each; with fewer they deadlock.
 os.environ.setdefault("PJRT_NPROC", "16")
+# Most of the time of a test is compilation, and half of that is LLVM's. Its optimisations make a
+# program faster and not more right: here, and in the commands that tests start, they are left out.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# A command compiles what another test or command has compiled before; small programs are many.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
 import numpy as np
@@ -18,7 +23,6 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture

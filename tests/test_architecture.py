@@ -123,7 +123,8 @@ def test_importing_the_package_touches_no_device_and_no_tensorflow():
         "assert not xla_bridge._backends, 'a device was touched'\n"
         "assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    result = subprocess.run([sys.executable, "-c", code], check=False, cwd=ROOT)
+    assert result.returncode == 0
 
 
 def test_every_public_name_is_where_the_package_says():

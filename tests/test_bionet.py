@@ -22,6 +22,7 @@ from tests.bionet_reference import PlainUNet, Reference, spread
 from tests.bionet_state import BIONET, LEVELS, MULTIPLIER, hyper, random_state
 from tests.published_files import Stored, torch_zip
 from tests.random_variables import random_variables
+from tests.trees import assert_equal
 
 WIDTHS = {"multiplier": MULTIPLIER, "num_levels": LEVELS}
 ALL_THE_OTHERS = ((1, False), (1, True), (2, False), (3, False), (3, True))
@@ -275,7 +276,7 @@ def test_training_leaves_the_variables_that_it_is_given_alone():
     variables = random_variables(net, x, seed=0, mean=0.5, std=0.1)  # NumPy arrays
     before = jax.tree.map(np.copy, variables)
     net.apply(variables, x, train=True, mutable=["batch_stats"])
-    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    assert_equal(variables, before)
 
 
 def test_one_pixel_has_no_batch_statistics():
@@ -336,7 +337,7 @@ def test_a_checkpoint_of_the_official_script_is_read(tmp_path):
     path = tmp_path / "iter_1_mul_0.125_best_weights.pt"
     path.write_bytes(torch_zip({"state_dict": stored}))
     loaded = interop.load_checkpoint(BIONET, path, averaged=False, **hyper(1))[1]
-    jax.tree.map(np.testing.assert_array_equal, loaded, load(1)[1])
+    assert_equal(loaded, load(1)[1])
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from scorejax.train.integrity import CHECKSUMS, find_damage
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config, new_workdir, open_workdir, require_new_workdir
+from tests.trees import assert_equal
 
 
 def make_state(step: int, width: int = 16) -> TrainState:
@@ -37,11 +38,6 @@ def save_steps(workdir: pathlib.Path, steps, **options) -> None:
 def steps_in(workdir: pathlib.Path) -> list[int]:
     names = (path.name for path in (workdir / "checkpoints").iterdir())
     return sorted(int(name) for name in names if name.isdecimal())
-
-
-def assert_equal(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")

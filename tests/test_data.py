@@ -7,14 +7,11 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
-from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from scorejax.data import images, source, tfrecords, transforms
+from scorejax.data import images, source, transforms
 from scorejax.data.images import IMAGE_SETS, Images
 from scorejax.data.view import ImageView
 
@@ -148,148 +145,11 @@ def test_a_missing_set_names_the_command_that_gets_it(name, command, tmp_path, m
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def field(number, content):
-    """A protocol-buffer field that holds bytes, of fewer than 2^14."""
-    length = len(content)
-    size = bytes([length]) if length < 128 else bytes([length & 127 | 128, length >> 7])
-    return bytes([number << 3 | 2]) + size + content
-
-
-def example(**features):
-    """A tf.Example byte by byte: a map from names to lists of bytes or of integers."""
-    entries = b""
-    for name, value in features.items():
-        kind = (
-            field(1, field(1, value)) if isinstance(value, bytes) else field(3, field(1, value[0]))
-        )
-        entries += field(1, field(1, name.encode()) + field(2, kind))
-    return field(1, entries)
-
-
-def tfrecord(*examples):
-    framed = [struct.pack("<Q", len(e)) + b"crc." + e + b"crc." for e in examples]
-    return b"".join(framed)
-
-
-def picture(seed, size=4):
-    return np.random.default_rng(seed).integers(0, 256, (3, size, size)).astype(np.uint8)
-
-
-def test_tfrecords_are_read_as_they_were_written(tmp_path):
-    (tmp_path / "ffhq").mkdir()
-    pictures = [picture(seed) for seed in range(5)]
-    content = tfrecord(*(example(shape=(bytes([3, 4, 4]),), data=p.tobytes()) for p in pictures))
-    (tmp_path / "ffhq" / "ffhq-r02.tfrecords").write_bytes(content)
-    rows = images.records("ffhq", "train", image_size=4, data_dir=str(tmp_path))
-    assert len(rows) == 5
-    for index in (3, 0, 4):
-        expected = pictures[index].transpose(1, 2, 0)
-        np.testing.assert_array_equal(rows[index]["image"], expected)
-    # A set that is not kept in memory is read by rows, as an array would be.
-    streamed = ImageView("ffhq", 4, data_dir=str(tmp_path)).streamed("train")
-    wanted = np.stack([pictures[index].transpose(1, 2, 0) for index in (4, 1)])
-    np.testing.assert_array_equal(streamed[np.array([4, 1])], wanted)
-    assert len(streamed) == 5
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (tfrecord(example(data=b"abc"))[:-1], "damaged or not a TFRecord file: record 0"),
-        (b"\xff" * 40, "damaged or not a TFRecord file"),
-        (b"short", "damaged or not a TFRecord file"),
-        (
-            tfrecord(b"\xff\xff\xff"),
-            "record 0 of .* is not an image: its bytes are not a tf.Example",
-        ),
-        (tfrecord(example(data=b"abc")), r"one byte per entry of its shape; got 3 and \(\)"),
-        (tfrecord(example(shape=(bytes([3, 4, 4]),), data=b"abc")), r"got 3 and \(3, 4, 4\)"),
-    ],
-)
-def test_a_tfrecord_file_that_is_none_is_named_in_one_line(content, message, tmp_path):
-    path = tmp_path / "broken.tfrecords"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as raised:
-        tfrecords.TFRecordImages(path)[0]
-    assert "\n" not in str(raised.value)
-
-
-def test_tfrecords_come_in_powers_of_two(tmp_path):
-    with pytest.raises(ValueError, match="got image_size=20, try 16"):
-        images.records("celebahq", "train", image_size=20, data_dir=str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"celebahq-r08.tfrecords; make it with"):
-        images.records("celebahq", "train", data_dir=str(tmp_path))
-
-
 def test_unknown_names_come_with_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'cifar10'"):
         images.load("cifar-10", "train")
     with pytest.raises(ValueError, match="unknown split 'tset': did you mean 'test'"):
         images.load("digits", "tset")
-
-
-# Transforms.
-
-
-def test_dequantized_levels_are_uniform_in_their_cell():
-    # A Kolmogorov-Smirnov test per level; at 1e-6 each, three levels alarm once in 300,000 seeds.
-    rng = np.random.default_rng(0)
-    for level in (0, 16, 255):
-        x = transforms.dequantize(rng, np.full((20_000, 1, 1, 1), level, np.uint8))
-        assert x.dtype == np.float32 and x.min() * 256 >= level and x.max() * 256 < level + 1
-        assert scipy.stats.kstest(x.ravel() * 256 - level, "uniform").pvalue > 1e-6
-
-
-def test_both_ends_of_the_levels_reach_both_ends_of_the_range():
-    ends = np.array([0, 16], np.uint8)
-    np.testing.assert_array_equal(transforms.to_unit(ends, 17), [0, 1])
-    np.testing.assert_array_equal(transforms.centre(transforms.to_unit(ends, 17)), [-1, 1])
-    x = np.linspace(-1, 1, 9, dtype=np.float32)
-    np.testing.assert_array_equal(transforms.centre(transforms.uncentre(x)), x)
-
-
-def test_flip_mirrors_about_half_of_the_images():
-    image = np.arange(1000 * 6, dtype=np.int64).reshape(1000, 1, 6, 1)
-    flipped = transforms.flip(np.random.default_rng(0), image)
-    mirrored = (flipped == image[:, :, ::-1]).all(axis=(1, 2, 3))
-    np.testing.assert_array_equal(flipped[~mirrored], image[~mirrored])
-    # 500 +- 16: five standard deviations.
-    assert abs(mirrored.sum() - 500) < 80
-
-
-@pytest.mark.parametrize("method, name", [(Image.BILINEAR, "linear"), (Image.BICUBIC, "cubic")])
-@pytest.mark.parametrize("size", [(13, 9), (40, 44)])
-def test_resize_agrees_with_an_antialiased_resampling(method, name, size):
-    # Away from black and white, where Pillow clips between its two passes. Each of them rounds.
-    image = np.random.default_rng(1).integers(64, 192, (32, 24, 3), dtype=np.uint8)
-    resized = transforms.resize(image, *size, method=method)
-    expected = jax.image.resize(image.astype(np.float32), (*size, 3), name, antialias=True)
-    np.testing.assert_allclose(resized, expected, atol=1.5)
-
-
-def test_resize_clips_the_overshoot_of_the_bicubic_filter():
-    edge = np.repeat(np.array([0, 255], np.uint8), 16)[None, :, None].repeat(32, axis=0)
-    resized = transforms.resize(edge, 16, 16, method=Image.BICUBIC)
-    assert resized.dtype == np.uint8 and (np.diff(resized[:, :, 0].astype(int)) >= 0).all()
-
-
-def test_images_are_fitted_as_their_sets_ask():
-    image = np.random.default_rng(2).integers(0, 256, (218, 178, 3), dtype=np.uint8)
-    face = IMAGE_SETS["celeba"].fit(image, 64)
-    np.testing.assert_array_equal(face, transforms.resize(image[39:179, 19:159], 64, 64))
-    scene = IMAGE_SETS["lsun_bedroom"].fit
-    np.testing.assert_array_equal(scene(image, 128), transforms.resize(image, 157, 128)[14:142])
-    square = transforms.resize(image[20:198], 256, 256, method=Image.BICUBIC)
-    np.testing.assert_array_equal(scene(image, 256), square)
-    np.testing.assert_array_equal(transforms.square(image, 218)[:, :, 0].shape, (218, 218))
-
-
-def test_digits_can_be_resized():
-    loaded = images.load("digits", "test", image_size=16, limit=4)
-    expected = jax.image.resize(
-        images.load("digits", "test").image[:4].astype(jnp.float32), (4, 16, 16, 1), "linear"
-    )
-    np.testing.assert_allclose(loaded.image, expected, atol=1.0)
 
 
 # Sources.

@@ -269,28 +269,31 @@ def with_measurement(update, operator, y, z, draw):
     return measured
 
 
+def measurement(task, file, z, prior):
+    """Operator, measurement, its noise at each draw, and the start of a chain from the prior."""
+    data, mask, grey = (
+        jnp.asarray(channels_last(file[f"in/{key}"]), z.dtype) for key in ("data", "mask", "gray")
+    )
+    if task == "inpaint":
+        operator = mask_operator(mask)
+        y = operator.forward(data)
+        return operator, y, z, y + (1 - mask) * prior
+    operator = grey_operator()
+    y = operator.forward(grey)
+    # The official code draws this noise in the rotated channels, and cuts the first *colour*
+    # channel out of the prior before it rotates. Only the start differs from ours by that.
+    rotation = jnp.asarray(file["out64/M"], z.dtype)
+    rest = (prior * jnp.asarray([[[[0.0, 1.0, 1.0]]]], z.dtype)) @ rotation
+    return operator, y, z @ rotation.T, operator.pinv(y) + rest @ rotation.T
+
+
 @pytest.mark.parametrize("name", ["vp", "ve"])
 @pytest.mark.parametrize("task", ["inpaint", "colour"])
 def test_inpainting_and_colorization(golden, dtype, name, task):
     file, sde, num_steps = golden("d_inpaint_colour"), SDES[name], 5
-    z, data, mask, grey = (
-        jnp.asarray(channels_last(file[f"in/{key}"]), dtype)
-        for key in ("z", "data", "mask", "gray")
-    )
+    z = jnp.asarray(channels_last(file["in/z"]), dtype)
     prior = z[0] * (50.0 if name == "ve" else 1.0)
-    if task == "inpaint":
-        operator, measuring_noise = mask_operator(mask), z
-        y = operator.forward(data)
-        x_init = y + (1 - mask) * prior
-    else:
-        operator = grey_operator()
-        y = operator.forward(grey)
-        # The official code draws this noise in the rotated channels, and cuts the first *colour*
-        # channel out of the prior before it rotates. Only the start differs from ours by that.
-        rotation = jnp.asarray(file["out64/M"], dtype)
-        measuring_noise = z @ rotation.T
-        rest = (prior * jnp.asarray([[[[0.0, 1.0, 1.0]]]], dtype)) @ rotation
-        x_init = operator.pinv(y) + rest @ rotation.T
+    operator, y, measuring_noise, x_init = measurement(task, file, z, prior)
     num_updates = 4 if name == "ve" else 3
     first = lambda t: 1 + num_updates * step_number(sde, t, num_steps)
     at = lambda offset: lambda t: first(t) + offset

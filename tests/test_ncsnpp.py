@@ -13,6 +13,7 @@ from scorejax import interop
 from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp
 from tests.random_variables import random_variables
+from tests.trees import assert_equal
 
 TINY = {
     "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (4,), "fir": False,
@@ -157,7 +158,7 @@ def test_a_prefix_of_every_name_is_dropped(golden):
     prefixed = {f"module.{name}": tensor for name, tensor in state.items()}
     _, variables = interop.load_torch("score_sde/ncsnpp", state, **hyper)
     _, again = interop.load_torch("score_sde/ncsnpp", prefixed, **hyper)
-    jax.tree.map(np.testing.assert_array_equal, variables, again)
+    assert_equal(variables, again)
 
 
 def spoil(state, how):

@@ -12,7 +12,7 @@ import numpy as np
 import online_toy
 import orbax.checkpoint as ocp
 import pytest
-from test_checkpoint import assert_equal, steps_in
+from test_checkpoint import steps_in
 from toy_system import CONFIG as OFFLINE
 
 from scorejax.train import parallel
@@ -20,6 +20,7 @@ from scorejax.train.loop import train
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_online_steps
 from scorejax.train.updates import RunKeys
+from tests.trees import assert_equal
 
 TOY = str(pathlib.Path(online_toy.__file__))
 NUM_STEPS = 400

@@ -14,12 +14,13 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_checkpoint import assert_equal, harm, mounted, steps_in
+from test_checkpoint import harm, mounted, steps_in
 from toy_system import CONFIG, build
 
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
+from tests.trees import assert_equal
 
 TOY = str(pathlib.Path(__file__).resolve().parent / "toy_system.py")
 

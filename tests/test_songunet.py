@@ -18,6 +18,7 @@ from scorejax import interop
 from scorejax.models.dhariwal import DhariwalUNet, MultiHeadAttention, cosine_sine_embedding
 from scorejax.models.songunet import SongUNet
 from tests.random_variables import random_variables
+from tests.trees import assert_equal
 
 SONG = {
     "model_channels": 16, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8],
@@ -287,4 +288,4 @@ def test_prefixes_and_settings_of_the_preconditioner_change_nothing(golden):
     _, again = interop.load_torch(
         "edm/song_unet", state_of(golden("i_net_ddpmpp")), **SONG | DDPMPP
     )
-    jax.tree.map(np.testing.assert_array_equal, variables, again)
+    assert_equal(variables, again)

@@ -23,6 +23,7 @@ from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
+from tests.trees import assert_close, assert_equal
 
 # Name -> module of the config and variant.
 TABLE = {
@@ -98,10 +99,6 @@ def case(request):
     return Case(request.param)
 
 
-def assert_equal(left, right):
-    jax.tree.map(np.testing.assert_array_equal, left, right)
-
-
 def test_init_is_a_function_of_the_key(case):
     assert_equal(case.create(jax.random.key(0)), case.state)
     other = case.create(jax.random.key(1))
@@ -168,10 +165,7 @@ def test_two_devices_do_what_one_does_with_the_joined_batch(case):
     change = jax.tree.map(lambda new, old: np.abs(new - old).max(), expected.params, start.params)
     # Sums in another order, in single precision: 1e-5 of the largest gradient.
     atol = 1e-5 * max(jax.tree.leaves(change))
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=atol),
-        got.params, jax.device_get(expected.params),
-    )  # fmt: skip
+    assert_close(got.params, jax.device_get(expected.params), rtol=1e-6, atol=atol)
 
 
 @score_sdes

@@ -26,9 +26,11 @@ def prepare() -> command.Job:
 
     from scorejax import systems
     from scorejax.train.preflight import preflight
+    from scorejax.train.settings import Settings
 
     if DISTRIBUTED.value:
         jax.distributed.initialize()
+    Settings.from_config(config)  # before any data are read
     system = systems.load(config)
     preflight(system, config, WORKDIR.value)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finite-difference score matching as a system: its configs, and each model's loss and measure."""
 
+import functools
 import importlib
 import math
 import pathlib

@@ -15,6 +15,7 @@ import pytest
 from test_checkpoint import steps_in
 from toy_system import CONFIG as OFFLINE
 
+from scorejax.random import row_keys
 from scorejax.train import parallel
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState

@@ -10,7 +10,8 @@ os.environ.setdefault("PJRT_NPROC", "16")
 # Most of the time of a test is compilation, and half of that is LLVM's. Its optimisations make a
 # program faster and not more right: here, and in the commands that tests start, they are left out.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# A command compiles what another test or command has compiled before; small programs are many.
+# Programs that a test starts inherit the cache, and compile nothing that another has compiled.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parents[1] / ".jax_cache")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
@@ -22,7 +23,6 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 """Data that the policy makes: environments and replay memory inside the compiled call."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -67,7 +68,7 @@ def test_the_policy_learns_from_the_data_that_it_makes(unkilled):
 
 def test_a_run_killed_anywhere_ends_where_one_never_killed_ends(unkilled, tmp_path):
     rng, latest = np.random.default_rng(0), 0
-    for _ in range(3):
+    for _ in range(2):
         process, goal = start(tmp_path, *LONG), latest + 10 * int(rng.integers(2, 10))
         while not (tmp_path / "checkpoints" / str(goal)).exists():
             assert process.poll() is None, process.stderr.read()
@@ -92,9 +93,20 @@ def test_each_device_has_its_own_environments(tmp_path):
     np.testing.assert_array_equal(ring[:, -1, 1], carry["x"])
 
 
+@pytest.fixture(scope="module")
+def on_two_devices(tmp_path_factory):
+    """A run of 20 steps on the two devices of this process."""
+    config = online_toy.CONFIG | {"num_train_steps": 20}
+    workdir = tmp_path_factory.mktemp("two")
+    train(online_toy.build(config), config, workdir)
+    return workdir
+
+
 @pytest.mark.parametrize("devices", [1, 4])
-def test_another_number_of_devices_goes_on_with_the_same_environments(tmp_path, devices):
-    assert finish(tmp_path, "--devices=2", "--num_train_steps=20")[0] == 0
+def test_another_number_of_devices_goes_on_with_the_same_environments(
+    on_two_devices, tmp_path, devices
+):
+    shutil.copytree(on_two_devices, tmp_path, dirs_exist_ok=True)
     before = restored(tmp_path, 20)["source"]["carry"]
     status, stderr = finish(tmp_path, f"--devices={devices}", "--num_train_steps=24")
     assert status == 0, stderr
@@ -105,10 +117,9 @@ def test_another_number_of_devices_goes_on_with_the_same_environments(tmp_path, 
 
 
 def test_environments_that_do_not_divide_are_one_line(tmp_path):
-    assert finish(tmp_path, "--devices=2", "--num_envs=6", "--batch_size=16")[0] == 0
-    status, stderr = finish(
-        tmp_path, "--devices=4", "--num_envs=6", "--batch_size=16", "--num_train_steps=80"
-    )
+    config = online_toy.CONFIG | {"num_envs": 6}
+    train(online_toy.build(config), config, tmp_path)  # on two devices
+    status, stderr = finish(tmp_path, "--devices=4", "--num_envs=6", "--num_train_steps=80")
     assert status == 1
     assert (
         stderr.strip()

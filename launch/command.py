@@ -50,6 +50,9 @@ def output(out: str, workdir: str, name: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(f"--out={path}: {path.parent} is not a directory") from None
+    for suffix in (".png", ".npz", ".json"):
+        if path.with_name(path.name + suffix).is_dir():
+            raise NotADirectoryError(f"--out={path}: {path}{suffix} is a directory, not a file")
     return str(path)
 
 

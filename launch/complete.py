@@ -23,7 +23,7 @@ SPLIT = flags.DEFINE_string("split", "test", "test or train.")
 NUM = flags.DEFINE_integer("num", 16, "Number of images, the first of the split.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps; 0: as in the config.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, on all devices.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/<task> by default.")
 
@@ -44,6 +44,7 @@ def prepare() -> command.Job:
     complete = model.completion(operator, num_steps=NUM_STEPS.value)
     stored = model.data.stored(SPLIT.value, NUM.value).image
     run = runs.open(WORKDIR.value, STEP.value)
+    out = command.output(OUT.value, WORKDIR.value, TASK.value)
 
     def job() -> None:
         from scorejax.evaluate import chunks, reports
@@ -52,7 +53,6 @@ def prepare() -> command.Job:
         rng, sizes = jax.random.key(SEED.value), {"batch_size": BATCH_SIZE.value}
         completions = chunks.measure_in_chunks(rng, complete, run.variables, x, **sizes)
         completions["original"] = model.data.to_data(x)
-        out = command.output(OUT.value, WORKDIR.value, TASK.value)
         print(reports.save_completions(out, completions))
 
     return job

@@ -23,7 +23,7 @@ from launch import command
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "Instead of a run: a config file.")
 METRICS = flags.DEFINE_list("metrics", "", "Names, such as loss,bits_per_dim; all by default.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 INCEPTION = flags.DEFINE_string("inception", "", "File with the weights of FID's InceptionV3.")
 REFERENCE = flags.DEFINE_string("reference", "", "Statistics of real images, an npz file.")
@@ -53,12 +53,13 @@ def prepare() -> command.Job:
         files = {"weights": INCEPTION.value, "reference": REFERENCE.value}
         judge = sample_report.load_judge(judged, model, SAMPLER.value, NFE.value, **files)
     run = runs.open(WORKDIR.value, STEP.value) if WORKDIR.value is not None else None
+    workdir = WORKDIR.value or f"runs/{config.system}_{config.dataset}"
+    out = command.output(OUT.value, workdir, "evaluation")
 
     def job() -> None:
         from scorejax.evaluate import reports
 
-        workdir = WORKDIR.value or f"runs/{config.system}_{config.dataset}"
-        out, parts = command.output(OUT.value, workdir, "evaluation"), []
+        parts = []
         report = {"step": run.step} if run else {}
         report |= reports.metrics_report(SEED.value, metrics, run and run.variables, out)
         if judged:

@@ -16,7 +16,7 @@ SPLIT = flags.DEFINE_string("split", "test", "test or train.")
 NUM = flags.DEFINE_integer("num", 8, "Pairs, of the first images: 1 and 2, 3 and 4 ...")
 NUM_FRAMES = flags.DEFINE_integer("num_frames", 9, "Images per row, with both ends.", lower_bound=2)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pairs at a time, on all devices.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the dequantisation.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the dequantisation.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/interpolation by default.")
 
@@ -35,6 +35,7 @@ def prepare() -> command.Job:
     if len(stored) < 2 * NUM.value:
         raise ValueError(f"--num needs to be at most {len(stored) // 2} pairs; got {NUM.value}")
     run = runs.open(WORKDIR.value, STEP.value)
+    out = command.output(OUT.value, WORKDIR.value, "interpolation")
 
     def job() -> None:
         from scorejax.evaluate import pictures
@@ -43,7 +44,6 @@ def prepare() -> command.Job:
         x = model.data.dequantized(np.random.default_rng(SEED.value), stored)
         rows = {"start": x[0::2], "end": x[1::2]}
         frames = in_chunks(path, run.variables, rows, BATCH_SIZE.value, "pairs")["image"]
-        out = command.output(OUT.value, WORKDIR.value, "interpolation")
         save_npz(f"{out}.npz", images=frames)
         flat = frames.reshape(-1, *frames.shape[2:])
         pictures.save_png(f"{out}.png", pictures.image_grid(flat, num_columns=NUM_FRAMES.value))

@@ -20,7 +20,7 @@ IMPORTANCE_WEIGHTED = flags.DEFINE_bool(
     "importance_weighted", False, "Also the tighter bound, by exact divergences: slower."
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time, on all devices.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string(
     "out", "", "Path without suffix; <workdir>/likelihood_<split> by default."
@@ -42,13 +42,13 @@ def prepare() -> command.Job:
     measure = model.likelihood(exact=exact)
     stored = model.data.stored(SPLIT.value, NUM.value or None).image
     run = runs.open(WORKDIR.value, STEP.value)
+    out = command.output(OUT.value, WORKDIR.value, f"likelihood_{SPLIT.value}")
 
     def job() -> None:
         from scorejax.evaluate import chunks, reports
 
         repeated = np.tile(stored, (REPEATS.value, 1, 1, 1))
         x = model.data.dequantized(np.random.default_rng(SEED.value), repeated)
-        out = command.output(OUT.value, WORKDIR.value, f"likelihood_{SPLIT.value}")
         identity = {"config": config.to_dict(), "exact": exact, "seed": SEED.value}
         sizes = {"batch_size": BATCH_SIZE.value}
         parts, rng = Parts(out, identity | sizes, (run.variables, x)), jax.random.key(SEED.value)

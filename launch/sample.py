@@ -23,7 +23,7 @@ CLASSIFIER = flags.DEFINE_string("classifier", "", "Directory of a classifier's 
 LABEL = flags.DEFINE_integer("label", None, "Class to guide to.", lower_bound=0)
 GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Strength; 1 is Bayes' rule.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples at a time, on all devices.")
-SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/samples by default.")
 MOVED = [flags.DEFINE_string(name, "", "See launch.segment.") for name in ("images", "damaged")]
@@ -49,6 +49,7 @@ def prepare() -> command.Job:
         arguments = (runs.open(CLASSIFIER.value).variables,)
     draw = model.sampler(SAMPLER.value, **options)
     run = runs.open(WORKDIR.value, STEP.value)
+    out = command.output(OUT.value, WORKDIR.value, "samples")
 
     def job() -> None:
         from scorejax.evaluate import chunks, reports
@@ -56,7 +57,6 @@ def prepare() -> command.Job:
         rows = {"arguments": arguments, "batch_size": BATCH_SIZE.value}
         rng = jax.random.key(SEED.value)
         samples = chunks.draw_in_chunks(rng, draw, run.variables, NUM.value, **rows)
-        out = command.output(OUT.value, WORKDIR.value, "samples")
         paths = reports.save_samples(out, samples, step=run.step)
         print(f"{NUM.value} samples, {samples['nfe'].mean():.0f} evaluations each: {paths}")
 

@@ -35,9 +35,9 @@ def prepare() -> command.Job:
     segment = systems.require(config, Segments).segmenter()
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
     run = runs.open(WORKDIR.value, STEP.value)
+    out = command.output(OUT.value, WORKDIR.value, "segmented")
 
     def job() -> None:
-        out = command.output(OUT.value, WORKDIR.value, "segmented")
         segmented_folder.segment_pictures(segment, run.variables, pictures.paths, out)
         for line in pictures.skipped:
             print(f"left out: {line}")

@@ -200,7 +200,14 @@ def test_averages_may_differ_by_part_of_the_parameters():
 
 
 @pytest.mark.parametrize(
-    ("rates", "name"), [({"actor": 1.0}, "actor"), ({"a": {"b": -0.1}}, "a.b"), ((0.5, 2.0), "1")]
+    ("rates", "name"),
+    [
+        ({"actor": 1.0}, "actor"),
+        ({"a": {"b": -0.1}}, "a.b"),
+        ((0.5, 2.0), "1"),
+        ({"actor": "0.9"}, "actor"),
+        ({"actor": None}, "actor"),
+    ],
 )
 def test_a_rate_out_of_range_is_named(rates, name):
     message = re.escape(f"ema_rate.{name} needs to lie in [0, 1)")

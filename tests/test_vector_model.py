@@ -124,6 +124,18 @@ def test_a_measured_coordinate_is_kept():
     np.testing.assert_allclose(completed["x"][:, 1].std(), 1.0, atol=5 / 31 + 0.03)
 
 
+@pytest.mark.parametrize("rngs", [jax.random.key(0), jax.random.PRNGKey(0)])
+def test_a_sampler_without_a_key_for_each_sample_is_refused(rngs):
+    with pytest.raises(ValueError, match="a sampler needs a key for each sample"):
+        score_model().sampler("heun")(({}, {}), rngs)
+
+
+def test_rows_that_are_no_numbers_are_refused():
+    for test in (np.full((3, 2), np.nan), np.ones((3, 2), complex)):
+        with pytest.raises(ValueError, match="finite real numbers; test has others"):
+            VectorView(np.zeros((3, 2)), test)
+
+
 def test_chunks_and_paths_are_of_vectors():
     model, x = score_model(), vectors(5, seed=4)
     rows = measure_in_chunks(

@@ -30,6 +30,9 @@ class VectorView:
                 f"VectorView needs rows (n, d) of one length d, n >= 1; got {train} and {test}"
             )
         for split in ("train", "test"):
+            rows = getattr(self, split)
+            if not np.isrealobj(rows) or not np.isfinite(rows).all():
+                raise ValueError(f"VectorView needs finite real numbers; {split} has others")
             object.__setattr__(self, split, np.asarray(getattr(self, split), np.float32))
 
     @property

@@ -71,6 +71,11 @@ def sampler(
     data = model.data
 
     def draw(variables: Variables, rngs: PRNGKeyArray, *arguments: Any) -> dict[str, Array]:
+        if not jnp.issubdtype(rngs.dtype, jax.dtypes.prng_key) or rngs.ndim != 1:
+            raise ValueError(
+                "a sampler needs a key for each sample, as jax.random.split(jax.random.key(0), b) "
+                f"makes them; got {rngs.dtype}{list(rngs.shape)}"
+            )
         score_fn = condition(model.score(variables), model.sde, len(rngs), *arguments)
         x, nfe = sample(rngs, score_fn, (len(rngs), *data.shape))
         return {data.field: data.to_data(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}

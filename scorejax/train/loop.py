@@ -48,6 +48,10 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
             log_every=settings.log_every,
             end_of_first_call=settings.end_of_call(int(state.step)),
         ) as log:
+            if int(state.step) >= settings.num_train_steps:
+                log.say(
+                    f"the run is at step {int(state.step)} of {settings.num_train_steps} already."
+                )
             return _run(system, settings, keys, state, checkpoints, log, terminated)
 
 

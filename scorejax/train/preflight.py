@@ -50,7 +50,7 @@ def _require_prefix(ema_rate: Any, params: Any, name: str = "ema_rate") -> None:
         theirs = ", ".join(sorted(parts)) or "no parts"
         raise ValueError(
             f"{name} needs a rate for each part of the parameters, {theirs}; got "
-            f"{', '.join(sorted(ema_rate))}."
+            f"{', '.join(sorted(ema_rate)) or 'none'}."
         )
     for key, rate in ema_rate.items():
         _require_prefix(rate, parts[key], f"{name}.{key}")

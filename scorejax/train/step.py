@@ -131,11 +131,12 @@ def scan_online_steps(
 
 def require_rates(ema_rate: Rate | PyTree) -> None:
     """Raises ValueError unless every rate of a moving average is a function or lies in [0, 1)."""
-    for path, rate in jax.tree_util.tree_flatten_with_path(ema_rate)[0]:
-        if not callable(rate) and not 0 <= rate < 1:
+    leaves = jax.tree_util.tree_flatten_with_path(ema_rate, is_leaf=lambda leaf: leaf is None)[0]
+    for path, rate in leaves:
+        if not callable(rate) and not (isinstance(rate, int | float) and 0 <= rate < 1):
             part = jax.tree_util.keystr(path, simple=True, separator=".")
             name = f"ema_rate.{part}" if part else "ema_rate"
-            raise ValueError(f"{name} needs to lie in [0, 1); got {rate}.")
+            raise ValueError(f"{name} needs to lie in [0, 1); got {rate!r}.")
 
 
 def _accumulate(

@@ -40,16 +40,14 @@ def config(holder: flags.FlagHolder) -> ConfigDict:
 
 
 def output(out: str, workdir: str, name: str) -> str:
-    """The path without suffix of a command's files; creates its directory.
+    """The path without suffix that a command writes to: --out, or <workdir>/<name>.
 
-    `out` is the value of --out; <workdir>/<name> is the default.
-    Raises: NotADirectoryError if a file is in the place of the directory.
+    Raises: NotADirectoryError if a file or a directory is in the way.
     """
     path = pathlib.Path(out) if out else pathlib.Path(workdir) / name
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise NotADirectoryError(f"--out={path}: {path.parent} is not a directory") from None
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"--out={path}: {nearest} is not a directory")
     for suffix in (".png", ".npz", ".json"):
         if path.with_name(path.name + suffix).is_dir():
             raise NotADirectoryError(f"--out={path}: {path}{suffix} is a directory, not a file")

@@ -43,8 +43,8 @@ def prepare() -> command.Job:
     operator = control.measurement(TASK.value, model.data.shape, **options)
     complete = model.completion(operator, num_steps=NUM_STEPS.value)
     stored = model.data.stored(SPLIT.value, NUM.value).image
-    run = runs.open(WORKDIR.value, STEP.value)
     out = command.output(OUT.value, WORKDIR.value, TASK.value)
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
         from scorejax.evaluate import chunks, reports

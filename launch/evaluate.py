@@ -52,9 +52,9 @@ def prepare() -> command.Job:
         model = systems.require(config, capabilities.DrawsSamples)
         files = {"weights": INCEPTION.value, "reference": REFERENCE.value}
         judge = sample_report.load_judge(judged, model, SAMPLER.value, NFE.value, **files)
-    run = runs.open(WORKDIR.value, STEP.value) if WORKDIR.value is not None else None
     workdir = WORKDIR.value or f"runs/{config.system}_{config.dataset}"
     out = command.output(OUT.value, workdir, "evaluation")
+    run = runs.open(WORKDIR.value, STEP.value) if WORKDIR.value is not None else None
 
     def job() -> None:
         from scorejax.evaluate import reports

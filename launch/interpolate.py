@@ -34,8 +34,8 @@ def prepare() -> command.Job:
     stored = model.data.stored(SPLIT.value, 2 * NUM.value).image
     if len(stored) < 2 * NUM.value:
         raise ValueError(f"--num needs to be at most {len(stored) // 2} pairs; got {NUM.value}")
-    run = runs.open(WORKDIR.value, STEP.value)
     out = command.output(OUT.value, WORKDIR.value, "interpolation")
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
         from scorejax.evaluate import pictures

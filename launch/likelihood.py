@@ -41,8 +41,8 @@ def prepare() -> command.Job:
     model = systems.require(config, MeasuresDensity)
     measure = model.likelihood(exact=exact)
     stored = model.data.stored(SPLIT.value, NUM.value or None).image
-    run = runs.open(WORKDIR.value, STEP.value)
     out = command.output(OUT.value, WORKDIR.value, f"likelihood_{SPLIT.value}")
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
         from scorejax.evaluate import chunks, reports

@@ -48,8 +48,8 @@ def prepare() -> command.Job:
         options["condition"] = control.class_condition(model, guide, LABEL.value, GUIDANCE.value)
         arguments = (runs.open(CLASSIFIER.value).variables,)
     draw = model.sampler(SAMPLER.value, **options)
-    run = runs.open(WORKDIR.value, STEP.value)
     out = command.output(OUT.value, WORKDIR.value, "samples")
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
         from scorejax.evaluate import chunks, reports

@@ -34,8 +34,8 @@ def prepare() -> command.Job:
     segmented_folder.require_apart(IMAGES.value, out)
     segment = systems.require(config, Segments).segmenter()
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
-    run = runs.open(WORKDIR.value, STEP.value)
     out = command.output(OUT.value, WORKDIR.value, "segmented")
+    run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
         segmented_folder.segment_pictures(segment, run.variables, pictures.paths, out)

@@ -130,6 +130,10 @@ CASES = {
     "sample: poor config": ("sample", ["--workdir={tmp}/poor"], 2, "the config lacks"),
     "sample: no checkpoint": ("sample", [RUN], 2, "no checkpoint"),
     "sample: none": ("sample", [RUN, "--num=0"], 2, "--num needs to be at least 1; got 0"),
+    "sample: out below a file": (
+        "sample", [RUN, "--out={tmp}/file/x/y"], 2, "--out={tmp}/file/x/y: {tmp}/file is not",
+    ),
+    "likelihood: seed": ("likelihood", [RUN, "--seed=-1"], 2, "--seed=-1"),
     "sample: half of one": ("sample", [RUN, "--num=0.5"], 2, "--num=0.5"),
     "sample: sampler": (
         "sample", [RUN, "--sampler=pcc"], 2, "unknown sampler 'pcc': did you mean 'pc'?",

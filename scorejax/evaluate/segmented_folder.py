@@ -77,7 +77,7 @@ def segment_pictures(
     Creates the folder `out`. A bar on stderr shows the progress.
     """
     out = pathlib.Path(out)
-    out.mkdir(exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=None):
         image = load_image(path)
         save(out / path.stem, image, segment(variables, image).instances)

@@ -10,8 +10,8 @@ Source: Song & Ermon 2019, arXiv:1907.05600, and 2020, arXiv:2006.09011.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Self
 
 from scorejax import parameterize
 from scorejax.choices import require
@@ -42,6 +42,12 @@ class Ladder:
     step_size: float
     denoise: bool
     rule: bool = True
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], *, rule: bool = True) -> Self:
+        """Reads all fields but `rule` from a config."""
+        names = [field.name for field in dataclasses.fields(cls) if field.name != "rule"]
+        return cls(**{name: config[name] for name in names}, rule=rule)
 
     def __post_init__(self) -> None:
         require(vars(self), ("steps_per_level",), lambda v: v >= 1, "to be at least 1")

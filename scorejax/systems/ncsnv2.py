@@ -57,14 +57,7 @@ def build(config: ConfigDict) -> System:
 def make_model(config: ConfigDict) -> NCSNv2Model:
     """The model of a config. Raises: ValueError for an impossible value."""
     require_keys(config, KEYS)
-    ladder = Ladder(
-        sigma_min=config.sigma_min,
-        sigma_max=config.sigma_max,
-        num_scales=config.num_scales,
-        steps_per_level=config.steps_per_level,
-        step_size=config.step_size,
-        denoise=config.denoise,
-    )
+    ladder = Ladder.from_config(config)
     return NCSNv2Model(
         sde=ladder.sde,
         data=ImageView.from_options(config),

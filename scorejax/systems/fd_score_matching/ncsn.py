@@ -52,15 +52,7 @@ def build(config: ConfigDict) -> System:
 def make_model(config: ConfigDict) -> ScoreModel:
     """The model of a config. Raises: ValueError for an impossible value."""
     data = ImageView.from_options(config)
-    ladder = Ladder(
-        sigma_min=config.sigma_min,
-        sigma_max=config.sigma_max,
-        num_scales=config.num_scales,
-        steps_per_level=config.steps_per_level,
-        step_size=config.step_size,
-        denoise=config.denoise,
-        rule=False,
-    )
+    ladder = Ladder.from_config(config, rule=False)
     return ScoreModel(
         sde=ladder.sde,
         data=data,

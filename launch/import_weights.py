@@ -53,7 +53,7 @@ def prepare() -> command.Job:
             workdir.new_workdir(path, config) as building,
             checkpoint.Checkpoints(building) as checkpoints,
         ):
-            checkpoints.save(imported, {})
+            checkpoints.save(imported)
         kinds = [kind for kind in ("raw", "averaged") if getattr(file, kind) is not None]
         print(f"step {file.step}, {' and '.join(kinds)} weights: {path}")
 

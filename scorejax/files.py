@@ -44,3 +44,12 @@ def save_npz(path: str | os.PathLike, **arrays: ArrayLike) -> None:
     """Writes arrays by name to an npz file. Raises: OSError if the directory cannot be written."""
     with written_whole(path) as file:
         np.savez(file, **arrays)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Waits until a file's content, or the names in a directory, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import stat
 import subprocess
 
 import jax
@@ -14,11 +15,14 @@ import pytest
 from toy_system import CONFIG, build
 
 from scorejax.train.checkpoint import Checkpoints, restore_for_inference
-from scorejax.train.integrity import CHECKSUMS, find_damage
+from scorejax.train.integrity import CHECKSUMS, find_damage, write_checksums
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config, new_workdir, open_workdir, require_new_workdir
 from tests.trees import assert_equal
+
+# Files of orbax's without any state.
+UNLISTED = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 def make_state(step: int, width: int = 16) -> TrainState:
@@ -32,7 +36,14 @@ def make_state(step: int, width: int = 16) -> TrainState:
 def save_steps(workdir: pathlib.Path, steps, **options) -> None:
     with Checkpoints(workdir, **options) as checkpoints:
         for step in steps:
-            checkpoints.save(make_state(step), {})
+            checkpoints.save(make_state(step))
+
+
+def save_and_rank(checkpoints: Checkpoints, step: int, scalars) -> None:
+    """As the loop does: an evaluation follows the save of its step."""
+    checkpoints.save(make_state(step))
+    if scalars:
+        checkpoints.rank(step, scalars)
 
 
 def steps_in(workdir: pathlib.Path) -> list[int]:
@@ -75,12 +86,12 @@ def test_the_latest_and_the_best_are_kept_across_restarts(tmp_path):
         with Checkpoints(tmp_path, **options) as checkpoints:
             for step in steps:
                 bits = {1: 3.0, 2: 1.0, 4: 2.0}.get(step)
-                checkpoints.save(make_state(step), {"bits_per_dim": bits} if bits else {})
+                save_and_rank(checkpoints, step, {"bits_per_dim": bits} if bits else {})
     assert steps_in(tmp_path) == [2, 4, 5]
     with Checkpoints(tmp_path, **options) as checkpoints:
         assert checkpoints.latest_step() == 5
         with pytest.raises(ValueError, match=r"best_metric='bits_per_dim' is not among .* loss"):
-            checkpoints.save(make_state(6), {"loss": 1.0})
+            save_and_rank(checkpoints, 6, {"loss": 1.0})
 
 
 def test_a_run_that_ranks_by_another_metric_goes_on_saving(tmp_path):
@@ -91,7 +102,7 @@ def test_a_run_that_ranks_by_another_metric_goes_on_saving(tmp_path):
     }
     for step, metric in ((1, "loss"), (2, "size"), (3, "size")):
         with Checkpoints(tmp_path, keep_latest=1, best_metric=metric) as checkpoints:
-            checkpoints.save(make_state(step), found[step])
+            save_and_rank(checkpoints, step, found[step])
     assert steps_in(tmp_path) == [2, 3]
 
 
@@ -101,8 +112,59 @@ def test_an_evaluation_that_is_not_finite_is_never_the_best(tmp_path, mode):
     options = {"keep_latest": 1, "best_metric": "loss", "best_mode": mode}
     with Checkpoints(tmp_path, **options) as checkpoints:
         for step, value in enumerate(values):
-            checkpoints.save(make_state(step), {"loss": value})
+            save_and_rank(checkpoints, step, {"loss": value})
     assert steps_in(tmp_path) == [1, 4]
+
+
+def test_the_best_of_a_run_of_the_release_before_is_kept(run):
+    # That release stored the scalars of an evaluation with the checkpoint, as orbax does.
+    for step, loss in ((10, 1.0), (20, 2.0)):
+        (run / "checkpoints" / str(step) / "metrics").mkdir()
+        scalars = json.dumps({"loss": loss})
+        (run / "checkpoints" / str(step) / "metrics" / "metrics").write_text(scalars)
+        write_checksums(run / "checkpoints" / str(step))
+    with Checkpoints(run, keep_latest=1, best_metric="loss") as checkpoints:
+        assert_equal(checkpoints.restore_latest(make_state(0)), make_state(20))
+        save_and_rank(checkpoints, 30, {"loss": 1.5})
+    assert steps_in(run) == [10, 30]
+
+
+def test_the_step_before_is_deleted_when_the_new_one_is_on_disk(tmp_path, monkeypatch):
+    synced, checked = {}, []
+
+    def fsync(handle):
+        synced[os.fstat(handle).st_ino] = set(os.listdir(handle)) if is_directory(handle) else None
+
+    def rmtree(directory, **options):
+        # What a power failure would leave now: the files and the names that were synced.
+        directory = pathlib.Path(directory)
+        newest = directory.parent / "2"
+        assert directory.name == "1"
+        for path in (newest, *newest.rglob("*")):
+            if path.is_file():
+                assert path.name in UNLISTED or path.stat().st_ino in synced, path
+            # Orbax adds files without any state to a directory that is synced already.
+            else:
+                names = {item.name for item in path.iterdir()} - UNLISTED
+                assert names <= synced[path.stat().st_ino], path
+        assert "2" in synced[newest.parent.stat().st_ino]
+        checked.append(directory.name)
+        original(directory, **options)
+
+    is_directory = lambda handle: stat.S_ISDIR(os.fstat(handle).st_mode)
+    original = shutil.rmtree
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    save_steps(tmp_path, [1, 2], keep_latest=1)
+    assert checked == ["1"]
+    assert steps_in(tmp_path) == [2]
+
+
+def test_a_broken_record_of_evaluations_is_one_line(run):
+    for text in ("{", "[1]", '{"1": 2}', '{"a": {}}'):
+        (run / "evaluations.json").write_text(text)
+        with pytest.raises(RuntimeError, match=r"evaluations.json is not the record .* remove it"):
+            Checkpoints(run)
 
 
 def files_of(directory: pathlib.Path) -> list[str]:
@@ -114,7 +176,7 @@ def test_a_flipped_bit_in_any_file_that_holds_state_is_noticed(run):
     assert find_damage(step) is None
     rng, noticed = np.random.default_rng(0), 0
     for name in files_of(step):
-        if name in ("_CHECKPOINT_METADATA", "commit_success.txt"):  # these hold none
+        if name in UNLISTED:
             continue
         original = (step / name).read_bytes()
         # The first and last bit, and twenty at random.
@@ -167,7 +229,7 @@ def test_the_step_before_a_damaged_one_is_used_and_one_line_says_so(run, how, ca
         (line,) = capfd.readouterr().err.splitlines()
         assert "damaged checkpoint 20" in line
         assert "using step 10" in line
-        checkpoints.save(make_state(20), {})
+        checkpoints.save(make_state(20))
     with Checkpoints(run) as checkpoints:
         assert_equal(checkpoints.restore_latest(make_state(0)), make_state(20))
     assert not capfd.readouterr().err
@@ -216,6 +278,22 @@ def test_a_workdir_of_another_run_is_refused_and_not_changed(run, change, words)
         open_workdir(run, CONFIG | {"log_ridge": 1.0} | change)
     assert "\n" not in str(error.value)
     assert (run / "config.json").read_bytes() == before
+
+
+def test_the_config_is_written_when_the_run_is_new_or_what_may_change_has_changed(run):
+    written = (run / "config.json").stat().st_mtime_ns
+    open_workdir(run, CONFIG)
+    assert (run / "config.json").stat().st_mtime_ns == written
+    open_workdir(run, CONFIG | {"num_train_steps": 99})
+    assert load_config(run).to_dict() == CONFIG | {"num_train_steps": 99}
+
+
+def test_a_new_config_is_on_disk_before_training_starts(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_ino))
+    workdir = open_workdir(tmp_path / "run", CONFIG)
+    for path in (workdir / "config.json", workdir, workdir.parent):
+        assert path.stat().st_ino in synced, path
 
 
 def test_a_resumed_run_may_last_longer_and_report_otherwise(run):
@@ -289,7 +367,7 @@ def test_a_full_disk_is_one_line_and_spares_the_checkpoints(tmp_path):
         assert steps_in(tmp_path) == [1]
         with Checkpoints(tmp_path) as checkpoints:
             assert_equal(checkpoints.restore_latest(make_state(0)), make_state(1))
-            checkpoints.save(make_state(2), {})
+            checkpoints.save(make_state(2))
         assert steps_in(tmp_path) == [1, 2]
 
 

@@ -3,6 +3,7 @@
 
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -194,7 +195,7 @@ def test_an_empty_or_uneven_batch_is_refused():
 
 
 TWO_PROCESSES = """
-import sys; sys.path.insert(0, {tests!r})
+import signal, sys, time; sys.path.insert(0, {tests!r})
 import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 1)
@@ -204,33 +205,102 @@ from toy_system import CONFIG, Source, build
 from scorejax.train.loop import train
 
 class Share(Source):
+    number, at = None, None  # a signal, and the step at which one process gets it
+
     def next(self, step, state, rng):
+        if self.at is not None and step >= self.at:
+            time.sleep(0.01)  # JAX looks for signals every second
+            if step == self.at and self.number:
+                signal.raise_signal(self.number)
         step, batch = super().next(step, state, rng)
         return step, {{"x": batch["x"][index * 8 : (index + 1) * 8]}}
 
-train(build(CONFIG)._replace(source=Share(16)), CONFIG, sys.argv[2])
+def run(workdir, source=Share(16), **changes):
+    return int(train(build(CONFIG)._replace(source=source), CONFIG | changes, workdir).step)
+
+{script}
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
+def in_two_processes(script: str, *arguments: str) -> list[list[str]]:
+    """Runs a script that may use `run` and `index` in two processes; the lines each printed."""
     import socket
-
-    from scorejax.train.checkpoint import restore_for_inference
-    from scorejax.train.loop import train
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = TWO_PROCESSES.format(tests=str(HERE), port=port)
+    script = TWO_PROCESSES.format(tests=str(HERE), port=port, script=script)
     processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(index), str(tmp_path / "two")])
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(index), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for index in range(2)
     ]
-    assert [process.wait(timeout=180) for process in processes] == [0, 0]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return [stdout.splitlines() for stdout, _ in outputs]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
+    from scorejax.train.checkpoint import restore_for_inference
+    from scorejax.train.loop import train
+
+    in_two_processes("run(sys.argv[2])", str(tmp_path / "two"))
     state = train(build(CONFIG), CONFIG, tmp_path / "one")
     step, params, _ = restore_for_inference(tmp_path / "two")
     assert step == 40
     # Collectives of another kind sum in another order; forty steps of Adam amplify that.
     compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     jax.tree.map(compare, params, state.ema_params)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_one_step_when_one_is_told_to_and_go_on_bit_for_bit(tmp_path):
+    from test_checkpoint import steps_in
+    from test_resume import final_state, metrics_of
+
+    from tests.trees import assert_equal
+
+    config = "num_train_steps=1500, num_steps_per_call=10, save_every=500, eval_every=500"
+    interrupted = f"""
+assert run(sys.argv[2] + "/whole", {config}) == 1500
+Share.at = 200
+if index == 1:
+    Share.number = signal.SIGTERM
+print(run(sys.argv[2] + "/parts", {config}))
+"""
+    first, second = in_two_processes(interrupted, str(tmp_path))
+    step = int(first[-1])
+    assert int(second[-1]) == step and 200 < step < 1500 and step % 10 == 0
+    assert max(steps_in(tmp_path / "parts")) == step
+    # Started again, the first process gets Ctrl-C at once.
+    again = f"""
+Share.at = {step}
+if index == 0:
+    Share.number = signal.SIGINT
+print(run(sys.argv[2] + "/parts", {config}))
+"""
+    first, second = in_two_processes(again, str(tmp_path))
+    later = int(first[-1])
+    assert int(second[-1]) == later and step < later < 1500
+    assert max(steps_in(tmp_path / "parts")) == later
+    # Then to the end; and processes that see different directories are told so before they train.
+    end = f"""
+print(run(sys.argv[2] + "/parts", {config}))
+try:
+    run(sys.argv[2] + ("/parts", "/whole")[index], {config.replace("1500", "1510")})
+except RuntimeError as error:
+    print(error)
+"""
+    expected, log = final_state(tmp_path / "whole"), metrics_of(tmp_path / "whole")
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "1500")
+    ends = in_two_processes(end, str(tmp_path))
+    for *_, last, line in ends:
+        assert last == "1500"
+        assert "step 1500 in process 0, step 1000 in process 1" in line
+    assert_equal(final_state(tmp_path / "parts"), expected)
+    assert metrics_of(tmp_path / "parts") == log

@@ -2,9 +2,11 @@
 """Runs that are killed, and go on as if they had not been."""
 
 import json
+import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ import jax
 import numpy as np
 import pytest
 from test_checkpoint import harm, mounted, steps_in
-from toy_system import CONFIG, build
+from toy_system import CONFIG, Source, build
 
+from scorejax.report import Evaluation
 from scorejax.train.checkpoint import Checkpoints
+from scorejax.train.integrity import find_damage
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
 from tests.trees import assert_equal
@@ -141,6 +145,99 @@ def test_sigterm_saves_and_the_run_goes_on(unkilled, tmp_path):
     assert steps == list(range(10, NUM_STEPS + 1, 10))
 
 
+def signalling(signals: dict[int, int]) -> Source:
+    """Batches of the toy system; a signal arrives while the batch of its step is drawn."""
+
+    class Signalling(Source):
+        def next(self, step, state, rng):
+            if step in signals:
+                signal.raise_signal(signals[step])
+            return super().next(step, state, rng)
+
+    return Signalling(CONFIG["batch_size"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_notice_just_before_an_evaluation_saves_and_the_evaluation_follows(
+    number, tmp_path, capfd
+):
+    expected = train(build(CONFIG), CONFIG, tmp_path / "whole")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    interrupted = build(CONFIG)._replace(source=signalling({19: number}))
+    assert int(train(interrupted, CONFIG, tmp_path / "parts").step) == 20
+    assert "terminated at step 20, which is saved" in capfd.readouterr().err
+    assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    assert metrics_of(tmp_path / "parts")[-1]["step"] == 20
+    assert not any("eval/size" in row for row in metrics_of(tmp_path / "parts"))
+    assert_equal(train(build(CONFIG), CONFIG, tmp_path / "parts"), expected)
+    assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+
+
+def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
+    twice = build(CONFIG)._replace(source=signalling({9: signal.SIGINT, 10: signal.SIGINT}))
+    with pytest.raises(KeyboardInterrupt):
+        # Both arrive in one call, which would end at step 20.
+        train(twice, CONFIG | {"num_steps_per_call": 20, "save_every": 20}, tmp_path)
+    assert steps_in(tmp_path) == []
+
+
+def test_a_run_that_dies_in_an_evaluation_tries_it_again_and_then_goes_on_without(tmp_path, capfd):
+    expected = train(build(CONFIG), CONFIG, tmp_path / "whole")
+    whole = metrics_of(tmp_path / "whole")
+    system, run, killed = build(CONFIG), tmp_path / "run", tmp_path / "killed"
+
+    class Dying(type(system)):
+        def evaluate(self, rng, state):
+            step = int(state.step)
+            if not (killed / "checkpoints" / str(step)).exists():
+                # A kill here leaves these files: the step is there, whole and on disk.
+                assert find_damage(run / "checkpoints" / str(step)) is None
+            shutil.copytree(run, killed, dirs_exist_ok=True)
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    for attempt in range(1, 3):
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            train(Dying(*system), CONFIG, run)
+        assert max(steps_in(run)) == 20
+        assert json.loads((killed / "evaluations.json").read_text())["20"]["attempts"] == attempt
+
+    # The third start goes on, to the next evaluation. A run that was killed knows no less.
+    for workdir in (killed, run):
+        capfd.readouterr()
+        with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
+            train(Dying(*system), CONFIG, workdir)
+        assert "the evaluation of step 20 was begun twice" in capfd.readouterr().err
+        assert max(steps_in(workdir)) == 40
+    # The second attempt at the last evaluation does not fail.
+    assert_equal(train(system, CONFIG, run), expected)
+    missing = [row for row in whole if row not in metrics_of(run)]
+    assert [(row["step"], "eval/size" in row) for row in missing] == [(20, True)]
+    assert [row for row in whole if row not in missing] == metrics_of(run)
+
+
+def test_an_evaluation_that_was_logged_but_not_recorded_is_in_the_log_once(tmp_path):
+    expected = train(build(CONFIG), CONFIG, tmp_path)
+    before = metrics_of(tmp_path)
+    record = json.loads((tmp_path / "evaluations.json").read_text())
+    del record["40"]["scalars"]
+    (tmp_path / "evaluations.json").write_text(json.dumps(record))
+    assert_equal(train(build(CONFIG), CONFIG, tmp_path), expected)
+    assert metrics_of(tmp_path) == before
+
+
+def test_the_best_checkpoint_is_that_of_the_evaluation_and_a_nan_never_deletes_it(tmp_path):
+    sizes = {10: 3.0, 20: 1.0, 30: math.nan, 40: 2.0}
+
+    class Ranked(type(build(CONFIG))):
+        def evaluate(self, rng, state):
+            return Evaluation({"size": sizes[int(state.step)]}, {})
+
+    best = CONFIG | {"eval_every": 10, "save_every": 10, "keep_latest": 1, "best_metric": "size"}
+    for num_steps in (20, 30, 40):
+        train(Ranked(*build(CONFIG)), best | {"num_train_steps": num_steps}, tmp_path)
+        assert steps_in(tmp_path) == ([20] if num_steps == 20 else [20, num_steps])
+
+
 def test_the_number_of_devices_may_change_at_the_restart(tmp_path):
     one = train_on_one_device(tmp_path / "one", 40)
     train_on_one_device(tmp_path / "changed", 20)
@@ -184,6 +281,38 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_checkpoi
     assert max(row["step"] for row in metrics_of(tmp_path)) == 26
 
 
+def test_updates_that_are_not_finite_are_skipped_counted_and_logged(tmp_path):
+    # The updates numbered 27 and 28 lead to the steps 28 and 29, which lie in two calls.
+    config = CONFIG | {"poison_step": (27, 28), "eval_every": 0, "max_nonfinite_updates": 2}
+    whole = train(build(config), config, tmp_path / "whole")
+    assert (int(whole.step), int(whole.skipped)) == (40, 0)
+    assert int(whole.model_state["seen"]) == 38
+    rows = {row["step"]: row for row in metrics_of(tmp_path / "whole")}
+    fractions = {step: row["train/skipped"] for step, row in rows.items()}
+    assert fractions == dict.fromkeys(range(2, 41, 2), 0.0) | {28: 0.5, 30: 0.5}
+    assert all(np.isfinite(row["train/loss"]) for row in rows.values())
+
+    # The count of those in a row survives a restart between them.
+    parts = tmp_path / "parts"
+    assert int(train(build(config), config | {"num_train_steps": 28}, parts).skipped) == 1
+    with pytest.raises(RuntimeError, match=r"step 29, nor at the 1 before it; .* step 28 is kept"):
+        train(build(config), config | {"max_nonfinite_updates": 1}, parts)
+    assert_equal(train(build(config), config, parts), whole)
+    assert metrics_of(parts) == metrics_of(tmp_path / "whole")
+
+
+def test_a_run_that_stopped_at_a_loss_that_is_not_finite_can_go_on(tmp_path):
+    config = CONFIG | {"poison_step": (27,), "eval_every": 0}
+    with pytest.raises(
+        RuntimeError, match=r"step 28; the checkpoint of step 24 is kept\. To go on"
+    ):
+        train(build(config), config, tmp_path)
+    skips = config | {"max_nonfinite_updates": 1}
+    assert int(train(build(config), skips | {"num_train_steps": 32}, tmp_path).step) == 32
+    # And back: the checkpoint has a count that the state has not.
+    assert train(build(config), config, tmp_path).skipped is None
+
+
 def test_a_finished_run_is_left_as_it_is(tmp_path):
     first = train(build(CONFIG), CONFIG, tmp_path)
     before = metrics_of(tmp_path)
@@ -222,6 +351,7 @@ def test_a_run_may_go_on_from_between_two_calls(tmp_path):
         ({"best_mode": "least"}, "best_mode .* 'least'"),
         ({"best_metric": "size", "eval_every": 0}, "best_metric='size' needs eval_every > 0"),
         ({"log_every": 0}, "log_every needs to be at least 1"),
+        ({"max_nonfinite_updates": -1}, "max_nonfinite_updates needs to be at least 0; got -1"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_written(change, words, tmp_path):

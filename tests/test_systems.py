@@ -137,7 +137,7 @@ def test_saved_and_restored_a_run_goes_on_bit_for_bit(case, tmp_path):
     whole, _ = case.run(case.state, case.batches)
     half, _ = case.run(case.state, case.batches[:2])
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(jax.device_get(half), {})
+        checkpoints.save(jax.device_get(half))
     with Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore_latest(jax.eval_shape(lambda: case.state))
     resumed, _ = case.run(jax.device_put(restored), case.batches[2:])

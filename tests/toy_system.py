@@ -46,7 +46,7 @@ class ToySystem(NamedTuple):
     source: Source
     tx: object
     width: int = WIDTH
-    poison_step: int = -1
+    poison_step: int | tuple[int, ...] = -1
     frozen: tuple = ()
     published: object = averaged
     paths: tuple = ()
@@ -70,7 +70,8 @@ class ToySystem(NamedTuple):
         features = jnp.concatenate([x + sigma * noise, sigma], axis=1)
         output = jnp.tanh(features @ params["hidden"]["kernel"]) @ params["out"]["kernel"]
         error = jnp.mean((output + params["out"]["bias"][None] + noise) ** 2)
-        error = jnp.where(state.step == self.poison_step, jnp.nan, error)
+        is_poisoned = jnp.any(state.step == jnp.atleast_1d(jnp.array(self.poison_step)))
+        error = jnp.where(is_poisoned, jnp.nan, error)
         old = state.model_state
         model_state = {
             "mean": 0.9 * old["mean"] + 0.1 * jnp.mean(x, axis=0),

@@ -55,6 +55,7 @@ def default() -> ConfigDict:
     config.log_every = 250
     config.eval_every = config.save_every = 2500
     config.keep_latest = 2
+    config.max_nonfinite_updates = 0  # skipped in a row; the next one ends the run
     config.best_metric = "iou"
     config.best_mode = "max"
     return config

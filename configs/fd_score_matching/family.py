@@ -26,6 +26,7 @@ def default(model: str) -> ConfigDict:
 
     config.log_every = 100
     config.keep_latest = 2
+    config.max_nonfinite_updates = 0  # skipped in a row; the next one ends the run
     config.best_mode = "min"
     return config
 

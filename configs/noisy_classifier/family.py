@@ -47,6 +47,7 @@ def default() -> ConfigDict:
     config.eval_examples = 2000
     config.num_noise_bins = 10
     config.keep_latest = 2
+    config.max_nonfinite_updates = 0  # skipped in a row; the next one ends the run
     config.best_metric = "accuracy"
     config.best_mode = "max"
     return config

@@ -91,6 +91,7 @@ def _set_evaluation(config: ConfigDict) -> None:
     config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
     config.save_every = 10_000
     config.keep_latest = 2
+    config.max_nonfinite_updates = 0  # skipped in a row; the next one ends the run
     config.best_metric = "loss"
     config.best_mode = "min"
 

@@ -6,11 +6,13 @@ averaged parameters and the model state, `train` the rest of the state. Some sys
 `published`, the variables that sampling uses where these are not those of `model`, and `source`,
 the carry of an online source with the rows of all devices. The state is saved as one device holds
 it, so any number of devices can go on. A killed save leaves no step behind; a damaged step is
-noticed by its checksums, set aside, and the run goes on from the one before.
+noticed by its checksums, set aside, and the run goes on from the one before. Older steps are
+deleted when a newer one is whole and on disk, so that not even a power failure takes both.
 """
 
 import contextlib
 import errno
+import json
 import logging
 import math
 import os
@@ -20,12 +22,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from scorejax.files import sync
 from scorejax.train import integrity
 from scorejax.train.damage import describe, saved_steps, set_damaged_aside, warn
+from scorejax.train.evaluations import Evaluations
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config
 from scorejax.typing import Params, PyTree, Variables
@@ -48,11 +54,23 @@ class Inference(NamedTuple):
         return self.params, self.model_state
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, without its questions to JAX whether the run is to end.
+
+    They name steps where `preemption` counts calls, and JAX compares all these numbers.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        del step
+        return False
+
+
 class Checkpoints:
     """The checkpoints of a run, in <workdir>/checkpoints/<step>.
 
     Keeps the latest `keep_latest` and the best by the evaluation scalar `best_metric` ("" if none),
-    which is the smallest or largest as `best_mode` is "min" or "max".
+    which is the smallest or largest as `best_mode` is "min" or "max". One that is no longer kept is
+    deleted when a save begins, an evaluation ends or the run ends.
     """
 
     def __init__(
@@ -65,13 +83,23 @@ class Checkpoints:
     ) -> None:
         _silence_orbax()
         self._directory = workdir / DIRECTORY
-        self._best_metric = best_metric
+        self._keep_latest = keep_latest
+        self._best_metric, self._best_mode = best_metric, best_mode
+        self.evaluations = Evaluations(workdir)
         # Before the manager looks: one unreadable step would keep it from opening the others.
         set_damaged_aside(self._directory)
         with self._one_line_errors():
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self._directory,
-                options=self._options(keep_latest, best_mode),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=policies.LatestN(None),  # `_delete_old` deletes
+                    cleanup_tmp_directories=True,
+                    # Called in the background, after the last file and before the directory is
+                    # renamed.
+                    async_options=ocp.AsyncOptions(
+                        post_finalization_callback=self._write_checksums
+                    ),
+                ),
                 item_handlers={
                     item: ocp.StandardCheckpointHandler() for item in (*_ITEMS, *_OPTIONAL_ITEMS)
                 },
@@ -80,42 +108,68 @@ class Checkpoints:
     def save(
         self,
         state: TrainState,
-        scalars: Mapping[str, float],
         *,
         published: Variables | None = None,
         source: PyTree = None,
     ) -> None:
         """Begins to save an unreplicated state of NumPy arrays; waits only for the save before.
 
-        `scalars` are those of an evaluation of this state, empty if there was none; `published` and
-        `source` are the items of these names, if the system has them.
+        `published` and `source` are the items of these names, if the system has them.
         Raises: OSError with one line if this save cannot begin or the one before has failed.
         """
-        metrics, items = self._rank(scalars), _items(state)
+        items = _items(state)
         if published is not None:
             items["published"] = dict(zip(("params", "model_state"), published, strict=True))
         if source is not None:
             items["source"] = {"carry": source}
+        self.wait()
+        with self._one_line_errors():
+            self._require_space(items)
+            self._manager.save(int(state.step), args=_composite(ocp.args.StandardSave, items))
+
+    def wait(self) -> None:
+        """Waits until the save in progress is on disk; deletes what it makes superfluous.
+
+        Raises: OSError with one line if the save failed.
+        """
         with self._one_line_errors():
             self._manager.wait_until_finished()
-            self._require_space(items)
-            self._manager.save(
-                int(state.step),
-                args=_composite(ocp.args.StandardSave, items),
-                metrics=metrics,
+            sync(self._directory)  # the new step's name, before the old one's is removed
+            self._delete_old()
+
+    def rank(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records the scalars of the evaluation of a step, by which its checkpoint is ranked.
+
+        Raises: ValueError if `best_metric` is not among them; OSError if they cannot be written.
+        """
+        if self._best_metric and scalars and self._best_metric not in scalars:
+            raise ValueError(
+                f"best_metric={self._best_metric!r} is not among the scalars of the evaluation: "
+                f"{', '.join(sorted(scalars))}."
             )
+        self.evaluations.end(step, scalars)
+        self.wait()
 
     def restore_latest(self, like: TrainState) -> TrainState | None:
         """The newest state as NumPy arrays, None if there is no checkpoint.
 
         `like` has the expected shapes and types, as arrays or `jax.ShapeDtypeStruct`.
-        Raises: RuntimeError with one line if the checkpoint holds other arrays.
+        Raises: RuntimeError with one line if the checkpoint holds other arrays, or if the processes
+        of a run find different steps.
         """
         step = self.latest_step()
+        _require_same_step(step, self._directory)
         if step is None:
             return None
-        items = self._restore(step, _items(like))
-        return TrainState(**items["train"], **items["model"])
+        expected = _items(like)
+        # Whether updates may be skipped can change between two starts of a run.
+        expected["train"].pop("skipped", None)
+        if "skipped" in self._manager.item_metadata(step)["train"].tree:
+            expected["train"]["skipped"] = jax.ShapeDtypeStruct((), jnp.int32)
+        items = self._restore(step, expected)
+        skipped = items["train"].pop("skipped", np.zeros((), np.int32))
+        skipped = None if like.skipped is None else skipped
+        return TrainState(**items["train"], **items["model"], skipped=skipped)
 
     def restore_source(self, like: PyTree) -> PyTree:
         """The online source's carry of the newest step, rows of all devices, as NumPy arrays.
@@ -142,6 +196,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the save in progress. Raises: OSError with one line if it failed."""
+        self.wait()
         with self._one_line_errors():
             self._manager.close()
 
@@ -153,42 +208,28 @@ class Checkpoints:
         with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
             self.close()
 
-    def _options(self, keep_latest: int, best_mode: str) -> ocp.CheckpointManagerOptions:
-        worst = math.inf if best_mode == "min" else -math.inf
+    def _delete_old(self) -> None:
+        if jax.process_index() == 0:
+            steps = saved_steps(self._directory)
+            kept = {*steps[-self._keep_latest :], self._best(steps)}
+            for step in steps:
+                if step not in kept:
+                    shutil.rmtree(self._directory / str(step))
 
-        def rank(metrics: dict[str, float]) -> float:
-            # A run that changed its metric has steps without it, and a NaN is no best.
-            value = metrics.get(self._best_metric, worst)
-            return value if math.isfinite(value) else worst
+    def _best(self, steps: list[int]) -> int | None:
+        """The step with the best scalar, the latest of equals; None if none has a finite one."""
+        values = {step: self._value(step) for step in steps} if self._best_metric else {}
+        sign = 1 if self._best_mode == "max" else -1
+        finite = [step for step, value in values.items() if value is not None]
+        return max(finite, key=lambda step: (sign * values[step], step), default=None)
 
-        # `max_to_keep` with `best_fn` would delete the newest step where an older one is better.
-        keep: list = [policies.LatestN(keep_latest)]
-        if self._best_metric:
-            best = policies.BestN(
-                get_metric_fn=rank,
-                reverse=best_mode == "min",
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            )
-            keep.append(best)
-        return ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(keep),
-            best_fn=rank if self._best_metric else None,  # or the metrics would not be saved
-            best_mode=best_mode,
-            cleanup_tmp_directories=True,
-            # Called in the background, after the last file and before the directory is renamed.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
-        )
-
-    def _rank(self, scalars: Mapping[str, float]) -> dict[str, float] | None:
-        if not (self._best_metric and scalars):
-            return None
-        if self._best_metric not in scalars:
-            raise ValueError(
-                f"best_metric={self._best_metric!r} is not among the scalars of the evaluation: "
-                f"{', '.join(sorted(scalars))}."
-            )
-        return {name: float(value) for name, value in scalars.items()}
+    def _value(self, step: int) -> float | None:
+        scalars = self.evaluations.scalars(step)
+        if scalars is None:  # a run that changed its metric, or one of the release before
+            path = self._directory / str(step) / "metrics" / "metrics"
+            scalars = json.loads(path.read_text()) if path.exists() else {}
+        value = scalars.get(self._best_metric)
+        return value if value is not None and math.isfinite(value) else None
 
     def _require_space(self, items: dict[str, PyTree]) -> None:
         # A write that fails half way is reported too, but amid tracebacks from its threads.
@@ -203,6 +244,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             for unfinished in self._unfinished():
                 integrity.write_checksums(unfinished)
+                integrity.sync_files(unfinished)
 
     def _unfinished(self) -> list[pathlib.Path]:
         return list(self._directory.glob("*.orbax-checkpoint-tmp*"))
@@ -258,13 +300,27 @@ _OPTIONAL_ITEMS = ("published", "source")
 def _items(state: TrainState) -> dict[str, PyTree]:
     """The items of every checkpoint, by name."""
     return {
-        "train": {"step": state.step, "params": state.params, "opt_state": state.opt_state},
+        "train": {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        | ({} if state.skipped is None else {"skipped": state.skipped}),
         "model": {"ema_params": state.ema_params, "model_state": state.model_state},
     }
 
 
 def _composite(argument: type, items: dict[str, PyTree]) -> ocp.args.Composite:
     return ocp.args.Composite(**{name: argument(tree) for name, tree in items.items()})
+
+
+def _require_same_step(step: int | None, directory: pathlib.Path) -> None:
+    """Raises RuntimeError unless all processes of a run resume at the same step."""
+    if jax.process_count() == 1:
+        return
+    steps = multihost_utils.process_allgather(np.int32(-1 if step is None else step)).tolist()
+    if len(set(steps)) > 1:
+        names = (f"step {step} in process {i}" for i, step in enumerate(steps) if step >= 0)
+        raise RuntimeError(
+            f"the processes find different newest checkpoints: {', '.join(names)}, none in the "
+            f"others; all of them need to see the same {directory}."
+        )
 
 
 def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: pathlib.Path) -> None:

@@ -6,6 +6,7 @@ directory still has its temporary name, so that every finished checkpoint has on
 `sha256sum -c checksums.sha256` reads it too.
 """
 
+import concurrent.futures
 import hashlib
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from scorejax.files import sync
 from scorejax.typing import PyTree
 
 CHECKSUMS = "checksums.sha256"
@@ -24,6 +26,12 @@ def write_checksums(directory: pathlib.Path) -> None:
     """Lists the checksum of every file below a directory in a file of that directory."""
     lines = [f"{_digest(directory / name)}  {name}\n" for name in _files(directory)]
     (directory / CHECKSUMS).write_text("".join(lines))
+
+
+def sync_files(directory: pathlib.Path) -> None:
+    """Waits until every file and directory below a directory, and itself, is on disk."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # a disk does several at once
+        list(pool.map(sync, (directory, *directory.rglob("*"))))
 
 
 def find_damage(directory: pathlib.Path) -> str | None:

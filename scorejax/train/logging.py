@@ -31,7 +31,8 @@ class RunLog:
 
     Training metrics are averaged over `log_every` steps and written at its multiples. The rate
     leaves out the steps up to `end_of_first_call`, by default the first, since they wait for the
-    compiler. The first process writes to `workdir`, each other one to a directory below it.
+    compiler. `evaluation_due` says that the evaluation of `start_step` is still to be logged. The
+    first process writes to `workdir`, each other one to a directory below it.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class RunLog:
         num_train_steps: int,
         log_every: int,
         end_of_first_call: int = 0,
+        evaluation_due: bool = False,
     ) -> None:
         if jax.process_index() > 0:
             workdir = workdir / f"process_{jax.process_index()}"
@@ -50,7 +52,7 @@ class RunLog:
         self._log_every = log_every
         self._rows: list[dict[str, float]] = []
         self._progress = Progress(start_step, num_train_steps, end_of_first_call)
-        _drop_lines_beyond(workdir / METRICS, start_step)
+        _drop_lines_beyond(workdir / METRICS, start_step, evaluation_too=evaluation_due)
         # Line buffered, and opened to append: a line reaches the system in one write.
         self._lines = (workdir / METRICS).open("a", buffering=1)
         self._events = tensorboardX.SummaryWriter(
@@ -58,14 +60,16 @@ class RunLog:
         )
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics of the update that led to `step`."""
+        """Logs the metrics of the update that led to `step`; each mean is over those that have it.
+
+        An update that was skipped has no loss.
+        """
         self._rows.append({name: float(value) for name, value in metrics.items()})
-        self._progress.update(step, self._rows[-1]["loss"])
+        self._progress.update(step, self._rows[-1].get("loss", math.nan))
         if step % self._log_every == 0:
-            means = {
-                f"train/{name}": float(np.mean([row[name] for row in self._rows]))
-                for name in metrics
-            }
+            names = dict.fromkeys(name for row in self._rows for name in row)
+            values = {name: [row[name] for row in self._rows if name in row] for name in names}
+            means = {f"train/{name}": float(np.mean(value)) for name, value in values.items()}
             self._write(step, {**means, "train/steps_per_second": self._progress.rate})
             self._rows.clear()
 
@@ -187,8 +191,17 @@ def draw_curves(metrics: pathlib.Path, picture: pathlib.Path) -> None:
     figure.savefig(picture, dpi=100)
 
 
-def _drop_lines_beyond(path: pathlib.Path, step: int) -> None:
-    """Rewrites a metrics file without the lines after `step`, and without a broken last line."""
+def _drop_lines_beyond(path: pathlib.Path, step: int, *, evaluation_too: bool) -> None:
+    """Rewrites a metrics file without the lines after `step`, and without a broken last line.
+
+    `evaluation_too` drops the evaluation of `step` as well.
+    """
+    is_dropped = lambda record: (
+        record["step"] > step
+        or (
+            evaluation_too and record["step"] == step and any(n.startswith("eval/") for n in record)
+        )
+    )
     if path.exists():
-        kept = [record for record in read_metrics(path) if record["step"] <= step]
+        kept = [record for record in read_metrics(path) if not is_dropped(record)]
         save_text(path, "".join(json.dumps(record) + "\n" for record in kept))

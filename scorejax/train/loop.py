@@ -3,7 +3,7 @@
 
 Called with the workdir of a stopped run, it resumes at the newest sound checkpoint and ends bit for
 bit where the run would have ended. Noise and offline batches follow from the seed and the step; the
-carry of an online source is in the checkpoint.
+carry of an online source is in the checkpoint. A step is saved before it is evaluated.
 """
 
 import os
@@ -28,10 +28,13 @@ from scorejax.typing import Array
 def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
     """Trains a system in a directory, or resumes there; returns the state as NumPy arrays.
 
-    Reads the fields of `Settings` from the config. On SIGTERM it saves and returns early.
+    Reads the fields of `Settings` from the config. On SIGTERM, or the first Ctrl-C, it saves and
+    returns early. An evaluation that failed is tried again when the run resumes, and left out if it
+    fails again.
     Raises: ValueError if the config is impossible or contradicts the run in workdir; RuntimeError
-    if the loss is not finite or a checkpoint has other arrays; OSError if workdir cannot be
-    written. Each is one line, and leaves existing checkpoints as they are.
+    if the loss is not finite too often, a checkpoint has other arrays, or the processes of the run
+    resume at different steps; OSError if workdir cannot be written. Each is one line, and leaves
+    existing checkpoints as they are.
     """
     settings, workdir = preflight(system, config, workdir)
     keys = RunKeys(*jax.random.split(jax.random.key(settings.seed), len(RunKeys._fields)))
@@ -40,13 +43,14 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
         notice_of_termination() as terminated,  # outermost: the last save is not to be killed
         Checkpoints(workdir, keep_latest=settings.keep_latest, **ranking) as checkpoints,
     ):
-        state = _newest_or_new_state(system, checkpoints, keys.init)
+        state = _newest_or_new_state(system, settings, checkpoints, keys.init)
         with RunLog(
             workdir,
             start_step=int(state.step),
             num_train_steps=settings.num_train_steps,
             log_every=settings.log_every,
             end_of_first_call=settings.end_of_call(int(state.step)),
+            evaluation_due=_evaluation_is_due(settings, checkpoints, int(state.step)),
         ) as log:
             if int(state.step) >= settings.num_train_steps:
                 log.say(
@@ -55,8 +59,13 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
             return _run(system, settings, keys, state, checkpoints, log, terminated)
 
 
-def _newest_or_new_state(system: System, checkpoints: Checkpoints, rng: Array) -> TrainState:
-    create = lambda params, model_state: TrainState.create(params, model_state, system.tx)
+def _newest_or_new_state(
+    system: System, settings: Settings, checkpoints: Checkpoints, rng: Array
+) -> TrainState:
+    skips = settings.max_nonfinite_updates > 0
+    create = lambda params, model_state: TrainState.create(
+        params, model_state, system.tx, skips=skips
+    )
     like = jax.eval_shape(lambda rng: create(*system.init(rng)), rng)
     state = checkpoints.restore_latest(like)
     # `init` runs outside of jit: arrays that it returns from the host would be constants inside.
@@ -70,59 +79,94 @@ def _run(
     state: TrainState,
     checkpoints: Checkpoints,
     log: RunLog,
-    terminated: Callable[[int], bool],
+    terminated: Callable[[], bool],
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
     updates = compiled_updates(system, settings, keys, state, checkpoints)
-    frozen = frozen_arguments(system)
+    if _evaluation_is_due(settings, checkpoints, start_step):
+        _evaluate(system, keys, state, checkpoints, log)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)
     done = start_step
     first_end, end = settings.end_of_call(start_step), settings.num_train_steps
     for step in range(first_end, end + 1, steps_per_call):
         replicated, metrics = updates.advance(replicated, done, step)
-        _report(in_flight.push(step, metrics), log, checkpoints)
+        _report(in_flight.push(step, metrics), settings, log, checkpoints)
         done = step
 
-        last, stop = step == end, terminated(step)
-        evaluates = settings.eval_every and (last or step % settings.eval_every == 0)
-        saves = last or stop or step % settings.save_every == 0
+        stop = terminated()
+        evaluates = settings.evaluates_at(step)
+        saves = stop or step == end or step % settings.save_every == 0
         if evaluates or saves:
-            _report(in_flight.drain(), log, checkpoints)
-            state, scalars = parallel.unreplicate(replicated), {}
-            if evaluates:
-                rng = jax.random.fold_in(keys.evaluate, step)
-                evaluation = system.evaluate(rng, jax.device_put(state), *frozen)
-                log.evaluation(step, evaluation)
-                scalars = evaluation.scalars
+            _report(in_flight.drain(), settings, log, checkpoints)
+            state = parallel.unreplicate(replicated)
             log.flush()
+            if evaluates:
+                checkpoints.evaluations.expect(step)
             if saves:
                 published = None
                 if system.published is not averaged:
                     published = jax.device_get(system.published(state))
-                checkpoints.save(state, scalars, published=published, source=updates.source_carry())
+                checkpoints.save(state, published=published, source=updates.source_carry())
+            if evaluates and not stop:
+                _evaluate(system, keys, state, checkpoints, log)
         if stop:
             log.say(f"terminated at step {step}, which is saved; run it again to go on.")
             break
     return state
 
 
-def _report(
-    finished: Iterable[tuple[int, Mapping[str, np.ndarray]]], log: RunLog, checkpoints: Checkpoints
+def _evaluation_is_due(settings: Settings, checkpoints: Checkpoints, step: int) -> bool:
+    """Whether the run stopped at a step that it had saved and not yet evaluated."""
+    return settings.evaluates_at(step) and checkpoints.evaluations.is_due(step)
+
+
+def _evaluate(
+    system: System, keys: RunKeys, state: TrainState, checkpoints: Checkpoints, log: RunLog
 ) -> None:
-    """Logs the steps of finished calls. Raises: RuntimeError at the first that is not finite."""
+    """Evaluates a state, once it is saved; says so if this has failed too often to be tried."""
+    step = int(state.step)
+    checkpoints.wait()
+    if not checkpoints.evaluations.begin(step):
+        log.say(f"the evaluation of step {step} was begun twice and never ended; it is left out.")
+        return
+    rng = jax.random.fold_in(keys.evaluate, step)
+    evaluation = system.evaluate(rng, jax.device_put(state), *frozen_arguments(system))
+    log.evaluation(step, evaluation)
+    checkpoints.rank(step, evaluation.scalars)
+
+
+def _report(
+    finished: Iterable[tuple[int, Mapping[str, np.ndarray]]],
+    settings: Settings,
+    log: RunLog,
+    checkpoints: Checkpoints,
+) -> None:
+    """Logs the steps of finished calls.
+
+    Raises: RuntimeError at the first that is not finite, if it may not be skipped.
+    """
     for last_step, metrics in finished:
         num_steps = len(metrics["finite"])
         for row in range(num_steps):
             step = last_step - num_steps + 1 + row
-            if not metrics["finite"][row]:
-                good = checkpoints.latest_step()
+            values = {name: value[row] for name, value in metrics.items()}
+            finite, in_a_row = values.pop("finite"), int(values.pop("skipped", 1))
+            if finite:
+                log.train(step, values | ({"skipped": 0.0} if "skipped" in metrics else {}))
+            elif in_a_row <= settings.max_nonfinite_updates:
+                log.train(step, {"skipped": 1.0})
+            else:
                 raise RuntimeError(
-                    f"the loss or its gradient is not finite at step {step}; "
-                    + (
-                        "nothing is saved."
-                        if good is None
-                        else f"the checkpoint of step {good} is kept."
-                    )
+                    _not_finite(step, settings.max_nonfinite_updates, checkpoints.latest_step())
                 )
-            log.train(step, {k: v[row] for k, v in metrics.items() if k != "finite"})
+
+
+def _not_finite(step: int, most: int, saved: int | None) -> str:
+    """The reason why a run stops after `most` updates that were skipped."""
+    ordinal = f", nor at the {most} before it" if most else ""
+    kept = "nothing is saved" if saved is None else f"the checkpoint of step {saved} is kept"
+    return (
+        f"the loss or its gradient is not finite at step {step}{ordinal}; {kept}. To go on, "
+        f"let more such updates be skipped: max_nonfinite_updates is {most}."
+    )

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Notice of termination: clusters and cloud machines send SIGTERM some seconds before the end."""
+"""Notice of termination: clusters and cloud machines send SIGTERM some seconds before the end.
+
+Ctrl-C counts as such a notice once; the second interrupts at once.
+"""
 
 import contextlib
+import itertools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -9,23 +14,58 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
+_INTERRUPTED = (
+    b"interrupted: the run saves after this call and ends; Ctrl-C again ends it at once.\n"
+)
+
 
 @contextlib.contextmanager
-def notice_of_termination() -> Iterator[Callable[[int], bool]]:
-    """Yields noticed(step): whether SIGTERM has arrived and training should end at this step.
+def notice_of_termination() -> Iterator[Callable[[], bool]]:
+    """Yields noticed(): whether SIGTERM or Ctrl-C has arrived and training should end here.
 
-    Several processes agree on the step through JAX's preemption notice; each must ask at every
-    step. A single process outside the main thread cannot catch signals and never notices.
+    Several processes, each of which asks after every call, agree on the call at which they end;
+    one that restarts by itself does not count as the others do, but cannot train with them either.
+    A single process outside the main thread cannot catch signals and never notices.
     """
-    if jax.process_count() > 1:
-        yield multihost_utils.reached_preemption_sync_point
-        return
+    several = jax.process_count() > 1
     arrived = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+    with contextlib.ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            # JAX catches SIGTERM where there are several processes, and tells all of them.
+            notify = (lambda: signal.raise_signal(signal.SIGTERM)) if several else arrived.set
+            stack.enter_context(_first_interrupt(notify))
+            if not several:
+                stack.enter_context(_handler(signal.SIGTERM, lambda *_: arrived.set()))
+        if several:
+            # JAX compares the number with the one agreed on, the largest asked so far plus one:
+            # a number that is skipped, such as a step between two calls, may be that one.
+            calls = itertools.count(1)
+            yield lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+        else:
+            yield arrived.is_set
+
+
+@contextlib.contextmanager
+def _first_interrupt(notify: Callable[[], None]) -> Iterator[None]:
+    """Makes the first Ctrl-C call `notify`; a program that ignores Ctrl-C goes on ignoring it."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: arrived.set())
+
+    def interrupted(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        os.write(2, _INTERRUPTED)  # a handler may interrupt a print, which allows no other
+        notify()
+
+    with _handler(signal.SIGINT, interrupted):
+        yield
+
+
+@contextlib.contextmanager
+def _handler(number: signal.Signals, handler: Callable[..., None]) -> Iterator[None]:
+    before = signal.signal(number, handler)
     try:
-        yield lambda step: arrived.is_set()
+        yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        signal.signal(number, before)

@@ -21,6 +21,9 @@ class Settings:
     parameters, see `step.make_train_step`. `eval_every` 0 is never; otherwise the last step is
     evaluated too. The checkpoints kept are the `keep_latest` newest and, unless `best_metric` is
     "", the one with the smallest ("min") or largest ("max") value of that evaluation scalar.
+    `max_nonfinite_updates`, 0 where a config lacks it, is how many updates in a row may be skipped
+    because the loss, the gradient or the change of the parameters is not finite; one more ends the
+    run.
     """
 
     seed: int
@@ -35,15 +38,16 @@ class Settings:
     keep_latest: int
     best_metric: str
     best_mode: str
+    max_nonfinite_updates: int = 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Settings":
         """Reads the keys, ignores others. Raises: ValueError for a missing or impossible one."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        missing = [name for name in names if name not in config]
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        values = {name: config.get(name, default) for name, default in fields.items()}
+        missing = [name for name, value in values.items() if value is dataclasses.MISSING]
         if missing:
             raise ValueError(f"the config lacks {', '.join(missing)}, which training needs.")
-        values = {name: config[name] for name in names}
         rates = values["ema_rate"]
         # A ConfigDict is no tree to JAX.
         values["ema_rate"] = rates.to_dict() if isinstance(rates, ConfigDict) else rates
@@ -51,7 +55,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         minima = {"num_train_steps": 1, "accumulation": 1, "num_steps_per_call": 1, "log_every": 1}
-        minima |= {"eval_every": 0, "save_every": 1, "keep_latest": 1}
+        minima |= {"eval_every": 0, "save_every": 1, "keep_latest": 1, "max_nonfinite_updates": 0}
         for name, minimum in minima.items():
             if getattr(self, name) < minimum:
                 raise ValueError(
@@ -69,6 +73,11 @@ class Settings:
     def end_of_call(self, step: int) -> int:
         """The step at which the call that contains step `step` + 1 ends."""
         return step - step % self.num_steps_per_call + self.num_steps_per_call
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the state of a step is evaluated."""
+        last = step == self.num_train_steps
+        return bool(self.eval_every) and (last or step % self.eval_every == 0)
 
     def _require_whole_calls(self, name: str) -> None:
         steps, call = getattr(self, name), self.num_steps_per_call

@@ -16,9 +16,10 @@ from scorejax.typing import Array, Params, PyTree, Variables
 class TrainState(flax.struct.PyTreeNode):
     """All arrays that a training step changes.
 
-    `step` counts the updates made. `ema_params` average `params` over the updates; evaluation uses
+    `step` counts the updates. `ema_params` average `params` over the updates; evaluation uses
     them. `model_state` holds a network's collections beside its parameters, such as running
-    statistics, {} if it has none.
+    statistics, {} if it has none. `skipped` counts the updates up to this step that were skipped in
+    a row because they were not finite; None if none may be skipped.
     """
 
     step: Array
@@ -26,12 +27,21 @@ class TrainState(flax.struct.PyTreeNode):
     ema_params: Params
     model_state: PyTree
     opt_state: PyTree
+    skipped: Array | None = None
 
     @classmethod
     def create(
-        cls, params: Params, model_state: PyTree, tx: optax.GradientTransformation
+        cls,
+        params: Params,
+        model_state: PyTree,
+        tx: optax.GradientTransformation,
+        *,
+        skips: bool = False,
     ) -> "TrainState":
-        """The state before the first update; the average starts at the initial parameters."""
+        """The state before the first update; the average starts at the initial parameters.
+
+        `skips` makes a training step skip updates that are not finite.
+        """
         return cls(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -39,6 +49,7 @@ class TrainState(flax.struct.PyTreeNode):
             ema_params=jax.tree.map(jnp.copy, params),
             model_state=model_state,
             opt_state=tx.init(params),
+            skipped=jnp.zeros((), jnp.int32) if skips else None,
         )
 
 

@@ -2,6 +2,7 @@
 """The directory of a run: its config, and whether another config may resume it.
 
 config.json       the config, and checksums of the frozen arrays
+evaluations.json  the scalars of evaluations, which rank the checkpoints
 checkpoints/      one directory a step
 metrics.jsonl     one line per logged step or evaluation
 tensorboard/      the same as event files
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias
 import jax
 from ml_collections import ConfigDict
 
-from scorejax.files import save_text
+from scorejax.files import save_text, sync
 
 Config: TypeAlias = ConfigDict
 CONFIG = "config.json"
@@ -29,7 +30,7 @@ FROZEN = "frozen"
 # What a resumed run may change: how long it runs, how its steps are cut up, what it reports.
 _FREE_KEYS = (
     "num_train_steps", "num_steps_per_call", "accumulation", "log_every", "save_every",
-    "keep_latest", "best_metric", "best_mode",
+    "keep_latest", "best_metric", "best_mode", "max_nonfinite_updates",
 )  # fmt: skip
 _FREE_PREFIX = "eval_"
 
@@ -43,6 +44,8 @@ def open_workdir(
 ) -> pathlib.Path:
     """Creates the directory of a run, or checks that it belongs to a run with the same config.
 
+    The config is written when the run is new, and again only if a value that may change has
+    changed: later commands read it, for example to find data that were moved.
     The values of the keys `paths` may have changed, since data and other runs may be moved.
     `frozen` maps names of the system's frozen arrays to checksums, see `integrity.tree_checksums`;
     None leaves them unchecked.
@@ -52,8 +55,10 @@ def open_workdir(
     if FROZEN in config:
         raise ValueError(f"the config key {FROZEN!r} is reserved for checksums; rename it.")
     config = json.loads(json.dumps(dict(config), default=ConfigDict.to_dict))
+    before: dict[str, Any] | None = None
     if (path / CONFIG).exists():
-        saved = _read(path)
+        before = _read(path)
+        saved = dict(before)
         checksums = saved.pop(FROZEN, {})
         _require_same(saved, config, path, free=(*_FREE_KEYS, *paths))
         if frozen is None:
@@ -64,9 +69,12 @@ def open_workdir(
         raise ValueError(f"workdir {path} has checkpoints but no {CONFIG}; choose another workdir.")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            saved = config | ({FROZEN: dict(frozen)} if frozen else {})
-            save_text(path / CONFIG, json.dumps(saved, indent=2, sort_keys=True) + "\n")
+        record = config | ({FROZEN: dict(frozen)} if frozen else {})
+        if jax.process_index() == 0 and record != before:
+            save_text(path / CONFIG, json.dumps(record, indent=2, sort_keys=True) + "\n")
+            sync(path)  # or a power failure could leave checkpoints without a config
+            with contextlib.suppress(PermissionError):  # one may write in what one cannot list
+                sync(path.parent)
     except OSError as error:
         raise OSError(f"cannot write to workdir {path}: {error.strerror}") from error
     return path

@@ -14,7 +14,6 @@ import errno
 import logging
 import math
 import os
-import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -24,8 +23,16 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from scorejax import files
+from scorejax.files import AnyPath
 from scorejax.train import integrity
-from scorejax.train.damage import describe, saved_steps, set_damaged_aside, warn
+from scorejax.train.damage import (
+    describe,
+    saved_steps,
+    set_damaged_aside,
+    unfinished_steps,
+    warn,
+)
 from scorejax.train.state import TrainState
 from scorejax.train.workdir import load_config
 from scorejax.typing import Params, PyTree, Variables
@@ -57,7 +64,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: AnyPath,
         *,
         keep_latest: int = 2,
         best_metric: str = "",
@@ -196,16 +203,13 @@ class Checkpoints:
             sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(items))
             + len(items) * FILES_OF_AN_ITEM
         )
-        if shutil.disk_usage(self._directory).free < size:
+        if files.is_local(self._directory) and shutil.disk_usage(self._directory).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_checksums(self) -> None:
         if jax.process_index() == 0:
-            for unfinished in self._unfinished():
+            for unfinished in unfinished_steps(self._directory):
                 integrity.write_checksums(unfinished)
-
-    def _unfinished(self) -> list[pathlib.Path]:
-        return list(self._directory.glob("*.orbax-checkpoint-tmp*"))
 
     @contextlib.contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -213,10 +217,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            for unfinished in self._unfinished():
-                shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(Exception):  # A bucket that cannot be reached lists nothing.
+                for unfinished in unfinished_steps(self._directory):
+                    files.remove_tree(unfinished)
             raise OSError(
-                f"cannot write to {self._directory}: {_reason(error)}; "
+                f"cannot write to {self._directory}: {files.reason(error)}; "
                 "the checkpoints that it has are unharmed."
             ) from error
 
@@ -229,7 +234,7 @@ def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None
     """
     _silence_orbax()
     load_config(workdir)
-    directory = pathlib.Path(workdir).absolute() / DIRECTORY
+    directory = files.absolute(workdir) / DIRECTORY
     steps = saved_steps(directory)
     if not steps or (step is not None and step not in steps):
         there = f"; there is {', '.join(map(str, steps))}" if steps else ""
@@ -267,7 +272,7 @@ def _composite(argument: type, items: dict[str, PyTree]) -> ocp.args.Composite:
     return ocp.args.Composite(**{name: argument(tree) for name, tree in items.items()})
 
 
-def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: pathlib.Path) -> None:
+def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: AnyPath) -> None:
     """Raises RuntimeError naming the first array that differs in shape or type."""
     found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(metadata.tree)}
     wanted = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(expected)}
@@ -286,17 +291,6 @@ def _named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
 
 def _form(form: tuple[tuple[int, ...], str] | None) -> str:
     return "absent" if form is None else f"{form[1]}{list(form[0])}"
-
-
-def _reason(error: BaseException) -> str:
-    """The operating system's description of an error if it has one, else the error's first line."""
-    while error.__cause__ is not None and not isinstance(error, OSError):
-        error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    known = [os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG)]
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return next((words for words in known if words in str(error)), first_line)
 
 
 def _silence_orbax() -> None:

@@ -7,12 +7,13 @@ directory still has its temporary name, so that every finished checkpoint has on
 """
 
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from scorejax import files
+from scorejax.files import AnyPath
 from scorejax.typing import PyTree
 
 CHECKSUMS = "checksums.sha256"
@@ -20,13 +21,13 @@ CHECKSUMS = "checksums.sha256"
 _UNLISTED = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
-def write_checksums(directory: pathlib.Path) -> None:
+def write_checksums(directory: AnyPath) -> None:
     """Lists the checksum of every file below a directory in a file of that directory."""
     lines = [f"{_digest(directory / name)}  {name}\n" for name in _files(directory)]
     (directory / CHECKSUMS).write_text("".join(lines))
 
 
-def find_damage(directory: pathlib.Path) -> str | None:
+def find_damage(directory: AnyPath) -> str | None:
     """Names the first file that differs from the list of checksums; None if none does."""
     try:
         text = (directory / CHECKSUMS).read_text()
@@ -70,12 +71,11 @@ def tree_checksums(tree: PyTree) -> dict[str, str]:
     return {key: digest.hexdigest() for key, digest in digests.items()}
 
 
-def _files(directory: pathlib.Path) -> list[str]:
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    names = (path.relative_to(directory).as_posix() for path in paths)
+def _files(directory: AnyPath) -> list[str]:
+    names = (path.relative_to(directory).as_posix() for path in files.files_below(directory))
     return sorted(name for name in names if name not in _UNLISTED)
 
 
-def _digest(path: pathlib.Path) -> str:
+def _digest(path: AnyPath) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

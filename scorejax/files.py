@@ -169,23 +169,17 @@ def exists(path: AnyPath) -> bool:
     return True
 
 
-def children(directory: AnyPath) -> list[AnyPath]:
-    """The entries of a directory, in no order. Raises: FileNotFoundError if there is none."""
-    entries = list(directory.iterdir())
-    if is_local(directory):
-        return entries
-    # The empty object that a browser makes for a folder is listed as a child of the same name.
-    return [path for path in entries if path.name != directory.name or path.exists()]
-
-
 def files_below(directory: AnyPath) -> list[AnyPath]:
     """All files in a directory and the directories in it, in no order."""
     if is_local(directory):
         return [path for path in directory.rglob("*") if path.is_file()]
-    below = []
-    for path in children(directory):
-        below += files_below(path) if path.is_dir() else [path]
-    return below
+    import fsspec
+
+    with reaching(directory):
+        system, root = fsspec.core.url_to_fs(str(directory))
+        names = system.find(root)  # One request for a thousand files.
+    # A browser makes an empty object, of a name that ends in a slash, for an empty folder.
+    return [directory / name.removeprefix(f"{root}/") for name in names if name[-1] != "/"]
 
 
 def move_tree(source: AnyPath, target: AnyPath) -> None:

@@ -10,10 +10,12 @@ import importlib.util
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -28,6 +30,7 @@ from scorejax.train import workdir
 from scorejax.train.loop import train
 from tests import fake_gcs
 from tests.commands import run
+from tests.test_parallel import TWO_PROCESSES
 from tests.trees import assert_equal
 
 TOY = str(pathlib.Path(__file__).resolve().parent / "toy_system.py")
@@ -268,3 +271,22 @@ def test_the_commands_work_on_a_run_in_a_bucket(store):
     assert {"samples.png", "samples.npz", "likelihood_test.json", "evaluation.json"} < names
     assert not any("parts-" in name for name in names)
     assert int(files.load_npz("gs://bucket/digits/samples.npz")["step"]) == 20
+
+
+@pytest.mark.slow
+def test_two_processes_train_into_one_bucket(store, killed_and_resumed):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = TWO_PROCESSES.format(tests=str(pathlib.Path(TOY).parent), port=port)
+    command = [sys.executable, "-c", script]
+    processes = [subprocess.Popen([*command, str(i), "gs://bucket/two"]) for i in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    logged = metrics(store.content("two/metrics.jsonl").decode())
+    assert [row["step"] for row in logged if "train/loss" in row] == list(range(2, 41, 2))
+    assert "two/process_1/metrics.jsonl" in store.names("two/")
+    assert runs.open("gs://bucket/two").step == 40
+    # As in test_parallel: collectives of another kind sum in another order, which Adam amplifies.
+    compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    found, expected = (runs.open(path) for path in ("gs://bucket/two", killed_and_resumed[2]))
+    jax.tree.map(compare, found.variables, expected.variables)

@@ -33,9 +33,11 @@ def is_unfinished(step: AnyPath) -> bool:
 
 
 def _steps(directory: AnyPath) -> list[AnyPath]:
-    if not directory.is_dir():
+    # A bucket that cannot be reached must not pass for one without steps.
+    if not files.exists(directory) or not directory.is_dir():
         return []
-    return [path for path in files.children(directory) if path.name.isdecimal()]
+    with files.reaching(directory):
+        return [path for path in directory.iterdir() if path.name.isdecimal()]
 
 
 def set_damaged_aside(directory: AnyPath) -> None:

@@ -78,7 +78,11 @@ def require_new_workdir(workdir: str | os.PathLike) -> AnyPath:
     path = files.absolute(workdir)
     if files.exists(path / CONFIG):
         raise ValueError(f"workdir {path} already holds a run; choose another workdir.")
-    if files.exists(path) and (not path.is_dir() or any(files.children(path))):
+    if files.is_local(path):
+        is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    else:
+        is_used = bool(files.files_below(path))
+    if is_used:
         raise ValueError(f"workdir {path} is not empty; choose another workdir.")
     return path
 

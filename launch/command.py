@@ -42,9 +42,14 @@ def config(holder: flags.FlagHolder) -> ConfigDict:
 def output(out: str, workdir: str, name: str) -> str:
     """The path without suffix that a command writes to: --out, or <workdir>/<name>.
 
-    Raises: NotADirectoryError if a file or a directory is in the way.
+    Raises: ValueError for an unknown scheme; NotADirectoryError if a file or a directory is in the
+    way.
     """
-    path = pathlib.Path(out) if out else pathlib.Path(workdir) / name
+    from scorejax.files import as_path, is_local
+
+    path = as_path(out) if out else as_path(workdir) / name
+    if not is_local(path):
+        return str(path)  # Nothing is in the way in a bucket: it has no directories.
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"--out={path}: {nearest} is not a directory")

@@ -7,7 +7,6 @@ Uses the config and the functions of the other commands, so that they go on from
 call that was stopped, or that is repeated, resumes where it stands.
 """
 
-import pathlib
 import time
 
 from absl import flags
@@ -32,15 +31,16 @@ Try next  .venv/bin/python -m launch.sample --workdir={2} --num=100 --out={2}/mo
 def prepare() -> command.Job:
     command.require_positive(num=NUM.value, num_train_steps=STEPS.value)
     from configs.score_sde import digits
+    from scorejax.files import as_path
 
     config = digits.get_config("vp")
     config.save_every = config.eval_every = max(STEPS.value // 2, 1)
     config.num_steps_per_call = 10 if STEPS.value % 20 == 0 else 1
     config.update(ema_rate=0.99, rtol=1e-3, atol=1e-3, eval_examples=256, eval_bits_examples=0)
-    return lambda: demonstrate(config, pathlib.Path(WORKDIR.value), NUM.value)
+    return lambda: demonstrate(config, as_path(WORKDIR.value), NUM.value)
 
 
-def demonstrate(config, workdir: pathlib.Path, num: int) -> None:
+def demonstrate(config, workdir, num: int) -> None:
     import jax
 
     from scorejax import runs, systems

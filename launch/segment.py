@@ -9,8 +9,6 @@ picture_instances.png, whose 16-bit levels number the instances, and picture_ove
 folder than that of the pictures.
 """
 
-import pathlib
-
 from absl import flags
 
 from launch import command
@@ -30,11 +28,10 @@ def prepare() -> command.Job:
     from scorejax.evaluate import segmented_folder
 
     config = runs.read_config(WORKDIR.value)
-    out = OUT.value or pathlib.Path(WORKDIR.value) / "segmented"
+    out = command.output(OUT.value, WORKDIR.value, "segmented")
     segmented_folder.require_apart(IMAGES.value, out)
     segment = systems.require(config, Segments).segmenter()
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
-    out = command.output(OUT.value, WORKDIR.value, "segmented")
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:

@@ -24,13 +24,14 @@ def prepare() -> command.Job:
     config = command.config(CONFIG)
     import jax
 
-    from scorejax import systems
+    from scorejax import files, systems
     from scorejax.train.preflight import preflight
     from scorejax.train.settings import Settings
 
+    files.as_path(WORKDIR.value)  # before any data are read, as the settings
     if DISTRIBUTED.value:
         jax.distributed.initialize()
-    Settings.from_config(config)  # before any data are read
+    Settings.from_config(config)
     system = systems.load(config)
     preflight(system, config, WORKDIR.value)
 

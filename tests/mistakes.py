@@ -117,6 +117,11 @@ CASES = {
     ),
     "checkpoints without config": ("train", [CONFIG, "--workdir={tmp}/nameless"], 2, "config.json"),
     "workdir is a file": ("train", [CONFIG, "--workdir={tmp}/file"], 1, "{tmp}/file"),
+    "workdir of another cloud": (
+        "train", [CONFIG, "--workdir=s3://bucket/run"], 2,
+        "s3://bucket/run needs to be a local path or gs://bucket/name",
+    ),
+    "workdir without a bucket": ("sample", ["--workdir=gs:///run"], 2, "names no bucket"),
     "workdir below a file": ("train", [CONFIG, "--workdir={tmp}/file/x"], 1, "Not a directory"),
     "missing data": (
         "train",

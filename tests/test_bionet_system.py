@@ -16,7 +16,6 @@ from scorejax.data.nuclei import nuclei
 from scorejax.data.picture_files import load_instances
 from scorejax.evaluate import segmentation, segmented_folder
 from scorejax.systems import bionet
-from scorejax.train import checkpoint
 from tests import commands
 from tests.bionet_state import BIONET, hyper, random_state
 from tests.published_files import Stored, torch_zip
@@ -370,12 +369,12 @@ def test_a_mistake_in_a_command_is_one_line_before_anything_is_compiled(name, ou
 def test_published_weights_become_a_run_that_segments_a_folder_and_is_scored(outcomes, files):
     for name in GOOD:
         assert outcomes[name]["status"] == 0, outcomes[name]["stderr"]
-    restored = checkpoint.restore_for_inference(files / "new")
+    restored = runs.open(files / "new")
     expected = interop.load_torch(BIONET, random_state(1), **hyper(1))[1]
     assert restored.step == 0
-    jax.tree.map(np.testing.assert_array_equal, restored.params, expected["params"])
+    jax.tree.map(np.testing.assert_array_equal, restored.variables[0], expected["params"])
     statistics = {"batch_stats": expected["batch_stats"]}
-    jax.tree.map(np.testing.assert_array_equal, restored.model_state, statistics)
+    jax.tree.map(np.testing.assert_array_equal, restored.variables[1], statistics)
     written = {path.name for path in (files / "new" / "segmented").iterdir()}
     assert written == {f"palette_{kind}.png" for kind in ("mask", "instances", "overlay")}
     assert Image.open(files / "new" / "segmented" / "palette_mask.png").size == (37, 45)

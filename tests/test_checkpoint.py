@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from toy_system import CONFIG, build
 
-from scorejax.train.checkpoint import Checkpoints, restore_for_inference
+from scorejax import runs
+from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.integrity import CHECKSUMS, find_damage, write_checksums
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
@@ -68,11 +69,11 @@ def run(two_steps, tmp_path):
 def test_what_was_saved_comes_back_bit_for_bit(run):
     with Checkpoints(run) as checkpoints:
         assert_equal(checkpoints.restore_latest(make_state(0)), make_state(20))
-    step, params, model_state = restore_for_inference(run)
+    _, (params, model_state), step = runs.open(run)
     assert step == 20
     assert_equal(params, make_state(20).ema_params)
     assert_equal(model_state, make_state(20).model_state)
-    assert_equal(restore_for_inference(run, step=10).params, make_state(10).ema_params)
+    assert_equal(runs.open(run, step=10).variables[0], make_state(10).ema_params)
 
 
 def test_a_new_directory_has_no_checkpoint(tmp_path):
@@ -219,7 +220,7 @@ WAYS = ["bit", "truncated", "file removed", "item removed", "no checksums", "emp
 @pytest.mark.parametrize("how", WAYS)
 def test_the_step_before_a_damaged_one_is_used_and_one_line_says_so(run, how, capfd):
     harm(run / "checkpoints" / "20", how)
-    step, params, _ = restore_for_inference(run)
+    _, (params, _), step = runs.open(run)
     assert step == 10
     assert_equal(params, make_state(10).ema_params)
     assert (run / "checkpoints" / "20").exists()
@@ -248,7 +249,7 @@ def test_nothing_is_touched_if_every_checkpoint_is_damaged(run):
     with pytest.raises(RuntimeError, match=r"damaged checkpoint 10 .*, 20 .* no other is left"):
         Checkpoints(run)
     with pytest.raises(RuntimeError, match="no sound checkpoint"):
-        restore_for_inference(run)
+        runs.open(run)
     assert steps_in(run) == [10, 20]
 
 
@@ -308,7 +309,7 @@ def test_a_run_of_given_weights_is_there_whole_or_not_at_all(tmp_path):
     with new_workdir(tmp_path / "run", CONFIG) as building:
         save_steps(building, [7])
         assert not (tmp_path / "run").exists()
-    assert_equal(restore_for_inference(tmp_path / "run").params, make_state(7).ema_params)
+    assert_equal(runs.open(tmp_path / "run").variables[0], make_state(7).ema_params)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     with pytest.raises(ValueError, match="already holds a run"):
         require_new_workdir(tmp_path / "run")
@@ -321,11 +322,11 @@ def test_a_run_of_given_weights_is_there_whole_or_not_at_all(tmp_path):
 
 def test_a_missing_or_misshapen_workdir_is_one_line(tmp_path, run):
     with pytest.raises(FileNotFoundError, match="is not a directory"):
-        restore_for_inference(tmp_path / "nowhere")
+        runs.open(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-        restore_for_inference(tmp_path)
+        runs.open(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 15 .* there is 10, 20"):
-        restore_for_inference(run, step=15)
+        runs.open(run, step=15)
     (run / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is not a JSON file"):
         open_workdir(run, CONFIG)
@@ -338,7 +339,7 @@ def test_a_missing_or_misshapen_workdir_is_one_line(tmp_path, run):
     shutil.rmtree(run / "checkpoints")
     (run / "config.json").write_text(json.dumps(CONFIG))
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        restore_for_inference(run)
+        runs.open(run)
 
 
 @contextlib.contextmanager
@@ -377,4 +378,4 @@ def test_a_read_only_workdir_is_one_line_and_can_still_be_read(run, tmp_path):
         with pytest.raises(OSError, match="Read-only file system") as error:
             train(build(CONFIG), CONFIG, run)
         assert "\n" not in str(error.value)
-        assert restore_for_inference(run).step == 20
+        assert runs.open(run).step == 20

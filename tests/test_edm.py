@@ -18,7 +18,6 @@ from scorejax import interop
 from scorejax.interop import published
 from scorejax.interop.networks import edm as edm_weights
 from scorejax.systems import edm, load_model
-from scorejax.train import checkpoint
 from tests import commands
 from tests.commands import ROOT
 from tests.published_files import edm_pickle
@@ -160,8 +159,8 @@ def test_a_published_pickle_becomes_a_run(pickles, tmp_path):
     )  # fmt: skip
     assert said == f"step 0, averaged weights: {tmp_path}\n"
     module, variables = interop.load_checkpoint("edm/song_unet", pickles / "EDMPrecond.pkl")
-    restored = checkpoint.restore_for_inference(tmp_path)
-    jax.tree.map(np.testing.assert_array_equal, restored.params, variables["params"])
+    restored = runs.open(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, restored.variables[0], variables["params"])
     # And the run's score is that of the network in its preconditioner, written out.
     config = cifar10.get_config("debug")
     config.update(FLAGS)

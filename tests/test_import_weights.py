@@ -11,7 +11,7 @@ from flax.serialization import msgpack_serialize
 
 from configs.ncsnv2 import digits as ncsnv2_digits
 from configs.score_sde import digits
-from scorejax import interop, systems
+from scorejax import interop, runs, systems
 from scorejax.interop.networks import refinenet as refinenet_weights
 from scorejax.interop.networks.score_sde import build, correspondence
 from scorejax.train import checkpoint
@@ -88,9 +88,9 @@ def test_a_published_file_becomes_a_run_that_sampling_goes_on_from(weights, file
     )  # fmt: skip
     assert said == f"step 1234, raw and averaged weights: {tmp_path}\n"
     raw, averaged = (interop.load_torch(NCSNPP, w, **HYPER)[1]["params"] for w in weights)
-    restored = checkpoint.restore_for_inference(tmp_path)
+    restored = runs.open(tmp_path)
     assert restored.step == 1234
-    jax.tree.map(np.testing.assert_array_equal, restored.params, averaged)
+    jax.tree.map(np.testing.assert_array_equal, restored.variables[0], averaged)
     # Training could go on: the state has the form of the config's, and a fresh optimiser.
     system = systems.load(digits.get_config("ve,debug"))
     like = jax.eval_shape(lambda: TrainState.create(*system.init(jax.random.key(0)), system.tx))
@@ -112,14 +112,14 @@ def test_the_official_list_of_ncsnv2_becomes_a_run_that_sampling_goes_on_from(fi
         f"--workdir={tmp_path}",
     )  # fmt: skip
     assert said == f"step 70, raw and averaged weights: {tmp_path}\n"
-    restored = checkpoint.restore_for_inference(tmp_path)
+    restored = runs.open(tmp_path)
     config = ncsnv2_digits.get_config("debug")
     _, loaded = interop.load_checkpoint(
         NCSNV2, files / "ncsnv2.pth", averaged=True, sigma_max=config.sigma_max,
         num_scales=config.num_scales, **REFINENET,
     )  # fmt: skip
     averaged = loaded["params"]["network"]
-    jax.tree.map(np.testing.assert_array_equal, restored.params, averaged)
+    jax.tree.map(np.testing.assert_array_equal, restored.variables[0], averaged)
     run("sample", f"--workdir={tmp_path}", "--num=2")
     drawn = np.load(tmp_path / "samples.npz")
     assert drawn["images"].shape == (2, 8, 8, 1) and np.isfinite(drawn["images"]).all()

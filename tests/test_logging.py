@@ -59,6 +59,16 @@ def test_event_files_hold_the_same_numbers(tmp_path):
     assert found[3, "eval/bits_per_dim"] == 2.5
 
 
+def test_what_is_flushed_is_in_the_files(tmp_path):
+    with open_log(tmp_path, log_every=1) as log:
+        for step in range(1, 51):
+            log.train(step, {"loss": 1.0})
+        log.flush()
+        written = {step for step, tag, _ in events_in(tmp_path) if tag == "train/loss"}
+        assert written == set(range(1, 51))
+        assert len(read_metrics(tmp_path / "metrics.jsonl")) == 50
+
+
 def test_a_resumed_log_has_every_step_once_though_a_line_was_cut_short(tmp_path):
     with open_log(tmp_path, log_every=2) as log:
         for step in range(1, 13):

@@ -246,12 +246,12 @@ def in_two_processes(script: str, *arguments: str) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
-    from scorejax.train.checkpoint import restore_for_inference
+    from scorejax import runs
     from scorejax.train.loop import train
 
     in_two_processes("run(sys.argv[2])", str(tmp_path / "two"))
     state = train(build(CONFIG), CONFIG, tmp_path / "one")
-    step, params, _ = restore_for_inference(tmp_path / "two")
+    _, (params, _), step = runs.open(tmp_path / "two")
     assert step == 40
     # Collectives of another kind sum in another order; forty steps of Adam amplify that.
     compare = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

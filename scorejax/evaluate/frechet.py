@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from scipy import stats
 
-from scorejax.files import save_npz
+from scorejax.files import as_path, save_npz
 
 
 class Moments(NamedTuple):
@@ -95,7 +95,7 @@ def load_statistics(path: str | os.PathLike) -> Moments:
     have other shapes or are not finite.
     """
     try:
-        with np.load(path) as file:
+        with as_path(path).open("rb") as opened, np.load(opened) as file:
             missing = {"mu", "sigma"} - set(file)
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")

@@ -8,15 +8,13 @@ never reuse a part.
 import hashlib
 import json
 import os
-import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from scorejax.files import save_npz
+from scorejax.files import as_path, load_npz, remove_tree, save_npz
 from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]
@@ -30,18 +28,17 @@ class Parts:
         digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode())
         for leaf in map(np.asarray, jax.tree.leaves(arrays)):
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
-        self.directory = pathlib.Path(f"{out}.parts-{digest.hexdigest()[:8]}")
+        self.directory = as_path(f"{out}.parts-{digest.hexdigest()[:8]}")
 
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """Loads the part `name` if it is on disk; otherwise computes it and saves it atomically."""
         path = self.directory / f"{name}.npz"
         if path.exists():
-            with np.load(path) as file:
-                return dict(file)
+            return load_npz(path)
         part = {key: np.asarray(value) for key, value in compute().items()}
         save_npz(path, **part)
         return part
 
     def remove(self) -> None:
         """Deletes the parts; call it once `out` is written."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        remove_tree(self.directory)

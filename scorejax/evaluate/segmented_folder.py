@@ -18,7 +18,7 @@ from scorejax.data.picture_files import DAMAGED, load_image
 from scorejax.data.segmentation_folders import images
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.pictures import save_png
-from scorejax.files import written_whole
+from scorejax.files import as_path, is_local, written_whole
 
 MOST_INSTANCES = 2**16 - 1
 """Largest instance number that a 16-bit PNG can hold."""
@@ -59,7 +59,8 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
 
 def require_apart(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     """Raises ValueError if what is written to `out` would lie among the pictures of `folder`."""
-    if pathlib.Path(out).resolve() == pathlib.Path(folder).expanduser().resolve():
+    out = as_path(out)
+    if is_local(out) and out.resolve() == pathlib.Path(folder).expanduser().resolve():
         raise ValueError(
             f"out needs to be another folder than images; both are {folder}. The next call would "
             "segment the masks there as pictures."
@@ -76,7 +77,7 @@ def segment_pictures(
 
     Creates the folder `out`. A bar on stderr shows the progress.
     """
-    out = pathlib.Path(out)
+    out = as_path(out)
     out.mkdir(parents=True, exist_ok=True)
     for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=None):
         image = load_image(path)

@@ -16,10 +16,9 @@ import json
 import logging
 import math
 import os
-import pathlib
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,30 +27,17 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from scorejax.files import sync
+from scorejax import files
+from scorejax.files import AnyPath
 from scorejax.train import integrity
-from scorejax.train.damage import describe, saved_steps, set_damaged_aside, warn
+from scorejax.train.damage import saved_steps, set_damaged_aside, unfinished_steps
 from scorejax.train.evaluations import Evaluations
 from scorejax.train.state import TrainState
-from scorejax.train.workdir import load_config
-from scorejax.typing import Params, PyTree, Variables
+from scorejax.typing import PyTree, Variables
 
 DIRECTORY = "checkpoints"
 FILES_OF_AN_ITEM = 80 * 1024
 """Bytes that an item takes on a disk beside its arrays: about 20 files in blocks of 4096."""
-
-
-class Inference(NamedTuple):
-    """A checkpoint's step and published variables, by default the averaged parameters."""
-
-    step: int
-    params: Params
-    model_state: PyTree
-
-    @property
-    def variables(self) -> Variables:
-        """(params, model_state)."""
-        return self.params, self.model_state
 
 
 class _Manager(ocp.CheckpointManager):
@@ -75,13 +61,13 @@ class Checkpoints:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: AnyPath,
         *,
         keep_latest: int = 2,
         best_metric: str = "",
         best_mode: str = "min",
     ) -> None:
-        _silence_orbax()
+        silence_orbax()
         self._directory = workdir / DIRECTORY
         self._keep_latest = keep_latest
         self._best_metric, self._best_mode = best_metric, best_mode
@@ -134,7 +120,7 @@ class Checkpoints:
         """
         with self._one_line_errors():
             self._manager.wait_until_finished()
-            sync(self._directory)  # the new step's name, before the old one's is removed
+            files.sync(self._directory)  # the new step's name, before the old one's is removed
             self._delete_old()
 
     def rank(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -214,7 +200,7 @@ class Checkpoints:
             kept = {*steps[-self._keep_latest :], self._best(steps)}
             for step in steps:
                 if step not in kept:
-                    shutil.rmtree(self._directory / str(step))
+                    files.remove_tree(self._directory / str(step))
 
     def _best(self, steps: list[int]) -> int | None:
         """The step with the best scalar, the latest of equals; None if none has a finite one."""
@@ -227,7 +213,7 @@ class Checkpoints:
         scalars = self.evaluations.scalars(step)
         if scalars is None:  # a run that changed its metric, or one of the release before
             path = self._directory / str(step) / "metrics" / "metrics"
-            scalars = json.loads(path.read_text()) if path.exists() else {}
+            scalars = json.loads(path.read_text()) if files.exists(path) else {}
         value = scalars.get(self._best_metric)
         return value if value is not None and math.isfinite(value) else None
 
@@ -237,17 +223,14 @@ class Checkpoints:
             sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(items))
             + len(items) * FILES_OF_AN_ITEM
         )
-        if shutil.disk_usage(self._directory).free < size:
+        if files.is_local(self._directory) and shutil.disk_usage(self._directory).free < size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _write_checksums(self) -> None:
         if jax.process_index() == 0:
-            for unfinished in self._unfinished():
+            for unfinished in unfinished_steps(self._directory):
                 integrity.write_checksums(unfinished)
                 integrity.sync_files(unfinished)
-
-    def _unfinished(self) -> list[pathlib.Path]:
-        return list(self._directory.glob("*.orbax-checkpoint-tmp*"))
 
     @contextlib.contextmanager
     def _one_line_errors(self) -> Iterator[None]:
@@ -255,42 +238,13 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            for unfinished in self._unfinished():
-                shutil.rmtree(unfinished, ignore_errors=True)
+            with contextlib.suppress(Exception):  # A bucket that cannot be reached lists nothing.
+                for unfinished in unfinished_steps(self._directory):
+                    files.remove_tree(unfinished)
             raise OSError(
-                f"cannot write to {self._directory}: {_reason(error)}; "
+                f"cannot write to {self._directory}: {files.reason(error)}; "
                 "the checkpoints that it has are unharmed."
             ) from error
-
-
-def restore_for_inference(workdir: str | os.PathLike, *, step: int | None = None) -> Inference:
-    """The published variables of a run's newest sound checkpoint, or of `step`.
-
-    Arrays are NumPy's; nothing is written. A newer, damaged checkpoint is passed over with a line
-    on stderr. Raises: FileNotFoundError or RuntimeError with one line if there is none to use.
-    """
-    _silence_orbax()
-    load_config(workdir)
-    directory = pathlib.Path(workdir).absolute() / DIRECTORY
-    steps = saved_steps(directory)
-    if not steps or (step is not None and step not in steps):
-        there = f"; there is {', '.join(map(str, steps))}" if steps else ""
-        which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-        raise FileNotFoundError(f"{which} in {directory}{there}.")
-    damaged = {}
-    for candidate in reversed(steps) if step is None else [step]:
-        damage = integrity.find_damage(directory / str(candidate))
-        if damage is None:
-            if damaged:
-                warn(f"{describe(damaged)}; using step {candidate}.")
-            with ocp.StandardCheckpointer() as checkpointer:
-                published = directory / str(candidate) / "published"
-                if published.is_dir():
-                    return Inference(candidate, **checkpointer.restore(published))
-                model = checkpointer.restore(directory / str(candidate) / "model")
-            return Inference(candidate, model["ema_params"], model["model_state"])
-        damaged[candidate] = damage
-    raise RuntimeError(f"no sound checkpoint in {directory}: {describe(damaged)}.")
 
 
 _ITEMS = ("train", "model")
@@ -310,7 +264,7 @@ def _composite(argument: type, items: dict[str, PyTree]) -> ocp.args.Composite:
     return ocp.args.Composite(**{name: argument(tree) for name, tree in items.items()})
 
 
-def _require_same_step(step: int | None, directory: pathlib.Path) -> None:
+def _require_same_step(step: int | None, directory: AnyPath) -> None:
     """Raises RuntimeError unless all processes of a run resume at the same step."""
     if jax.process_count() == 1:
         return
@@ -323,7 +277,7 @@ def _require_same_step(step: int | None, directory: pathlib.Path) -> None:
         )
 
 
-def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: pathlib.Path) -> None:
+def _require_same_arrays(metadata: PyTree, expected: PyTree, directory: AnyPath) -> None:
     """Raises RuntimeError naming the first array that differs in shape or type."""
     found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(metadata.tree)}
     wanted = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in _named_leaves(expected)}
@@ -344,18 +298,7 @@ def _form(form: tuple[tuple[int, ...], str] | None) -> str:
     return "absent" if form is None else f"{form[1]}{list(form[0])}"
 
 
-def _reason(error: BaseException) -> str:
-    """The operating system's description of an error if it has one, else the error's first line."""
-    while error.__cause__ is not None and not isinstance(error, OSError):
-        error = error.__cause__
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    known = [os.strerror(code) for code in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EFBIG)]
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return next((words for words in known if words in str(error)), first_line)
-
-
-def _silence_orbax() -> None:
+def silence_orbax() -> None:
     """Drops the log records of orbax: errors that a user can act on are raised in one line here."""
     logger = logging.getLogger("absl")
     if _is_ours not in logger.filters:

@@ -1,26 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """Damaged checkpoints: found by their checksums, set aside, and reported in one line."""
 
-import pathlib
-import shutil
 import sys
 
 import jax
 from jax.experimental import multihost_utils
 
+from scorejax import files
+from scorejax.files import AnyPath
 from scorejax.train import integrity
 
 DAMAGED = "damaged"
+COMMITTED = "commit_success.txt"
+"""File that orbax writes last in a step; in a bucket a directory without it is no checkpoint."""
 
 
-def saved_steps(directory: pathlib.Path) -> list[int]:
-    """The steps that have a directory, in order."""
-    if not directory.is_dir():
+def saved_steps(directory: AnyPath) -> list[int]:
+    """The steps that are saved in a directory, in order."""
+    return sorted(int(path.name) for path in _steps(directory) if not is_unfinished(path))
+
+
+def unfinished_steps(directory: AnyPath) -> list[AnyPath]:
+    """The directories of saves that are going on or were killed."""
+    if files.is_local(directory):
+        return list(directory.glob("*.orbax-checkpoint-tmp*"))
+    return [path for path in _steps(directory) if is_unfinished(path)]
+
+
+def is_unfinished(step: AnyPath) -> bool:
+    """Whether a step in a bucket is being written; on a disk it then has another name."""
+    return not files.is_local(step) and not files.exists(step / COMMITTED)
+
+
+def _steps(directory: AnyPath) -> list[AnyPath]:
+    # A bucket that cannot be reached must not pass for one without steps.
+    if not files.exists(directory) or not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    with files.reaching(directory):
+        return [path for path in directory.iterdir() if path.name.isdecimal()]
 
 
-def set_damaged_aside(directory: pathlib.Path) -> None:
+def set_damaged_aside(directory: AnyPath) -> None:
     """Moves damaged steps to <workdir>/damaged, so that those before them are the newest.
 
     Says so in one line. Raises: RuntimeError if no step is sound; then nothing is moved.
@@ -36,9 +56,7 @@ def set_damaged_aside(directory: pathlib.Path) -> None:
             )
         for step in damaged:
             target = directory.parent / DAMAGED / str(step)
-            target.parent.mkdir(exist_ok=True)
-            shutil.rmtree(target, ignore_errors=True)
-            (directory / str(step)).rename(target)
+            files.move_tree(directory / str(step), target)
         if damaged:
             warn(f"{describe(damaged)}, moved to {target.parent}; using step {sound[-1]}.")
     multihost_utils.sync_global_devices("set_damaged_aside")

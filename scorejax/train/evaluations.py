@@ -7,14 +7,13 @@ that goes on without it. The scalars rank the checkpoints.
 """
 
 import json
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from scorejax.files import save_text
+from scorejax import files
+from scorejax.files import AnyPath
 from scorejax.report import json_values
 
 RECORD = "evaluations.json"
@@ -28,10 +27,10 @@ class Evaluations:
     Raises: RuntimeError with one line if the file is no record.
     """
 
-    def __init__(self, workdir: str | os.PathLike) -> None:
-        self._path = pathlib.Path(workdir) / RECORD
+    def __init__(self, workdir: AnyPath) -> None:
+        self._path = workdir / RECORD
         self._records: dict[int, dict[str, Any]] = {}
-        if self._path.exists():
+        if files.exists(self._path):
             try:
                 records = json.loads(self._path.read_text())
                 self._records = {int(step): dict(record) for step, record in records.items()}
@@ -72,4 +71,4 @@ class Evaluations:
 
     def _write(self) -> None:
         if jax.process_index() == 0:
-            save_text(self._path, json.dumps(self._records, sort_keys=True) + "\n")
+            files.save_text(self._path, json.dumps(self._records, sort_keys=True) + "\n")

@@ -8,33 +8,37 @@ directory still has its temporary name, so that every finished checkpoint has on
 
 import concurrent.futures
 import hashlib
-import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from scorejax.files import sync
+from scorejax import files
+from scorejax.files import AnyPath
 from scorejax.typing import PyTree
 
 CHECKSUMS = "checksums.sha256"
+_FILES_AT_ONCE = 8
 # Written after the list, as the directory gets its final name; neither holds any of the state.
 _UNLISTED = {CHECKSUMS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
-def write_checksums(directory: pathlib.Path) -> None:
+def write_checksums(directory: AnyPath) -> None:
     """Lists the checksum of every file below a directory in a file of that directory."""
-    lines = [f"{_digest(directory / name)}  {name}\n" for name in _files(directory)]
+    digests = _digests(directory, _files(directory))
+    lines = [f"{digest}  {name}\n" for name, digest in digests.items()]
     (directory / CHECKSUMS).write_text("".join(lines))
 
 
-def sync_files(directory: pathlib.Path) -> None:
+def sync_files(directory: AnyPath) -> None:
     """Waits until every file and directory below a directory, and itself, is on disk."""
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # a disk does several at once
-        list(pool.map(sync, (directory, *directory.rglob("*"))))
+    if files.is_local(directory):
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # a disk does several at once
+            list(pool.map(files.sync, (directory, *directory.rglob("*"))))
 
 
-def find_damage(directory: pathlib.Path) -> str | None:
+def find_damage(directory: AnyPath) -> str | None:
     """Names the first file that differs from the list of checksums; None if none does."""
     try:
         text = (directory / CHECKSUMS).read_text()
@@ -48,10 +52,8 @@ def find_damage(directory: pathlib.Path) -> str | None:
         return f"{CHECKSUMS} has changed"
     for name in sorted(listed.keys() ^ set(found)):
         return f"{name} is {'missing' if name in listed else 'not in the list'}"
-    for name in found:
-        try:
-            digest = _digest(directory / name)
-        except FileNotFoundError:  # a run that goes on removes old steps meanwhile
+    for name, digest in _digests(directory, found).items():
+        if digest is None:
             return f"{name} is gone"
         if digest != listed[name]:
             return f"{name} has changed"
@@ -78,12 +80,22 @@ def tree_checksums(tree: PyTree) -> dict[str, str]:
     return {key: digest.hexdigest() for key, digest in digests.items()}
 
 
-def _files(directory: pathlib.Path) -> list[str]:
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    names = (path.relative_to(directory).as_posix() for path in paths)
+def _files(directory: AnyPath) -> list[str]:
+    names = (path.relative_to(directory).as_posix() for path in files.files_below(directory))
     return sorted(name for name in names if name not in _UNLISTED)
 
 
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(directory: AnyPath, names: Sequence[str]) -> dict[str, str | None]:
+    """Checksums of files by name, read in parallel: an answer of a bucket takes long to begin."""
+    with concurrent.futures.ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        digests = pool.map(lambda name: _digest(directory / name), names)
+        return dict(zip(names, digests, strict=True))
+
+
+def _digest(path: AnyPath) -> str | None:
+    """SHA-256 of a file; None if it is gone, since a run that goes on removes old steps."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None

@@ -2,7 +2,8 @@
 """The log of a run: metrics as JSON lines and event files, pictures, progress on the terminal.
 
 A line is written whole and before the checkpoint that follows it, and a resumed run drops the lines
-beyond its checkpoint. The file of a killed run therefore has every step once.
+beyond its checkpoint. The file of a killed run therefore has every step once. In a bucket, lines
+and events arrive at each `flush`, see `mirror`.
 """
 
 import json
@@ -16,11 +17,12 @@ import jax
 import matplotlib.figure
 import numpy as np
 import PIL.Image
-import tensorboardX
 import tqdm
 
-from scorejax.files import save_text
+from scorejax.files import AnyPath, is_local, save_text, written_whole
 from scorejax.report import Evaluation, json_values
+from scorejax.train.events import EventFile
+from scorejax.train.mirror import Mirror
 
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_LINES = 30.0
@@ -37,7 +39,7 @@ class RunLog:
 
     def __init__(
         self,
-        workdir: pathlib.Path,
+        workdir: AnyPath,
         *,
         start_step: int,
         num_train_steps: int,
@@ -49,15 +51,18 @@ class RunLog:
             workdir = workdir / f"process_{jax.process_index()}"
             workdir.mkdir(exist_ok=True)
         self._workdir = workdir
+        self._mirror = None if is_local(workdir) else Mirror(workdir)
+        grown = self._mirror.local if self._mirror else workdir
+        self._metrics = grown / METRICS
+        if self._mirror:
+            self._mirror.fetch(METRICS)
         self._log_every = log_every
         self._rows: list[dict[str, float]] = []
         self._progress = Progress(start_step, num_train_steps, end_of_first_call)
-        _drop_lines_beyond(workdir / METRICS, start_step, evaluation_too=evaluation_due)
+        _drop_lines_beyond(self._metrics, start_step, evaluation_too=evaluation_due)
         # Line buffered, and opened to append: a line reaches the system in one write.
-        self._lines = (workdir / METRICS).open("a", buffering=1)
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        self._lines = self._metrics.open("a", buffering=1)
+        self._events = EventFile(grown / "tensorboard", first_step=start_step + 1)
 
     def train(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of the update that led to `step`; each mean is over those that have it.
@@ -83,24 +88,30 @@ class RunLog:
         pictures = self._workdir / "pictures"
         pictures.mkdir(exist_ok=True)
         for name, picture in evaluation.pictures.items():
-            PIL.Image.fromarray(picture).save(pictures / f"{name}_{step:08d}.png")
+            with written_whole(pictures / f"{name}_{step:08d}.png") as file:
+                PIL.Image.fromarray(picture).save(file, format="PNG")
         self.flush()
-        draw_curves(self._workdir / METRICS, pictures / "loss.png")
+        draw_curves(self._metrics, pictures / "loss.png")
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, above the progress bar if there is one."""
         self._progress.say(line)
 
     def flush(self) -> None:
-        """Hands all lines and events to the operating system, so that a kill loses none."""
+        """Hands all lines and events to the system or the bucket, so that a kill loses none."""
         self._lines.flush()
         self._events.flush()
+        if self._mirror:
+            self._mirror.send()
 
     def close(self) -> None:
         """Flushes and closes all files."""
         self._progress.close()
         self._lines.close()
         self._events.close()
+        if self._mirror:
+            self._mirror.send()
+            self._mirror.remove()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -172,7 +183,7 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float | None]]:
     return records
 
 
-def draw_curves(metrics: pathlib.Path, picture: pathlib.Path) -> None:
+def draw_curves(metrics: pathlib.Path, picture: AnyPath) -> None:
     """Plots the training loss and, below it, every evaluation scalar against the step."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for record in read_metrics(metrics):
@@ -188,7 +199,8 @@ def draw_curves(metrics: pathlib.Path, picture: pathlib.Path) -> None:
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
-    figure.savefig(picture, dpi=100)
+    with written_whole(picture) as file:
+        figure.savefig(file, format="png", dpi=100)
 
 
 def _drop_lines_beyond(path: pathlib.Path, step: int, *, evaluation_too: bool) -> None:

@@ -5,12 +5,12 @@ Nothing is compiled, so that `launch.train` reports a mistake at once.
 """
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
+from scorejax.files import AnyPath
 from scorejax.train import integrity, parallel
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState
@@ -21,7 +21,7 @@ from scorejax.typing import OnlineSource
 
 def preflight(
     system: System, config: Mapping[str, Any], workdir: str | os.PathLike
-) -> tuple[Settings, pathlib.Path]:
+) -> tuple[Settings, AnyPath]:
     """Checks that a system can train in a directory; returns its settings and the absolute path.
 
     Creates the directory and its config.json if there is no run.

@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -21,7 +20,8 @@ from typing import Any, TypeAlias
 import jax
 from ml_collections import ConfigDict
 
-from scorejax.files import save_text, sync
+from scorejax import files
+from scorejax.files import AnyPath
 
 Config: TypeAlias = ConfigDict
 CONFIG = "config.json"
@@ -41,7 +41,7 @@ def open_workdir(
     *,
     paths: Collection[str] = (),
     frozen: Mapping[str, str] | None = None,
-) -> pathlib.Path:
+) -> AnyPath:
     """Creates the directory of a run, or checks that it belongs to a run with the same config.
 
     The config is written when the run is new, and again only if a value that may change has
@@ -51,53 +51,68 @@ def open_workdir(
     None leaves them unchecked.
     Raises: ValueError if it belongs to another run, OSError if it cannot be written; one line each.
     """
-    path = pathlib.Path(workdir).absolute()
+    path = files.absolute(workdir)
     if FROZEN in config:
         raise ValueError(f"the config key {FROZEN!r} is reserved for checksums; rename it.")
-    config = json.loads(json.dumps(dict(config), default=ConfigDict.to_dict))
+    config = _plain(config)
+    has_checkpoints = files.exists(path / "checkpoints")
     before: dict[str, Any] | None = None
-    if (path / CONFIG).exists():
+    if files.exists(path / CONFIG):
         before = _read(path)
         saved = dict(before)
         checksums = saved.pop(FROZEN, {})
         _require_same(saved, config, path, free=(*_FREE_KEYS, *paths))
         if frozen is None:
             frozen = checksums
-        elif checksums or (path / "checkpoints").exists():
+        elif checksums or has_checkpoints:
             _require_same_frozen(checksums, frozen, path, {key: config.get(key) for key in paths})
-    elif path.is_dir() and (path / "checkpoints").exists():
+    elif has_checkpoints:
         raise ValueError(f"workdir {path} has checkpoints but no {CONFIG}; choose another workdir.")
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        with files.reaching(path):
+            path.mkdir(parents=True, exist_ok=True)
         record = config | ({FROZEN: dict(frozen)} if frozen else {})
         if jax.process_index() == 0 and record != before:
-            save_text(path / CONFIG, json.dumps(record, indent=2, sort_keys=True) + "\n")
-            sync(path)  # or a power failure could leave checkpoints without a config
+            _save(path, record)
+            files.sync(path)  # or a power failure could leave checkpoints without a config
             with contextlib.suppress(PermissionError):  # one may write in what one cannot list
-                sync(path.parent)
+                files.sync(path.parent)
     except OSError as error:
-        raise OSError(f"cannot write to workdir {path}: {error.strerror}") from error
+        raise OSError(f"cannot write to workdir {path}: {files.reason(error)}") from error
     return path
 
 
-def require_new_workdir(workdir: str | os.PathLike) -> pathlib.Path:
-    """The absolute path of a new run. Raises: ValueError unless it is missing or empty."""
-    path = pathlib.Path(workdir).absolute()
-    if (path / CONFIG).exists():
+def require_new_workdir(workdir: str | os.PathLike) -> AnyPath:
+    """The absolute path of a new run. Raises: ValueError unless it is missing or empty; OSError."""
+    path = files.absolute(workdir)
+    if files.exists(path / CONFIG):
         raise ValueError(f"workdir {path} already holds a run; choose another workdir.")
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if files.is_local(path):
+        is_used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    else:
+        is_used = bool(files.files_below(path))
+    if is_used:
         raise ValueError(f"workdir {path} is not empty; choose another workdir.")
     return path
 
 
 @contextlib.contextmanager
-def new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Iterator[pathlib.Path]:
-    """Yields a directory with a config, which is renamed to `workdir` when the block has ended.
+def new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Iterator[AnyPath]:
+    """Yields a directory to build a run in, which is at `workdir` when the block has ended.
 
-    A run that starts from imported weights therefore exists whole or not at all.
+    A run that starts from imported weights therefore exists whole or not at all: on a disk the
+    directory is renamed; in a bucket it gets its config last, without which it holds no run.
     Raises: ValueError as `require_new_workdir`, OSError if it cannot be written; one line each.
     """
     path = require_new_workdir(workdir)
+    if not files.is_local(path):
+        try:
+            yield path
+            _save(path, _plain(config))
+        except BaseException:
+            files.remove_tree(path)
+            raise
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         building = pathlib.Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -108,7 +123,7 @@ def new_workdir(workdir: str | os.PathLike, config: Mapping[str, Any]) -> Iterat
         building.chmod(0o755)  # mkdtemp makes directories that only their owner can read
         building.rename(path)
     except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
+        files.remove_tree(building)
         raise
 
 
@@ -122,10 +137,21 @@ def load_config(workdir: str | os.PathLike) -> Config:
     return Config(config)
 
 
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config as what JSON gives back."""
+    return json.loads(json.dumps(dict(config), default=ConfigDict.to_dict))
+
+
+def _save(workdir: AnyPath, config: Mapping[str, Any]) -> None:
+    files.save_text(workdir / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
 def _read(workdir: str | os.PathLike) -> dict[str, Any]:
-    path = pathlib.Path(workdir).absolute() / CONFIG
+    path = files.absolute(workdir) / CONFIG
     try:
-        config = json.loads(path.read_text())
+        with files.reaching(path):
+            text = path.read_text()
+        config = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         problem = f"has no {CONFIG}" if path.parent.is_dir() else "is not a directory"
         raise FileNotFoundError(f"workdir {path.parent} {problem}: no run is there.") from None
@@ -137,7 +163,7 @@ def _read(workdir: str | os.PathLike) -> dict[str, Any]:
 
 
 def _require_same(
-    old: dict[str, Any], new: dict[str, Any], workdir: pathlib.Path, *, free: Collection[str]
+    old: dict[str, Any], new: dict[str, Any], workdir: AnyPath, *, free: Collection[str]
 ) -> None:
     """Raises ValueError naming the first key, not `free`, in which two configs contradict."""
     may_change = lambda key: key in free or key.startswith(_FREE_PREFIX)
@@ -158,7 +184,7 @@ def _require_same(
 
 
 def _require_same_frozen(
-    old: Mapping[str, str], new: Mapping[str, str], workdir: pathlib.Path, origins: dict[str, Any]
+    old: Mapping[str, str], new: Mapping[str, str], workdir: AnyPath, origins: dict[str, Any]
 ) -> None:
     """Raises ValueError naming the first frozen array whose content has changed."""
     for name in sorted(old.keys() | new.keys()):

@@ -31,6 +31,7 @@ from scorejax.bregman.divergences.sided import Sided
 from scorejax.bregman.index.ball_tree import Tree
 from scorejax.bregman.index.bregman_index import BregmanIndex, Shares
 from scorejax.bregman.index.pages import PagedRows, page_layout
+from scorejax.files import require_local
 
 FORMAT = 1
 META, ROWS = "meta.json", "rows.bin"
@@ -39,8 +40,8 @@ _SECONDS_TO_LOCK = 10
 
 
 def require_free(path: str | os.PathLike) -> pathlib.Path:
-    """The path, for an index to be written. Raises: ValueError if it exists."""
-    path = pathlib.Path(path)
+    """The path, for an index to be written. Raises: ValueError if it exists or is in a bucket."""
+    path = require_local(path, "an index")
     if os.path.lexists(path):
         raise ValueError(f"{path} is there already. Remove it, or name another folder.")
     return path
@@ -78,7 +79,7 @@ def open_index(
     Raises: ValueError, naming the file, if one is missing, truncated or changed; ValueError if the
     divergence is missing or another one.
     """
-    path = pathlib.Path(path)
+    path = require_local(path, "an index")
     meta = read_meta(path)
     _check_files(path, meta["files"], verify)
     space = Sided(_divergence(meta, divergence), meta["side"])
@@ -105,7 +106,7 @@ def open_index(
 
 def read_meta(path: str | os.PathLike) -> dict[str, Any]:
     """The contents of meta.json. Raises: ValueError if it is missing or was changed."""
-    file = pathlib.Path(path) / META
+    file = require_local(path, "an index") / META
     if not file.is_file():
         raise ValueError(f"{path} holds no index: there is no {META}.")
     try:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 # Collectives on fake CPU devices need a thread each; with fewer they deadlock.
 os.environ.setdefault("PJRT_NPROC", "16")
-# Most of the time of a test is compilation. Here, and in the programs that tests start, XLA makes few
-# of the optimisations that make code faster and not more right: a third of the time.
+# Most of the time of a test is compilation. Without the optimisations that make code faster and not
+# more right, here and in the programs that tests start, it takes a third of the time.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )

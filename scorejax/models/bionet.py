@@ -291,9 +291,9 @@ def official_widths(multiplier: float, num_levels: int) -> tuple[int, ...]:
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h/2 w/2 c"]:
     """Maximum over blocks of 2 x 2 pixels.
 
-    Reshapes replace `reduce_window`, whose gradient takes XLA's CPU compiler nine times as long. The
-    gradient of `jnp.max` would divide by the number of pixels equal to the maximum: none, hence NaN,
-    where the compiler computes the pixels twice and rounds them in two ways.
+    Reshapes replace `reduce_window`, whose gradient takes XLA's CPU compiler nine times as long.
+    The gradient of `jnp.max` would divide by the number of pixels equal to the maximum. That number
+    is 0 where the compiler computes the pixels twice and rounds them in two ways.
 
     Equal pixels share the gradient, whereas the official code passes it to one of them. After ReLU
     and normalisation only zeros are equal, and there ReLU blocks the gradient.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scorejax import interop, systems
+from scorejax import interop, runs, systems
 from scorejax.data.nuclei import nuclei
 from scorejax.data.picture_files import load_instances
 from scorejax.evaluate import segmentation, segmented_folder

@@ -14,7 +14,7 @@ from scipy import stats
 
 from configs.edm import cifar10
 from configs.score_sde import digits
-from scorejax import interop
+from scorejax import interop, runs
 from scorejax.interop import published
 from scorejax.interop.networks import edm as edm_weights
 from scorejax.systems import edm, load_model

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 from scorejax.data.vectors import VectorView
-from scorejax.score_model import ChainOptions, EvaluationOptions, ScoreModel, noise_levels
+from scorejax.score_model import ChainOptions, ScoreModel, noise_levels
 from scorejax.score_model.noise_levels import Ladder
 
 MEAN, SIGMA = 0.3, 0.01
@@ -110,14 +110,3 @@ def test_latents_are_decoded_with_the_noise_of_the_data():
     # Ten times the tolerance of the solver.
     np.testing.assert_allclose(frames[:, 0], start, atol=1e-4)
     np.testing.assert_allclose(frames[:, 1], end, atol=1e-4)
-
-
-def test_the_last_frame_of_a_chain_is_its_sample():
-    model = dataclasses.replace(
-        make_model(False),
-        trajectory=ScoreModel.trajectory,
-        eval_options=EvaluationOptions(eval_samples=ROWS),
-    )
-    frames = jax.jit(model.trajectory(model))(variables(0.0), jax.random.key(0))
-    # Without noise in the last update the frame would be the point itself.
-    assert float(np.std(frames[-1] - MEAN)) == pytest.approx(SIGMA, rel=0.055)

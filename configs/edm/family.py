@@ -67,8 +67,7 @@ def default() -> ConfigDict:
     config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
     config.eval_matmul_precision = "highest"  # of likelihoods, ODE solves, features; high, default
     config.keep_latest = 2
-    config.best_metric = "loss"
-    config.best_mode = "min"
+    config.best_metric, config.best_mode = "loss", "min"
     return config
 
 

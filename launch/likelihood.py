@@ -4,6 +4,7 @@
 python -m launch.likelihood --workdir=runs/digits --split=test
 python -m launch.likelihood --workdir=runs/digits --split=train --num=200 --repeats=5
 python -m launch.likelihood --workdir=runs/digits --num=100 --repeats=20 --importance_weighted
+python -m launch.likelihood --workdir=runs/photos --images=my/pictures
 
 A killed call resumes at its last chunk of images.
 """
@@ -14,6 +15,7 @@ from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "test or train.")
+IMAGES = flags.DEFINE_string("images", "", "Folder of pictures, in place of a split.")
 NUM = flags.DEFINE_integer("num", 0, "Number of images, from the first; 0: all.", lower_bound=0)
 REPEATS = flags.DEFINE_integer("repeats", 1, "Draws of dequantisation and probe noise per image.")
 IMPORTANCE_WEIGHTED = flags.DEFINE_bool(
@@ -23,12 +25,14 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time, on all d
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string(
-    "out", "", "Path without suffix; <workdir>/likelihood_<split> by default."
+    "out", "", "Path without suffix; <workdir>/likelihood_<split, or images> by default."
 )
 
 
 def prepare() -> command.Job:
     command.require_positive(repeats=REPEATS.value, batch_size=BATCH_SIZE.value)
+    if IMAGES.value and flags.FLAGS["split"].present:
+        raise ValueError("--images takes the place of --split; give one of them")
     import jax
     import numpy as np
 
@@ -40,8 +44,13 @@ def prepare() -> command.Job:
     config, exact = runs.read_config(WORKDIR.value), IMPORTANCE_WEIGHTED.value
     model = systems.require(config, MeasuresDensity)
     measure = model.likelihood(exact=exact)
-    stored = model.data.stored(SPLIT.value, NUM.value or None).image
-    out = command.output(OUT.value, WORKDIR.value, f"likelihood_{SPLIT.value}")
+    source = {"images": IMAGES.value} if IMAGES.value else {"split": SPLIT.value}
+    if IMAGES.value:
+        stored = model.data.pictures(IMAGES.value, NUM.value or None)
+    else:
+        stored = model.data.stored(SPLIT.value, NUM.value or None).image
+    name = "images" if IMAGES.value else SPLIT.value
+    out = command.output(OUT.value, WORKDIR.value, f"likelihood_{name}")
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
@@ -56,7 +65,7 @@ def prepare() -> command.Job:
         bits, nfe = (rows[name].reshape(REPEATS.value, -1) for name in ("bits_per_dim", "nfe"))
         save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
         report = reports.likelihood_report(bits, nfe, dim=x[0].size, exact=exact)
-        report = {"split": SPLIT.value, "step": run.step} | report
+        report = {**source, "step": run.step} | report
         reports.save_and_print(f"{out}.json", report)
         parts.remove()
 

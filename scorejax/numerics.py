@@ -8,6 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+MATMUL_PRECISIONS = ("highest", "high", "default")
+"""Precisions of float32 matrix products and convolutions, as JAX names them.
+
+"highest" keeps float32. "default" rounds the factors to bfloat16 on TPUs and to TensorFloat-32 on
+GPUs; "high" takes three bfloat16 products on TPUs. CPUs always compute in float32.
+"""
+
 
 def expand(values: Float[Array, "b"], like: Array) -> Array:
     """Appends axes to per-example values so that they broadcast against `like` (b, *d)."""

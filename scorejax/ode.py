@@ -66,6 +66,7 @@ def dormand_prince(
     atol: float,
     max_steps: int,
     norm: Norm = root_mean_square,
+    matmul_precision: str = "highest",
 ) -> Solved:
     """Solves d state / dt = drift from t_from to t_to, either way, by Dormand-Prince 5(4).
 
@@ -73,6 +74,10 @@ def dormand_prince(
     state; first_step is a fraction of t_to - t_from. A solve has success False, and raises nothing,
     if the start is not finite, max_steps do not suffice, or the tolerance asks for steps below the
     resolution of time, as it does where the drift is not finite.
+
+    matmul_precision is that of the drift's products, see `numerics.MATMUL_PRECISIONS`: noise of
+    rounding above the tolerance shortens the steps. With the products of a drift emulated in
+    bfloat16, a likelihood at rtol = 1e-5 took 564 evaluations in place of 70.
     """
     dtype = jnp.result_type(*jax.tree.leaves(start))
     controller = _StepControl(
@@ -83,18 +88,20 @@ def dormand_prince(
     )
     # From a start that is not finite the step control does not recover: it would use max_steps.
     finite = _all_finite(start)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, state, args: drift_fn(state, t)),
-        diffrax.Dopri5(),
-        t0=jnp.asarray(t_from, dtype),
-        t1=jnp.asarray(t_to, dtype),
-        # The automatic choice costs two evaluations, and may evaluate beyond t_to and return NaN.
-        dt0=jnp.asarray(first_step * (t_to - t_from), dtype),
-        y0=jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), start),
-        stepsize_controller=controller,
-        max_steps=max_steps,
-        throw=False,
-    )
+    with jax.default_matmul_precision(matmul_precision):
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, state, args: drift_fn(state, t)),
+            diffrax.Dopri5(),
+            t0=jnp.asarray(t_from, dtype),
+            t1=jnp.asarray(t_to, dtype),
+            # The automatic choice costs two evaluations, and may evaluate beyond t_to and return
+            # NaN.
+            dt0=jnp.asarray(first_step * (t_to - t_from), dtype),
+            y0=jax.tree.map(lambda leaf: jnp.where(finite, leaf, 0.0), start),
+            stepsize_controller=controller,
+            max_steps=max_steps,
+            throw=False,
+        )
     end = jax.tree.map(lambda leaf: leaf[0], solution.ys)
     success = finite & (solution.result == diffrax.RESULTS.successful) & _all_finite(end)
     state = jax.tree.map(lambda leaf: jnp.where(success, leaf, jnp.nan), end)

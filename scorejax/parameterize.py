@@ -56,15 +56,41 @@ def noise_prediction(sde: SDE, network: NetworkFn) -> ScoreFn:
 
 
 def discrete_noise_prediction(sde: VPSDE, network: NetworkFn, num_scales: int) -> ScoreFn:
-    """Score of a network trained on the DDPM chain of num_scales steps: VP.
+    """Score along the chain, of a network trained on the DDPM chain of num_scales steps: VP.
 
     The label is the real number t (num_scales - 1); the std is that of the chain at its whole part.
+    This is the published convention, for samplers that walk the chain: its step at t has more noise
+    than the SDE at t (near t = 1 / 999 the std of the SDE is 0.71 of it). Solvers of the SDE or of
+    its flow need `noise_prediction_between_levels`.
     """
     std_table = ddpm_marginals(sde, num_scales)[1]
 
     def score_fn(x: Array, t: Array) -> Array:
         std = jnp.asarray(std_table, x.dtype)[table_index(t, num_scales)]
         return -network(x, t * (num_scales - 1)) / expand(std, x)
+
+    return score_fn
+
+
+def noise_prediction_between_levels(sde: VPSDE, network: NetworkFn, num_scales: int) -> ScoreFn:
+    """Score along the SDE, of a network trained on the DDPM chain of num_scales steps: VP.
+
+    The label is the real number of the step whose std is that of the SDE at t; between two steps
+    the logarithm of the squared scale is linear in the label. Below the std of the first step, for
+    which no network was trained, the score is that of the first step.
+    Source: the code published with arXiv:2206.00927 interpolates the scale in the same way.
+    """
+    scales, stds = ddpm_marginals(sde, num_scales)
+    decays = -2 * np.log(scales)
+
+    def score_fn(x: Array, t: Array) -> Array:
+        scale, std = sde.marginal(t)
+        # -2 ln(scale), without cancellation where the scale is nearly 1.
+        decay = jnp.log1p((std / scale) ** 2)
+        label = jnp.interp(
+            decay, jnp.asarray(decays, x.dtype), jnp.arange(num_scales, dtype=x.dtype)
+        )
+        return -network(x, label) / expand(jnp.maximum(std, float(stds[0])), x)
 
     return score_fn
 

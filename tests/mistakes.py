@@ -66,6 +66,7 @@ OVERRIDES = [
     ("objective=smld", "objective 'smld' needs sde='ve'; got 'vp'"),
     ("best_metric=fid", "unknown best_metric 'fid': known: bits_per_dim, loss"),
     ("best_metric=frechet", "unknown best_metric 'frechet': known: bits_per_dim, loss"),
+    ("eval_matmul_precision=higest", "unknown eval_matmul_precision 'higest': did you mean"),
     ("eval_frechet_samples=1", "eval_frechet_samples needs to be at least 2, or 0; got 1"),
 ]
 
@@ -172,6 +173,20 @@ CASES = {
     "likelihood: repeats": (
         "likelihood", [RUN, "--repeats=0"], 2, "--repeats needs to be at least 1; got 0",
     ),
+    "likelihood: two sources": (
+        "likelihood", [RUN, "--images={tmp}", "--split=test"], 2,
+        "--images takes the place of --split",
+    ),
+    "likelihood: no pictures": (
+        "likelihood", ["--workdir={tmp}/unread", "--images={tmp}/empty"], 2,
+        "{tmp}/empty has no pictures (.png",
+    ),
+    "likelihood: pictures of other levels": (
+        "likelihood", [RUN, "--images={tmp}"], 2, "data set digits has 17 grey levels",
+    ),
+    "likelihood: pictures need no data set": (
+        "likelihood", ["--workdir={tmp}/unread", "--images={tmp}/pictures"], 2, "no checkpoint",
+    ),
     "likelihood: num": ("likelihood", [RUN, "--num=-1"], 2, "--num=-1"),
     "evaluate: metric": (
         "evaluate", [RUN, "--metrics=los"], 2, "unknown metric 'los': did you mean 'loss'?",
@@ -194,6 +209,14 @@ CASES = {
     "evaluate: another network's reference": (
         "evaluate", [RUN, "--metrics=fid", "--inception=x", "--reference={tmp}/small.npz"], 2,
         "{tmp}/small.npz has 64 features per image, InceptionV3 has 2048",
+    ),
+    "evaluate: a reference needs no data set": (
+        "evaluate",
+        [
+            "--workdir={tmp}/unread", "--metrics=fid", "--inception={tmp}/none.pth",
+            "--reference={tmp}/inception.npz",
+        ],
+        2, "{tmp}/none.pth is not there: get the weights",
     ),
     "evaluate: samples": ("evaluate", [RUN, "--num_samples=3"], 2, "--num_samples=3"),
     "evaluate: sampler": (

@@ -37,6 +37,9 @@ def world(tmp_path_factory):
         "run/config.json": json.dumps(config),
         "run/metrics.jsonl": '{"step": 10, "train/loss": 1.0}\n',
         "ancestral/config.json": json.dumps(config | {"predictor": "ancestral"}),
+        "unread/config.json": json.dumps(
+            config | {"dataset": "cifar10", "data_dir": str(tmp / "empty")}
+        ),
         "foreign/letter.txt": "Dear reader",
         "garbled/config.json": "{",
         "other/config.json": '{"lr": 1}',
@@ -52,6 +55,9 @@ def world(tmp_path_factory):
         (tmp / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp / name).write_text(text)
     PIL.Image.new("L", (3, 2)).save(tmp / "mask.png")
+    (tmp / "pictures").mkdir()
+    PIL.Image.new("RGB", (8, 8)).save(tmp / "pictures" / "black.png")
+    np.savez_compressed(tmp / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     frechet.save_statistics(tmp / "small.npz", frechet.Moments(np.zeros(64), np.eye(64)))
     with contextlib.ExitStack() as stack:
         for name, options in {"full": "size=4k", "frozen": "ro"}.items():

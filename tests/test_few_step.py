@@ -255,7 +255,9 @@ def test_noisy_dpm_solver_keeps_the_variance_of_a_single_point():
     ("sampler", "nfe"),
     [
         (functools.partial(heun, num_steps=5), 9),
+        (functools.partial(heun, num_steps=5, denoise=False), 8),
         (functools.partial(euler, num_steps=5), 5),
+        (functools.partial(euler, num_steps=5, denoise=False), 4),
         (functools.partial(dpm_solver_pp, num_steps=5), 6),
         (functools.partial(sde_dpm_solver_pp, num_steps=5, denoise=False), 5),
     ],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import io_callback
+from jax.extend.core import jaxprs_in_params
 from scipy import stats
 
 from scorejax import likelihood
@@ -115,13 +116,41 @@ def test_probes_are_unbiased_with_the_known_variance(estimator, x64):
     np.testing.assert_allclose(draws.var(), variance, rtol=0.15)
 
 
-def test_exact_divergence_and_drift_of_an_image(x64):
+@pytest.mark.parametrize("num_tangents", [4, 16])
+def test_exact_divergence_and_drift_of_an_image(x64, num_tangents):
     x = jax.random.normal(RNG, (2, 3, 1))
     drift_fn = lambda x: jnp.sin(x) * jnp.sum(x**2)
-    drift, divergence = likelihood.exact(RNG, x)(drift_fn, x)
+    drift, divergence = likelihood.exact(RNG, x, num_tangents=num_tangents)(drift_fn, x)
     expected = np.trace(jax.jacrev(drift_fn)(x).reshape(6, 6))
     np.testing.assert_allclose(divergence, expected, rtol=1e-12)
     np.testing.assert_array_equal(drift, drift_fn(x))
+
+
+def sizes_of_results(jaxpr):
+    """Numbers of entries of all arrays that a program computes, in its loops as well."""
+    for equation in jaxpr.eqns:
+        yield from (math.prod(result.aval.shape) for result in equation.outvars)
+        for inner in jaxprs_in_params(equation.params):
+            yield from sizes_of_results(inner)
+
+
+@pytest.mark.parametrize("num_tangents", [1, 4, 16])
+def test_the_exact_divergence_holds_few_tangents_at_once(num_tangents):
+    dim, width = 48, 200
+    into, out = np.ones((dim, width), np.float32), np.ones((width, dim), np.float32)
+    drift_fn = lambda x: jnp.tanh(x @ into) @ out
+
+    def divergence(x):
+        return likelihood.exact(RNG, x, num_tangents=num_tangents)(drift_fn, x)
+
+    program = jax.make_jaxpr(divergence)(jnp.zeros(dim)).jaxpr
+    # The widest layer for each tangent of a chunk, where all at once would hold dim times that.
+    assert max(sizes_of_results(program)) == num_tangents * width
+
+
+def test_the_number_of_tangents_is_checked():
+    with pytest.raises(ValueError, match="exact needs num_tangents >= 1; got 0"):
+        likelihood.exact(RNG, jnp.zeros(3), num_tangents=0)
 
 
 def test_signs_are_exact_for_isotropic_gaussian_data():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A folder of pictures is a data set: each once an epoch, fitted as Pillow does it, or one line."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from configs.score_sde import digits
 from scorejax import systems
 from scorejax.data import images
 from scorejax.data.view import ImageView
+from scorejax.train import checkpoint, workdir
 from scorejax.train.state import TrainState
+from tests import commands
 
 KEY = jax.random.key(3)
 
@@ -99,6 +103,49 @@ def test_a_class_that_training_has_not_is_named(folder):
     save(root / "test/dgo/e.png", (8, 8), 4)
     with pytest.raises(ValueError, match=r"unknown class in .*test 'dgo': did you mean 'dog'"):
         images.load("folder", "test", data_dir=str(root))
+
+
+def test_pictures_take_the_form_of_a_data_set_that_is_not_there(tmp_path):
+    large = save(tmp_path / "b/large.png", (30, 20), 0)
+    exact = save(tmp_path / "c.png", (16, 16), 1)
+    view = ImageView("cifar10", 16, data_dir=str(tmp_path / "nowhere"))
+    expected = [fitted(large, 16), np.asarray(exact)]
+    np.testing.assert_array_equal(view.pictures(tmp_path), expected)
+    np.testing.assert_array_equal(view.pictures(tmp_path, 1), expected[:1])
+    grey = ImageView("fashion_mnist", 16, data_dir=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"large\.png is in colour; the model's images are grey"):
+        grey.pictures(tmp_path)
+    save(tmp_path / "grey/d.png", (16, 16), 2, "L")
+    assert grey.pictures(tmp_path / "grey").shape == (1, 16, 16, 1)
+    with pytest.raises(FileNotFoundError, match="none has no pictures"):
+        view.pictures(tmp_path / "none")
+    with pytest.raises(ValueError, match="digits has 17 grey levels"):
+        ImageView("digits", 8).pictures(tmp_path)
+
+
+@pytest.mark.slow
+def test_likelihoods_of_pictures_are_those_of_the_data_set_that_holds_them(folder):
+    root, _ = folder
+    config = digits.get_config("vp,debug")
+    config.image_size, config.attn_resolutions, config.rtol, config.atol = 16, (), 1e-3, 1e-3
+    system_config = {"folder": str(root), "cifar10": str(root / "nowhere")}
+    reports = {}
+    for name, data_dir in system_config.items():
+        config.dataset, config.data_dir = name, data_dir
+        if name == "folder":  # A system reads its data; the same state serves both runs.
+            system = systems.load(config)
+            state = jax.device_get(TrainState.create(*system.init(KEY), system.tx))
+        with (
+            workdir.new_workdir(root / "runs" / name, config) as building,
+            checkpoint.Checkpoints(building) as checkpoints,
+        ):
+            checkpoints.save(state, {})
+        source = "--split=test" if name == "folder" else f"--images={root}/test"
+        commands.run("likelihood", f"--workdir={root}/runs/{name}", source, f"--out={root}/{name}")
+        reports[name] = json.loads((root / f"{name}.json").read_text())
+    assert reports["folder"].pop("split") == "test"
+    assert reports["cifar10"].pop("images") == f"{root}/test"
+    assert reports["cifar10"] == reports["folder"]
 
 
 def test_a_damaged_picture_is_named_when_it_is_read(folder):

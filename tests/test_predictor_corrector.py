@@ -350,10 +350,13 @@ def test_tuning_snr_does_not_compile_again():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize(("num_steps", "num_frames"), [(10, 4), (7, 7), (5, 1)])
-def test_a_trajectory_ends_with_the_sample(num_steps, num_frames):
+@pytest.mark.parametrize(
+    ("num_steps", "num_frames", "denoise"), [(10, 4, True), (7, 7, False), (5, 1, True)]
+)
+def test_a_trajectory_ends_with_the_sample(num_steps, num_frames, denoise):
     sde, data = SDES["ve"], Gaussian.isotropic(0.0, 1.0, 2)
     options = {"sde": sde, "num_steps": num_steps, "corrector": correctors.langevin}
+    options["denoise"] = denoise
     frames, t, nfe = predictor_corrector_trajectory(
         KEY, data.score_fn(sde), (3, 2), num_frames=num_frames, **options
     )

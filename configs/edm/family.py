@@ -65,9 +65,9 @@ def default() -> ConfigDict:
     config.eval_samples = 64
     config.eval_frechet_samples = 0  # for best_metric="frechet"
     config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
+    config.eval_matmul_precision = "highest"  # of likelihoods, ODE solves, features; high, default
     config.keep_latest, config.max_nonfinite_updates = 2, 0
-    config.best_metric = "loss"
-    config.best_mode = "min"
+    config.best_metric, config.best_mode = "loss", "min"
     return config
 
 

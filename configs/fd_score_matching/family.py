@@ -145,6 +145,7 @@ def ncsn(dataset: str, image_size: int) -> ConfigDict:
     config.eval_samples = 64
     config.eval_frechet_samples = 0  # for best_metric="frechet"
     config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
+    config.eval_matmul_precision = "highest"  # of likelihoods, ODE solves, features; high, default
     config.best_metric = "loss"
     return config
 

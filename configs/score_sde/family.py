@@ -89,6 +89,7 @@ def _set_evaluation(config: ConfigDict) -> None:
     config.eval_samples = 64
     config.eval_frechet_samples = 0  # for best_metric="frechet"
     config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
+    config.eval_matmul_precision = "highest"  # of likelihoods, ODE solves, features; high, default
     config.save_every = 10_000
     config.keep_latest = 2
     config.max_nonfinite_updates = 0  # skipped in a row; the next one ends the run

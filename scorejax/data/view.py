@@ -2,6 +2,7 @@
 """A data set of images as a model sees it: image size, value range, dequantisation."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
 from scorejax.data import images, transforms
+from scorejax.data.own_pictures import read_pictures
 from scorejax.data.source import memory_source, padded_batches, record_source
 from scorejax.typing import OfflineSource, Shape
 
@@ -95,6 +97,15 @@ class ImageView:
         return images.load(
             self.dataset, split, image_size=self.image_size, data_dir=self.data_dir, limit=limit
         )
+
+    def pictures(
+        self, folder: str | os.PathLike, limit: int | None = None
+    ) -> UInt8[np.ndarray, "n h w c"]:
+        """The pictures of a folder, or the first `limit`, in the form of this data set.
+
+        The data set itself need not be there. Raises: as `read_pictures`.
+        """
+        return read_pictures(folder, self.dataset, self.image_size, limit)
 
     def streamed(self, split: str) -> np.ndarray | images.Streamed:
         """All uint8 images of a split; sets too large for memory are read when indexed.

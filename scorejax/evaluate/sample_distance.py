@@ -28,9 +28,10 @@ DIGITS = "digits"
 WEIGHTS = (".pth", ".pt", ".safetensors")
 
 
-def image_features(name: str) -> Features:
+def image_features(name: str, matmul_precision: str = "highest") -> Features:
     """Returns the features of "digits" or of a file with the weights of FID's InceptionV3.
 
+    The precision is that of Inception, as in `inception_features`.
     Raises: ValueError if the name is neither; FileNotFoundError if the file is missing.
     """
     if name == DIGITS:
@@ -38,7 +39,7 @@ def image_features(name: str) -> Features:
     if not name.endswith(WEIGHTS):
         raise unknown("eval_features", name, [DIGITS, *(f"weights{end}" for end in WEIGHTS)])
     network, weights = load_inception(name)
-    apply = jax.jit(inception_features(network))
+    apply = jax.jit(inception_features(network, matmul_precision=matmul_precision))
     return lambda images: np.asarray(apply(weights, stored_levels(images))["pool"])
 
 

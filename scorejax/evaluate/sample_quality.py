@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
@@ -32,18 +33,20 @@ def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
 
 
 def inception_features(
-    network: Inception, levels: int = 256
+    network: Inception, levels: int = 256, *, matmul_precision: str = "highest"
 ) -> Callable[[Any, Array], dict[str, Array]]:
     """Returns features(variables, images) -> {"pool": (b, 2048), "logits": (b, 1008)}.
 
     Images (b, h, w, c) are uint8 with `levels` grey levels, rescaled to 256 and rounded down. A
-    single channel is repeated three times.
+    single channel is repeated three times. `matmul_precision` is one of
+    `numerics.MATMUL_PRECISIONS`; published statistics come from float32, which the default keeps.
     """
 
     def features(variables: Any, images: UInt8[Array, "b h w c"]) -> dict[str, Array]:
         x = jnp.asarray(images, jnp.int32) * 255 // (levels - 1) / 255
         x = jnp.broadcast_to(x, (*x.shape[:-1], 3)) if x.shape[-1] == 1 else x
-        return network.apply(variables, x.astype(jnp.float32))._asdict()
+        with jax.default_matmul_precision(matmul_precision):
+            return network.apply(variables, x.astype(jnp.float32))._asdict()
 
     return features
 

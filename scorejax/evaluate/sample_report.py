@@ -95,7 +95,7 @@ def sample_report(
     <out>_reference.npz.
     """
     look = sample_quality.look_at_samples(
-        sample_quality.inception_features(judge.network), judge.draw
+        sample_quality.inception_features(judge.network, **_precision(run)), judge.draw
     )
     identity = {"config": run.config.to_dict(), **judge.sampler}
     identity |= {"seed": seed, "num": num, "batch_size": batch_size}
@@ -107,8 +107,9 @@ def sample_report(
     reference = judge.reference
     if reference is None:
         identity = {"data": dataclasses.asdict(judge.data), "batch_size": batch_size}
+        identity |= _precision(run)
         parts.append(Parts(f"{out}_reference", identity, judge.weights))
-        pool = real_features(judge, batch_size, parts[1])["pool"]
+        pool = real_features(judge, batch_size, parts[1], **_precision(run))["pool"]
         reference = Reference(frechet.moments(pool), pool)
         frechet.save_statistics(f"{out}_reference.npz", reference.moments)
     report = {"num_samples": num, "num_not_finite": int((~samples["finite"]).sum())}
@@ -117,8 +118,12 @@ def sample_report(
     return report, parts
 
 
-def real_features(judge: Judge, batch_size: int, parts: Parts) -> Arrays:
+def _precision(run: Run) -> dict[str, str]:
+    return {"matmul_precision": run.config.get("eval_matmul_precision", "highest")}
+
+
+def real_features(judge: Judge, batch_size: int, parts: Parts, **precision: str) -> Arrays:
     """Features of the training images: "pool" (n, 2048) and "logits" (n, 1008)."""
-    features = sample_quality.inception_features(judge.network, judge.data.levels)
+    features = sample_quality.inception_features(judge.network, judge.data.levels, **precision)
     look = lambda weights, rows: features(weights, rows["image"])
     return in_chunks(look, judge.weights, {"image": judge.real}, batch_size, "images", parts)

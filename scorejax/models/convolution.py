@@ -45,9 +45,16 @@ def conv(
 ) -> Float[Array, "b oh ow d"]:
     """Cross-correlates x with the kernel; the default window keeps the size of the image.
 
-    The default window has stride 1 and zero padding, and needs a kernel of odd sizes.
+    The default window has stride 1 and zero padding, and needs a kernel of odd sizes. The precision
+    of its products, and of its derivatives', is `jax.default_matmul_precision` where it is traced.
     """
-    return conv_p.bind(x, kernel, window=window or same_window(kernel.shape[:2]))
+    # Read here, since a primitive is lowered after the context of the caller has ended.
+    precision = jax.config.jax_default_matmul_precision
+    return _bind(x, kernel, window=window or same_window(kernel.shape[:2]), precision=precision)
+
+
+def _bind(x: Array, kernel: Array, *, window: Window, precision: str | None) -> Array:
+    return conv_p.bind(x, kernel, window=window, precision=precision)
 
 
 def conv_spread(
@@ -86,18 +93,18 @@ def same_window(kernel_size: Sequence[int], dilation: int = 1) -> Window:
     return Window(padding, kernel_dilation=(dilation, dilation))
 
 
-def _lax_conv(x: Array, kernel: Array, *, window: Window) -> Array:
+def _lax_conv(x: Array, kernel: Array, *, window: Window, precision: str | None) -> Array:
     return lax.conv_general_dilated(
         x, kernel, window.stride, window.padding, window.image_dilation, window.kernel_dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision or lax.Precision.DEFAULT,
     )  # fmt: skip
 
 
-def _abstract(x, kernel, *, window):
-    return jax.make_jaxpr(functools.partial(_lax_conv, window=window))(x, kernel).out_avals[0]
+def _abstract(x, kernel, **params):
+    return jax.make_jaxpr(functools.partial(_lax_conv, **params))(x, kernel).out_avals[0]
 
 
-def _transpose_image(cotangent, x, kernel, *, window):
+def _transpose_image(cotangent, x, kernel, *, window, precision):
     """d/dx: convolves the cotangent, with stride and image dilation swapped."""
     padding = []
     for axis, (low, _) in enumerate(window.padding):
@@ -106,17 +113,18 @@ def _transpose_image(cotangent, x, kernel, *, window):
         padding.append((before, image + taps - 1 - out - before))
     flipped = jnp.swapaxes(jnp.flip(kernel, (0, 1)), 2, 3)
     swapped = Window(tuple(padding), window.image_dilation, window.stride, window.kernel_dilation)
-    return conv(cotangent, flipped, swapped)
+    return _bind(cotangent, flipped, window=swapped, precision=precision)
 
 
-def _transpose_kernel(cotangent, x, kernel, *, window):
+def _transpose_kernel(cotangent, x, kernel, *, window, precision):
     """d/dkernel: convolves x, with stride and kernel dilation swapped."""
     padding = []
     for axis, (low, _) in enumerate(window.padding):
         image, taps, out = _extents(x.shape, kernel.aval.shape, cotangent.shape, window, axis)
         padding.append((low, out - image + taps - 1 - low))
     swapped = Window(tuple(padding), window.kernel_dilation, window.image_dilation, window.stride)
-    product = conv(x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3), swapped)
+    channels, taps = x.transpose(3, 1, 2, 0), cotangent.transpose(1, 2, 0, 3)
+    product = _bind(channels, taps, window=swapped, precision=precision)
     return product.transpose(1, 2, 0, 3)
 
 
@@ -129,25 +137,25 @@ def _extents(image, kernel, out, window, axis) -> tuple[int, int, int]:
     )
 
 
-def _batch(arguments, axes, *, window):
+def _batch(arguments, axes, **params):
     x, kernel = arguments
     x_axis, kernel_axis = axes
     if kernel_axis is None:
         x = jnp.moveaxis(x, x_axis, 0)
-        y = conv(x.reshape(-1, *x.shape[2:]), kernel, window)
+        y = _bind(x.reshape(-1, *x.shape[2:]), kernel, **params)
         return y.reshape(*x.shape[:2], *y.shape[1:]), 0
     if x_axis is None:
         kernel = jnp.moveaxis(kernel, kernel_axis, 3)
-        y = conv(x, kernel.reshape(*kernel.shape[:3], -1), window)
+        y = _bind(x, kernel.reshape(*kernel.shape[:3], -1), **params)
         return y.reshape(*y.shape[:3], *kernel.shape[3:]), 3
     # One kernel per image is a grouped convolution, which only `lax` supports.
-    mapped = jax.vmap(functools.partial(_lax_conv, window=window), in_axes=axes)
+    mapped = jax.vmap(functools.partial(_lax_conv, **params), in_axes=axes)
     return mapped(x, kernel), 0
 
 
-_compiled = jax.jit(_lax_conv, static_argnames="window")
+_compiled = jax.jit(_lax_conv, static_argnames=("window", "precision"))
 conv_p = Primitive("conv_nhwc")
-conv_p.def_impl(lambda x, kernel, *, window: _compiled(x, kernel, window=window))
+conv_p.def_impl(lambda x, kernel, **params: _compiled(x, kernel, **params))
 conv_p.def_abstract_eval(_abstract)
 ad.defbilinear(conv_p, _transpose_image, _transpose_kernel)
 batching.primitive_batchers[conv_p] = _batch

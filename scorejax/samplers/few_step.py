@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scorejax.numerics import expand
 from scorejax.preconditioning import DenoiserFn, noise_level_range, score_fn_to_denoiser
 from scorejax.random import Rng, normal, split
 from scorejax.samplers.predictors import X
@@ -114,11 +115,13 @@ def follow(
     path: Path = SIGMA_PATH,
     alpha: float | None = 1.0,
     churn: Churn = NO_CHURN,
+    denoise: bool = True,
 ) -> Float[Array, "b *d"]:
     """Takes x, in units of the path, down the decreasing noise levels `sigmas` and on to t = 0.
 
-    The last step is Euler's: one evaluation. Each other step makes two, one if alpha is None; see
-    `edm_step`. With keys (b,) each row draws the noise of its churn from its own key.
+    The last step is Euler's: one evaluation; without `denoise` x stays at the last level. Each
+    other step makes two, one if alpha is None; see `edm_step`. With keys (b,) each row draws the
+    noise of its churn from its own key.
     """
     raised = churn.raised(sigmas)
     t = path.time(jnp.asarray(sigmas, x.dtype))
@@ -132,6 +135,8 @@ def follow(
         return edm_step(denoiser, x, t, t_raised, t_next, z, alpha=alpha, **options), None
 
     x, _ = jax.lax.scan(step, x, (t[:-1], t_raised[:-1], t[1:], keys[:-1]))
+    if not denoise:
+        return x
     z = normal(keys[-1], x.shape, x.dtype) if churn.amount else None
     end = jnp.zeros_like(t[-1])
     return edm_step(denoiser, x, t[-1], t_raised[-1], end, z, alpha=None, **options)
@@ -148,15 +153,17 @@ def heun(
     sigma_max: float | None = None,
     rho: float = 7.0,
     churn: Churn = NO_CHURN,
+    denoise: bool = True,
     x_init: Float[Array, "b *d"] | None = None,
 ) -> Sampled:
     """Draws samples by Heun's method in 2 num_steps - 1 evaluations, from any SDE by its score.
 
     EDM's grid takes the noise level std / scale from sigma_max to sigma_min, by default the levels
-    of t_max and sampling_t_min; the last step removes the noise that is left. Starts from x_init,
-    which is data plus noise of level sigma_max, or by default from such noise alone. With keys (b,)
-    each row draws from its own key. Churn leaves levels alone that it might raise beyond the level
-    of t_max: those above that level over the root of 2.
+    of t_max and sampling_t_min; the last step removes the noise that is left. Without `denoise`
+    that step and its evaluation are left out, and x is the SDE's x_t at sigma_min. Starts from
+    x_init, which is data plus noise of level sigma_max, or by default from such noise alone. With
+    keys (b,) each row draws from its own key. Churn leaves levels alone that it might raise beyond
+    the level of t_max: those above that level over the root of 2.
 
     Raises: ValueError unless 0 < sigma_min < sigma_max, sigma_max is at most the level of t_max,
     and num_steps >= 2.
@@ -165,8 +172,9 @@ def heun(
     x, sigmas, chain_rng, churn = _start(
         rng, shape, sde, num_steps, sigma_min, sigma_max, rho, churn, x_init
     )
-    x = follow(chain_rng, score_fn_to_denoiser(sde, score_fn), x, sigmas, churn=churn)
-    return Sampled(x, 2 * num_steps - 1)
+    denoiser = score_fn_to_denoiser(sde, score_fn)
+    x = follow(chain_rng, denoiser, x, sigmas, churn=churn, denoise=denoise)
+    return Sampled(_scaled(sde, x, sigmas, denoise), 2 * (num_steps - 1) + denoise)
 
 
 def euler(
@@ -180,9 +188,10 @@ def euler(
     sigma_max: float | None = None,
     rho: float = 7.0,
     churn: Churn = NO_CHURN,
+    denoise: bool = True,
     x_init: Float[Array, "b *d"] | None = None,
 ) -> Sampled:
-    """Draws samples as `heun` does, by Euler's method in num_steps evaluations.
+    """Draws samples as `heun` does, by Euler's method in num_steps evaluations, one less if noisy.
 
     Raises: ValueError as `heun`.
     """
@@ -190,7 +199,16 @@ def euler(
         rng, shape, sde, num_steps, sigma_min, sigma_max, rho, churn, x_init
     )
     denoiser = score_fn_to_denoiser(sde, score_fn)
-    return Sampled(follow(chain_rng, denoiser, x, sigmas, alpha=None, churn=churn), num_steps)
+    x = follow(chain_rng, denoiser, x, sigmas, alpha=None, churn=churn, denoise=denoise)
+    return Sampled(_scaled(sde, x, sigmas, denoise), num_steps - 1 + denoise)
+
+
+def _scaled(sde, x, sigmas, denoise):
+    """From data plus noise to the SDE's x_t at the last noise level; at none both are the same."""
+    if denoise:
+        return x
+    t = sde.time_of_sigma(jnp.full(x.shape[:1], sigmas[-1], x.dtype))
+    return expand(sde.marginal(t)[0], x) * x
 
 
 def _start(rng, shape, sde, num_steps, sigma_min, sigma_max, rho, churn, x_init):

@@ -76,11 +76,13 @@ def predictor_corrector_trajectory(
     snr: float | Array = 0.16,
     num_inner: int = 1,
     t_min: float | None = None,
+    denoise: bool = True,
     x_init: Float[Array, "b *d"] | None = None,
 ) -> Trajectory:
     """Runs the chain of `predictor_corrector` and keeps num_frames states, evenly spread over it.
 
-    The last frame is the sample that `predictor_corrector` returns for the same arguments.
+    Frames are without the noise of their last update. The last frame is the sample that
+    `predictor_corrector` returns for the same arguments: with that noise unless `denoise`.
     Raises: ValueError unless num_frames lies in 1 .. num_steps, and as `predictor_corrector`.
     """
     if not 1 <= num_frames <= num_steps:
@@ -102,6 +104,7 @@ def predictor_corrector_trajectory(
     (end, frames), _ = jax.lax.scan(
         step_and_keep, (start, frames), (jnp.asarray(frame_of_step), inputs)
     )
+    frames = frames if denoise else frames.at[-1].set(end.x)
     return Trajectory(frames, inputs[0][last_step_of_frame], end.nfe)
 
 

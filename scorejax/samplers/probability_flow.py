@@ -36,6 +36,7 @@ def probability_flow_ode(
     t_min: float | None = None,
     max_steps: int = 4096,
     denoise: bool = False,
+    matmul_precision: str = "highest",
 ) -> Sampled:
     """Draws latents from the prior and decodes them; see `decode`.
 
@@ -44,7 +45,7 @@ def probability_flow_ode(
     z = sde.sample_prior(rng, shape)
     return decode(
         score_fn, z, sde=sde, rtol=rtol, atol=atol, t_min=t_min, max_steps=max_steps,
-        denoise=denoise,
+        denoise=denoise, matmul_precision=matmul_precision,
     )  # fmt: skip
 
 
@@ -58,24 +59,29 @@ def decode(
     t_min: float | None = None,
     max_steps: int = 4096,
     denoise: bool = False,
+    matmul_precision: str = "highest",
 ) -> Sampled:
     """Takes latents at t_max along the flow to data at t_min, sde.sampling_t_min by default.
 
     With `denoise`, one more evaluation removes the noise that is left at t_min: by the mean of the
     last reverse-diffusion step of a chain of CHAIN_STEPS steps, or by Tweedie's formula if the SDE
-    has no discrete chain. Rows whose solve did not finish in max_steps are NaN. nfe is (b,).
+    has no discrete chain. What is denoised is no longer the inverse of `encode`. Rows whose solve
+    did not finish in max_steps are NaN. nfe is (b,). matmul_precision is that of the score's
+    products, see `ode.dormand_prince`.
     """
     t_min = sde.sampling_t_min if t_min is None else t_min
     x, nfe = solve_flow(
-        score_fn, z, sde.t_max, t_min, sde=sde, rtol=rtol, atol=atol, max_steps=max_steps
-    )
+        score_fn, z, sde.t_max, t_min, sde=sde, rtol=rtol, atol=atol, max_steps=max_steps,
+        matmul_precision=matmul_precision,
+    )  # fmt: skip
     if not denoise:
         return Sampled(x, nfe)
     t = jnp.full(x.shape[:1], t_min, x.dtype)
-    if isinstance(sde, DiscreteChain):
-        _, x = reverse_diffusion_step(sde, score_fn, x, t, jnp.zeros_like(x), CHAIN_STEPS)
-    else:
-        x = score_to_denoiser(sde, t, x, score_fn(x, t))
+    with jax.default_matmul_precision(matmul_precision):
+        if isinstance(sde, DiscreteChain):
+            _, x = reverse_diffusion_step(sde, score_fn, x, t, jnp.zeros_like(x), CHAIN_STEPS)
+        else:
+            x = score_to_denoiser(sde, t, x, score_fn(x, t))
     return Sampled(x, nfe + 1)
 
 
@@ -88,6 +94,7 @@ def encode(
     atol: float = 1e-5,
     t_min: float | None = None,
     max_steps: int = 4096,
+    matmul_precision: str = "highest",
 ) -> Sampled:
     """Takes data at t_min along the flow to latents at t_max: the inverse of `decode`.
 
@@ -95,8 +102,9 @@ def encode(
     """
     t_min = sde.sampling_t_min if t_min is None else t_min
     return solve_flow(
-        score_fn, x, t_min, sde.t_max, sde=sde, rtol=rtol, atol=atol, max_steps=max_steps
-    )
+        score_fn, x, t_min, sde.t_max, sde=sde, rtol=rtol, atol=atol, max_steps=max_steps,
+        matmul_precision=matmul_precision,
+    )  # fmt: skip
 
 
 def solve_flow(
@@ -109,6 +117,7 @@ def solve_flow(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 4096,
+    matmul_precision: str = "highest",
 ) -> Sampled:
     """Solves the probability-flow ODE from t_from to t_to, either way, by Dormand-Prince 5(4)."""
     drift_fn = probability_flow(sde, score_fn)
@@ -124,6 +133,7 @@ def solve_flow(
             rtol=rtol,
             atol=atol,
             max_steps=max_steps,
+            matmul_precision=matmul_precision,
         )
 
     solved = jax.vmap(solve)(x)

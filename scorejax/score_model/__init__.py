@@ -44,7 +44,7 @@ class ScoreModel:
     data: DataView
     network: nn.Module
     to_score: Callable[[NetworkFn], ScoreFn]
-    """network -> score: the convention in which the network was trained."""
+    """network -> score along the SDE: the convention in which the network was trained."""
     example_loss: ExampleLoss
     """(network, rng, x) -> (b,)."""
     tx: optax.GradientTransformation
@@ -59,12 +59,23 @@ class ScoreModel:
     """model -> the samples' way from noise, which the metric "samples" shows."""
     complete: control.MakeCompletion = control.chain_completion
     """(model, operator, num_steps) -> the paper's method for linear inverse problems."""
+    to_chain_score: Callable[[NetworkFn], ScoreFn] | None = None
+    """network -> score along the discrete chain, where it is not that along the SDE."""
     further_metrics: Callable[["ScoreModel"], Metrics] = lambda model: {}
     """model -> metrics of this paper alone."""
 
     def score(self, variables: Variables) -> ScoreFn:
         """The score of the network with these variables, without dropout."""
         return self.to_score(bind(self.network, variables))
+
+    def chain_score(self, variables: Variables) -> ScoreFn:
+        """The score as predictor-corrector chains need it."""
+        return (self.to_chain_score or self.to_score)(bind(self.network, variables))
+
+    def solver_options(self) -> dict[str, Any]:
+        """Tolerances and precision of the adaptive solves of the probability flow."""
+        precision = self.eval_options.eval_matmul_precision
+        return dataclasses.asdict(self.solver) | {"matmul_precision": precision}
 
     def sampler(self, name: str = "", **options: Any) -> sampling.Draw:
         """See `sampling.sampler`."""

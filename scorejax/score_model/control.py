@@ -72,10 +72,10 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
     if num_steps:
         chain = dataclasses.replace(model.chain, num_sampling_steps=num_steps)
         model = dataclasses.replace(model, chain=chain)
-    arguments = sampling.chain_arguments(model) | {"denoise": model.chain.denoise}
+    arguments = sampling.chain_arguments(model)
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        x, score_fn = rows[model.data.field], model.score(variables)
+        x, score_fn = rows[model.data.field], model.chain_score(variables)
         y = operator.forward(x)
         drawn = inverse.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **arguments
@@ -97,7 +97,7 @@ def completed(
 
 def interpolation(model: "ScoreModel", num: int) -> Apply:
     """path(variables, {"start", "end": (b, h, w, c)}) -> {"image": (b, num, h, w, c) in [0, 1]}."""
-    solver = dataclasses.asdict(model.solver)
+    solver = model.solver_options()
 
     def path(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
         ends = rows["start"], rows["end"]

@@ -36,8 +36,7 @@ def likelihood(
     solve = functools.partial(
         likelihoods.log_prob,
         divergence=likelihoods.exact if exact else likelihoods.hutchinson,
-        rtol=model.solver.rtol,
-        atol=model.solver.atol,
+        **model.solver_options(),
     )
 
     def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
@@ -87,7 +86,7 @@ def metrics(model: "ScoreModel") -> Metrics:
 
         return sample_distance(
             model.sampler(),
-            image_features(options.eval_features),
+            image_features(options.eval_features, options.eval_matmul_precision),
             data,
             num=options.eval_frechet_samples,
             batch=options.batch_size,

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Self
 
-from scorejax.choices import require
+from scorejax.choices import require, require_known
+from scorejax.numerics import MATMUL_PRECISIONS
 from scorejax.samplers.correctors import get_corrector
 from scorejax.samplers.predictors import get_predictor
 
@@ -31,7 +32,11 @@ class ChainOptions(_FromConfig):
     num_corrector_steps: int = 1
     num_sampling_steps: int = 1000
     denoise: bool = True
-    """Whether the last step adds no noise."""
+    """Whether samples are rid of the noise that is left at the end, by every sampler.
+
+    The last step of a chain then adds no noise; other samplers make one more evaluation. The
+    predictor "none" has no such step. Latents are always encoded and decoded without it.
+    """
 
     def __post_init__(self) -> None:
         values = vars(self)
@@ -56,9 +61,10 @@ class SolverOptions(_FromConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationOptions(_FromConfig):
-    """Numbers of examples for each metric; 0 leaves the metric out.
+    """Numbers of examples for each metric, 0 of which leaves the metric out; and the precision.
 
-    Raises: ValueError for a negative number, or no example for the held-out loss.
+    Raises: ValueError for a negative number, no example for the held-out loss, or an unknown
+    precision.
     """
 
     eval_examples: int = 1000
@@ -71,12 +77,19 @@ class EvaluationOptions(_FromConfig):
     """Samples for the Fréchet distance."""
     eval_features: str = ""
     """Features of that distance: "digits", or a file with FID's weights."""
+    eval_matmul_precision: str = "highest"
+    """Precision of products in likelihoods, the flow's adaptive solves and the features of metrics.
+
+    One of `numerics.MATMUL_PRECISIONS`. Training, and samplers whose steps are fixed beforehand,
+    have that of `jax.default_matmul_precision`.
+    """
     batch_size: int = 128
 
     def __post_init__(self) -> None:
         require(vars(self), ("eval_examples",), lambda v: v >= 1, "to be at least 1")
         counts = ("eval_bits_examples", "eval_samples", "eval_frechet_samples")
         require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
+        require_known("eval_matmul_precision", self.eval_matmul_precision, MATMUL_PRECISIONS)
 
 
 OPTIONS = tuple(

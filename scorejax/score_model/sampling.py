@@ -39,6 +39,8 @@ class Stepper(NamedTuple):
     num_steps: int
     steps_of_nfe: Callable[[int], int]
     fewest: int = 2
+    on_chain: bool = False
+    """Whether it walks the discrete chain, by the score `ScoreModel.chain_score`."""
 
 
 MakeStepper = Callable[["ScoreModel"], Stepper]
@@ -68,7 +70,7 @@ def sampler(
     sample = _with_steps(name, stepper, num_steps, nfe)
     if stepper.num_steps:  # An adaptive solver can always begin, and takes a second to trace.
         require_drawable(model, sample)
-    data = model.data
+    data, score = model.data, model.chain_score if stepper.on_chain else model.score
 
     def draw(variables: Variables, rngs: PRNGKeyArray, *arguments: Any) -> dict[str, Array]:
         if not jnp.issubdtype(rngs.dtype, jax.dtypes.prng_key) or rngs.ndim != 1:
@@ -76,7 +78,7 @@ def sampler(
                 "a sampler needs a key for each sample, as jax.random.split(jax.random.key(0), b) "
                 f"makes them; got {rngs.dtype}{list(rngs.shape)}"
             )
-        score_fn = condition(model.score(variables), model.sde, len(rngs), *arguments)
+        score_fn = condition(score(variables), model.sde, len(rngs), *arguments)
         x, nfe = sample(rngs, score_fn, (len(rngs), *data.shape))
         return {data.field: data.to_data(x), "nfe": jnp.broadcast_to(nfe, len(rngs))}
 
@@ -84,7 +86,7 @@ def sampler(
 
 
 def chain_arguments(model: "ScoreModel") -> dict[str, Any]:
-    """Arguments of `predictor_corrector` from the model's options, but `denoise`.
+    """Arguments of `predictor_corrector` from the model's options.
 
     Raises: ValueError if the SDE has no such chain.
     """
@@ -98,6 +100,7 @@ def chain_arguments(model: "ScoreModel") -> dict[str, Any]:
         "num_steps": options.num_sampling_steps,
         "snr": options.snr,
         "num_inner": options.num_corrector_steps,
+        "denoise": options.denoise,
     }
     require_drawable(model, functools.partial(pc.predictor_corrector, **arguments))
     return arguments
@@ -110,7 +113,7 @@ def chain_trajectory(model: "ScoreModel") -> Trajectory:
 
     def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
         chained = pc.predictor_corrector_trajectory(
-            rng, model.score(variables), shape, num_frames=num_frames, **chain
+            rng, model.chain_score(variables), shape, num_frames=num_frames, **chain
         )
         return model.data.to_data(chained.x)
 
@@ -129,19 +132,19 @@ def _pc(model: "ScoreModel") -> Stepper:
     predicts = arguments["predictor"] is not no_predictor
     corrects = arguments["corrector"] is not no_corrector
     cost = max(predicts + corrects * arguments["num_inner"], 1)
-    denoise = model.chain.denoise
-    sample = functools.partial(pc.predictor_corrector, **arguments, denoise=denoise)
-    return Stepper(sample, num_steps, lambda nfe: nfe // cost)
+    sample = functools.partial(pc.predictor_corrector, **arguments)
+    return Stepper(sample, num_steps, lambda nfe: nfe // cost, on_chain=True)
 
 
 def _ode(model: "ScoreModel") -> Stepper:
-    tolerances = {"rtol": model.solver.rtol, "atol": model.solver.atol}
-    sample = functools.partial(probability_flow_ode, sde=model.sde, **tolerances)
-    return Stepper(sample, 0, lambda nfe: 0)
+    options = {"sde": model.sde, "denoise": model.chain.denoise, **model.solver_options()}
+    return Stepper(functools.partial(probability_flow_ode, **options), 0, lambda nfe: 0)
 
 
 def _heun(model: "ScoreModel") -> Stepper:
-    return Stepper(functools.partial(few_step.heun, sde=model.sde), 18, lambda nfe: (nfe + 1) // 2)
+    denoise = model.chain.denoise
+    sample = functools.partial(few_step.heun, sde=model.sde, denoise=denoise)
+    return Stepper(sample, 18, lambda nfe: (nfe - int(denoise)) // 2 + 1)
 
 
 def _dpm_solver(sample: Callable[..., Sampled]) -> MakeStepper:

@@ -99,7 +99,8 @@ def drawn_by_heun(model: ScoreModel) -> sampling.Trajectory:
     shape = (model.eval_options.eval_samples, *model.data.shape)
 
     def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
-        x = few_step.heun(rng, model.score(variables), shape, sde=model.sde).x
+        score_fn, denoise = model.score(variables), model.chain.denoise
+        x = few_step.heun(rng, score_fn, shape, sde=model.sde, denoise=denoise).x
         return model.data.to_data(x)[None]
 
     return trajectory

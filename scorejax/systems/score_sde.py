@@ -67,6 +67,7 @@ def make_model(config: ConfigDict) -> ScoreModel:
         data=ImageView.from_options(config),
         network=build_network(config.model, config.image_size, config),
         to_score=to_score,
+        to_chain_score=chain_score_convention(config, sde),
         example_loss=objective(config, sde, to_score),
         tx=adam_from_config(config),
         **score_model.options(config),
@@ -74,9 +75,9 @@ def make_model(config: ConfigDict) -> ScoreModel:
 
 
 def score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], ScoreFn]:
-    """How a network's output becomes the score. Source: Appendix C."""
+    """How a network's output becomes the score along the SDE. Source: Appendix C."""
     if config.objective == "ddpm":
-        convert = parameterize.discrete_noise_prediction
+        convert = parameterize.noise_prediction_between_levels
         return lambda network: convert(sde, network, config.num_scales)
     if config.objective == "smld":
         divided = divided_by_level(config)
@@ -86,6 +87,14 @@ def score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], Scor
         convert = parameterize.sigma_conditioned
         return lambda network: convert(sde, parameterize.divided_by_sigma(network))
     return lambda network: parameterize.noise_prediction(sde, network)
+
+
+def chain_score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], ScoreFn] | None:
+    """The score along DDPM's chain, as in the published code; None if it is that of the SDE."""
+    if config.objective != "ddpm":
+        return None
+    convert = parameterize.discrete_noise_prediction
+    return lambda network: convert(sde, network, config.num_scales)
 
 
 def objective(

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a folder of yours in the form of a data set that need not be there."""
+
+import os
+import pathlib
+
+import numpy as np
+from jaxtyping import UInt8
+
+from scorejax.data import images, transforms
+from scorejax.data.picture_files import SUFFIXES, load_image, picture_paths
+
+
+def read_pictures(
+    folder: str | os.PathLike, dataset: str, image_size: int, limit: int | None = None
+) -> UInt8[np.ndarray, "n h w c"]:
+    """The pictures below a folder, or the first `limit` by path, as images of a data set.
+
+    Pictures of another size are cropped to their central square and shrunk, which changes their
+    likelihood.
+    Raises: FileNotFoundError if there are no pictures; ValueError, one line, if a picture is
+    damaged, or in colour and those of the set are not, or if the set has other than 256 levels.
+    """
+    spec = images.image_set(dataset)
+    if spec.levels != 256:
+        raise ValueError(
+            f"the model's data set {dataset} has {spec.levels} grey levels, pictures have 256; "
+            f"measure those of {folder} by a model of images with 256 levels"
+        )
+    paths = picture_paths(pathlib.Path(folder).expanduser(), deep=True)[:limit]
+    if not paths:
+        raise FileNotFoundError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
+    return np.stack([_fitted(path, spec.channels, image_size) for path in paths])
+
+
+def _fitted(path: pathlib.Path, channels: int, size: int) -> UInt8[np.ndarray, "h w c"]:
+    picture = load_image(path)
+    if channels == 1:
+        if (picture != picture[..., :1]).any():
+            raise ValueError(f"{path} is in colour; the model's images are grey")
+        picture = picture[..., :1]
+    return transforms.crop_then_shrink(picture, size)

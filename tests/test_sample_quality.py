@@ -116,8 +116,8 @@ def test_a_file_that_is_no_statistics_is_named_in_one_line(content, message, tmp
 
 def test_metrics_by_name_take_what_they_need():
     first, second, logits = features()
-    samples = {"pool": second, "logits": logits}
-    whole = sample_quality.Reference(frechet.moments(first), first)
+    samples = sample_quality.Features(frechet.moments(second), second, logits)
+    whole = sample_quality.Features(frechet.moments(first), first)
     for name, metric in sample_quality.METRICS.items():
         found = metric(whole, samples)
         assert all(np.isfinite(value) for value in found.values())

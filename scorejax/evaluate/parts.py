@@ -3,6 +3,9 @@
 
 The name of the directory contains a hash of all inputs. Another seed or other weights therefore
 never reuse a part.
+
+With several processes the first one writes the parts and decides which of them exist. All read
+them, from a file system that they share.
 """
 
 import hashlib
@@ -17,6 +20,7 @@ import jax
 import numpy as np
 
 from scorejax.files import save_npz
+from scorejax.train import parallel
 from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]
@@ -32,16 +36,24 @@ class Parts:
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
         self.directory = pathlib.Path(f"{out}.parts-{digest.hexdigest()[:8]}")
 
+    def has(self, name: str) -> bool:
+        """Whether the part `name` is on disk; every process needs to ask."""
+        return parallel.first_answer(self._path(name).exists())
+
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """Loads the part `name` if it is on disk; otherwise computes it and saves it atomically."""
-        path = self.directory / f"{name}.npz"
-        if path.exists():
-            with np.load(path) as file:
+        if self.has(name):
+            with np.load(self._path(name)) as file:
                 return dict(file)
         part = {key: np.asarray(value) for key, value in compute().items()}
-        save_npz(path, **part)
+        if jax.process_index() == 0:
+            save_npz(self._path(name), **part)
         return part
 
     def remove(self) -> None:
         """Deletes the parts; call it once `out` is written."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self.directory / f"{name}.npz"

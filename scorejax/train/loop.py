@@ -74,7 +74,7 @@ def _run(
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
     updates = compiled_updates(system, settings, keys, state, checkpoints)
-    frozen = frozen_arguments(system)
+    frozen, publish = frozen_arguments(system), parallel.map_copies(system.published)
     in_flight = parallel.InFlight()
     replicated = parallel.replicate(state)
     done = start_step
@@ -89,10 +89,12 @@ def _run(
         saves = last or stop or step % settings.save_every == 0
         if evaluates or saves:
             _report(in_flight.drain(), log, checkpoints)
-            state, scalars = parallel.unreplicate(replicated), {}
+            scalars = {}
+            if saves:
+                state = parallel.unreplicate(replicated)
             if evaluates:
                 rng = jax.random.fold_in(keys.evaluate, step)
-                evaluation = system.evaluate(rng, jax.device_put(state), *frozen)
+                evaluation = system.evaluate(rng, publish(replicated), *frozen)
                 log.evaluation(step, evaluation)
                 scalars = evaluation.scalars
             log.flush()

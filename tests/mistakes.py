@@ -168,6 +168,9 @@ CASES = {
         "likelihood", [RUN, "--repeats=0"], 2, "--repeats needs to be at least 1; got 0",
     ),
     "likelihood: num": ("likelihood", [RUN, "--num=-1"], 2, "--num=-1"),
+    "sample: alone": (
+        "sample", [RUN, "--distributed"], 2, "--distributed finds no other processes: start",
+    ),
     "evaluate: metric": (
         "evaluate", [RUN, "--metrics=los"], 2, "unknown metric 'los': did you mean 'loss'?",
     ),

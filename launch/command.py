@@ -22,6 +22,8 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 Job = Callable[[], None]
+DISTRIBUTED = "Share the work with the other processes of a TPU slice or of srun; one writes."
+"""Help of --distributed, for the commands that have it."""
 
 
 def run(prepare: Callable[[], Job]) -> None:
@@ -57,6 +59,31 @@ def output(out: str, workdir: str, name: str) -> str:
         if path.with_name(path.name + suffix).is_dir():
             raise NotADirectoryError(f"--out={path}: {path}{suffix} is a directory, not a file")
     return str(path)
+
+
+def join(distributed: bool) -> None:
+    """Joins the other processes if --distributed is given; call it before devices are used.
+
+    Raises: ValueError if neither a TPU slice nor a launcher such as srun is there.
+    """
+    if not distributed:
+        return
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError:
+        raise ValueError(
+            "--distributed finds no other processes: start the command on every host of a TPU "
+            "slice, or by srun, or leave the flag out"
+        ) from None
+
+
+def writes() -> bool:
+    """Whether this process writes the results: the first one, or the only one."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def require_positive(**values: int) -> None:

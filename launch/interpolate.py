@@ -19,10 +19,12 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pairs at a time, on all dev
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the dequantisation.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/interpolation by default.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
+    command.join(DISTRIBUTED.value)
     import numpy as np
 
     from scorejax import runs, systems
@@ -44,6 +46,8 @@ def prepare() -> command.Job:
         x = model.data.dequantized(np.random.default_rng(SEED.value), stored)
         rows = {"start": x[0::2], "end": x[1::2]}
         frames = in_chunks(path, run.variables, rows, BATCH_SIZE.value, "pairs")["image"]
+        if not command.writes():
+            return
         save_npz(f"{out}.npz", images=frames)
         flat = frames.reshape(-1, *frames.shape[2:])
         pictures.save_png(f"{out}.png", pictures.image_grid(flat, num_columns=NUM_FRAMES.value))

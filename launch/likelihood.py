@@ -27,12 +27,14 @@ STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by
 OUT = flags.DEFINE_string(
     "out", "", "Path without suffix; <workdir>/likelihood_<split, or images> by default."
 )
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     command.require_positive(repeats=REPEATS.value, batch_size=BATCH_SIZE.value)
     if IMAGES.value and flags.FLAGS["split"].present:
         raise ValueError("--images takes the place of --split; give one of them")
+    command.join(DISTRIBUTED.value)
     import jax
     import numpy as np
 
@@ -62,6 +64,8 @@ def prepare() -> command.Job:
         sizes = {"batch_size": BATCH_SIZE.value}
         parts, rng = Parts(out, identity | sizes, (run.variables, x)), jax.random.key(SEED.value)
         rows = chunks.measure_in_chunks(rng, measure, run.variables, x, parts=parts, **sizes)
+        if not command.writes():
+            return
         bits, nfe = (rows[name].reshape(REPEATS.value, -1) for name in ("bits_per_dim", "nfe"))
         save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
         report = reports.likelihood_report(bits, nfe, dim=x[0].size, exact=exact)

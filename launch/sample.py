@@ -27,12 +27,14 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/samples by default.")
 MOVED = [flags.DEFINE_string(name, "", "See launch.segment.") for name in ("images", "damaged")]
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     if any(flag.value for flag in MOVED):
         raise ValueError("--images and --damaged are flags of launch.segment")
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
+    command.join(DISTRIBUTED.value)
     import jax
 
     from scorejax import runs, systems
@@ -57,8 +59,9 @@ def prepare() -> command.Job:
         rows = {"arguments": arguments, "batch_size": BATCH_SIZE.value}
         rng = jax.random.key(SEED.value)
         samples = chunks.draw_in_chunks(rng, draw, run.variables, NUM.value, **rows)
-        paths = reports.save_samples(out, samples, step=run.step)
-        print(f"{NUM.value} samples, {samples['nfe'].mean():.0f} evaluations each: {paths}")
+        if command.writes():
+            paths = reports.save_samples(out, samples, step=run.step)
+            print(f"{NUM.value} samples, {samples['nfe'].mean():.0f} evaluations each: {paths}")
 
     return job
 

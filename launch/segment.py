@@ -20,9 +20,11 @@ DAMAGED = flags.DEFINE_enum(
 )
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Folder; <workdir>/segmented by default.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
+    command.join(DISTRIBUTED.value)
     from scorejax import runs, systems
     from scorejax.capabilities import Segments
     from scorejax.evaluate import segmented_folder
@@ -36,6 +38,8 @@ def prepare() -> command.Job:
 
     def job() -> None:
         segmented_folder.segment_pictures(segment, run.variables, pictures.paths, out)
+        if not command.writes():
+            return
         for line in pictures.skipped:
             print(f"left out: {line}")
         print(f"{len(pictures.paths)} pictures segmented: {out}")

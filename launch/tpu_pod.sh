@@ -3,7 +3,8 @@
 # Runs a command on every host of a Cloud TPU slice; all hosts must run the same one.
 #   launch/tpu_pod.sh NAME ZONE -m launch.train --config=configs/score_sde/fashion_mnist.py \
 #       --workdir=gs://bucket/run --distributed
-# Without --distributed each host trains by itself. The repository must lie in ~/scorejax on every host,
+# Without --distributed each host works by itself. launch.sample, likelihood, evaluate, complete,
+# interpolate and segment have the flag too. The repository must lie in ~/scorejax on every host,
 # installed by `make install PYTHON=python3.11` and `.venv/bin/pip install 'jax[tpu]'`; the workdir
 # must lie in a bucket that all hosts may write to (see docs/start.md), or on a file system that all mount.
 set -euo pipefail

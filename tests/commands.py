@@ -4,6 +4,8 @@
 import json
 import os
 import pathlib
+import re
+import socket
 import subprocess
 import sys
 
@@ -38,3 +40,30 @@ def outcomes_of(cases: dict[str, tuple[str, list[str]]], **environment: str) -> 
         env=ENVIRONMENT | environment, check=True,
     )  # fmt: skip
     return dict(zip(cases, json.loads(answered.stdout), strict=True))
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def run_on_two(command: str, *argv: str, timeout: float = 600, **environment: str) -> list[str]:
+    """What `launch.<command> --distributed` prints in each of two processes started as by srun."""
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    slurm |= {"JAX_COORDINATOR_PORT": str(free_port()), "JAX_NUM_CPU_DEVICES": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"launch.{command}", *argv, "--distributed"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env=ENVIRONMENT | environment | slurm | dict.fromkeys(
+                ("SLURM_PROCID", "SLURM_LOCALID"), str(index)
+            ),
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outcomes = [process.communicate(timeout=timeout) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outcomes
+    # The library that connects the processes prints too.
+    return [re.sub(r"^\[Gloo\].*\n", "", stdout, flags=re.MULTILINE) for stdout, _ in outcomes]

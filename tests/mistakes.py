@@ -188,6 +188,9 @@ CASES = {
         "likelihood", ["--workdir={tmp}/unread", "--images={tmp}/pictures"], 2, "no checkpoint",
     ),
     "likelihood: num": ("likelihood", [RUN, "--num=-1"], 2, "--num=-1"),
+    "sample: alone": (
+        "sample", [RUN, "--distributed"], 2, "--distributed finds no other processes: start",
+    ),
     "evaluate: metric": (
         "evaluate", [RUN, "--metrics=los"], 2, "unknown metric 'los': did you mean 'loss'?",
     ),

@@ -52,7 +52,7 @@ def build(config) -> System:
         loss=loss,
         tx=optax.sgd(0.1),
         source=environments(config["num_envs"]),
-        evaluate=lambda rng, state: Evaluation({"gain": float(state.params["gain"])}, {}),
+        evaluate=lambda rng, variables: Evaluation({"gain": float(variables[0]["gain"])}, {}),
     )
 
 

@@ -82,8 +82,7 @@ def test_full_size_parameters_are_counted():
 def test_an_experiment_is_judged_by_numbers_and_pictures(name):
     system = systems.load(get_config(name))
     params, model_state = jax.jit(system.init)(jax.random.key(0))
-    state = type("State", (), {"ema_params": params, "model_state": model_state})
-    found = system.evaluate(jax.random.key(1), state)
+    found = system.evaluate(jax.random.key(1), (params, model_state))
     failures = [value for key, value in found.scalars.items() if key.endswith("failures")]
     assert np.isfinite(list(found.scalars.values())).all() and not any(failures)
     assert found.pictures and all(p.dtype == np.uint8 for p in found.pictures.values())

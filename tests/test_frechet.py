@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Distances between sets of features agree with closed forms and with brute force."""
 
+import weakref
+
 import numpy as np
 import pytest
 import scipy.linalg
 from scipy.spatial.distance import cdist
 
 from scorejax.data import images
-from scorejax.evaluate import frechet
+from scorejax.evaluate import frechet, sample_quality
 from scorejax.evaluate.digits_features import digits_features, quantized
 
 RNG = np.random.default_rng(0)
@@ -16,6 +18,40 @@ RNG = np.random.default_rng(0)
 def _covariance(d, rank):
     root = RNG.normal(size=(d, rank))
     return root @ root.T
+
+
+def test_moments_of_chunks_are_those_of_all_rows_and_nothing_cancels():
+    # A mean a thousand times the spread: the sum of squares alone would lose six of 16 digits.
+    x = 1e3 + RNG.normal(size=(500, 6)) @ RNG.normal(size=(6, 6))
+    running = frechet.RunningMoments()
+    for chunk in np.split(x, [1, 2, 130, 131, 400]):
+        running.add(chunk)
+    for found in (running.moments(), frechet.moments(x)):
+        np.testing.assert_allclose(found.mean, x.mean(axis=0), rtol=1e-14)
+        # Rows are centred to 1e3 x 2e-16; their covariance, about 6, to some of that.
+        np.testing.assert_allclose(found.covariance, np.cov(x.T), rtol=0, atol=5e-12)
+    assert frechet.moments(x[:, :1]).covariance.shape == (1, 1)
+
+
+def test_features_are_not_kept_unless_asked_for():
+    alive, most = [], 0
+
+    def chunks():
+        nonlocal most
+        for _ in range(6):
+            pool = RNG.normal(size=(50, 4))
+            alive.append(weakref.ref(pool))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield {"pool": pool, "logits": pool[:, :2].copy()}
+
+    found = sample_quality.summarized(chunks(), ["logits"])
+    assert found.pool is None and found.logits.shape == (300, 2)
+    # The generator's own, and the one before it while that is replaced.
+    assert most <= 2
+    pools = list(chunks())
+    kept = sample_quality.summarized(iter(pools), ["pool"])
+    np.testing.assert_array_equal(kept.pool, np.concatenate([chunk["pool"] for chunk in pools]))
+    np.testing.assert_allclose(kept.moments.covariance, np.cov(kept.pool.T), atol=1e-14)
 
 
 def test_frechet_of_commuting_gaussians_is_the_closed_form():
@@ -113,6 +149,7 @@ def test_balanced_samples_stay_below_the_95th_percentile_as_often_as_it_says():
     [
         (lambda: frechet.moments(np.zeros(3)), r"got \(3,\)"),
         (lambda: frechet.moments(np.zeros((1, 3))), "at least 2"),
+        (lambda: frechet.RunningMoments().moments(), "at least 2 rows of features; got 0"),
         (lambda: frechet.moments(np.array([[1.0], [np.nan]])), "1 are not"),
         (
             lambda: frechet.frechet_distance(np.zeros((3, 2)), np.zeros((3, 4))),

@@ -43,8 +43,8 @@ def loss(params, state, rng, batch, frozen):
     return value, Aux({}, state.model_state)
 
 
-def evaluate(rng, state, frozen):
-    return Evaluation({"error": float(abs(state.params["weight"] - frozen["table"].mean()))}, {})
+def evaluate(rng, variables, frozen):
+    return Evaluation({"error": float(abs(variables[0]["weight"] - frozen["table"].mean()))}, {})
 
 
 def system(table, **fields):
@@ -139,7 +139,7 @@ def test_frozen_arrays_that_a_run_did_not_have_are_refused(tmp_path):
         loss=lambda params, state, rng, batch: loss(
             params, state, rng, batch, {"table": jnp.ones(1000)}
         ),
-        evaluate=lambda rng, state: Evaluation({}, {}),
+        evaluate=lambda rng, variables: Evaluation({}, {}),
     )
     train(constant, CONFIG, tmp_path)
     with pytest.raises(ValueError, match=r"the frozen arrays 'table' have changed: .* absent"):
@@ -157,19 +157,36 @@ def test_metrics_see_the_published_variables_and_the_frozen_arrays():
             {"bias": float(variables[0]["bias"]), "mean": float(frozen["table"].mean())}, {}
         )
     )
-    published = lambda state: ({"bias": state.params["bias"] + 1}, {})
-    evaluate = make_evaluate({"bias": seen}, "bias", published=published)
-    small = system(np.full(10, 5.0, np.float32))
-    state = TrainState.create(*small.init(None), small.tx)
-    scalars = evaluate(jax.random.key(0), state, small.frozen).scalars
+    evaluate = make_evaluate({"bias": seen}, "bias")
+    variables, frozen = ({"bias": np.float32(2)}, {}), {"table": np.full(10, 5.0, np.float32)}
+    scalars = evaluate(jax.random.key(0), variables, frozen).scalars
     assert scalars == {"bias": 2.0, "mean": 5.0}
+
+
+def test_an_evaluation_gets_what_is_published_and_moves_nothing_else(tmp_path):
+    heavy, seen = np.ones((509, 1021), np.float32), []
+
+    def evaluate(rng, variables, frozen):
+        # The state in training has a leading axis of devices: an array of this shape is a copy.
+        copies = [array for array in jax.live_arrays() if array.shape == heavy.shape]
+        seen.append((jax.device_get(variables), len(copies)))
+        return Evaluation({}, {})
+
+    published = lambda state: ({"bias": state.params["bias"] + 1}, {"updates": state.step})
+    run = system(np.ones(1000, np.float32), published=published)._replace(
+        init=lambda rng: ({"weight": np.float32(0), "bias": np.float32(1), "heavy": heavy}, {}),
+        tx=optax.adam(0.1),
+        evaluate=evaluate,
+    )
+    train(run, CONFIG | {"eval_every": 10, "save_every": 20}, tmp_path)
+    assert seen == [(({"bias": 2.0}, {"updates": step}), 0) for step in (10, 20)]
 
 
 def test_a_system_publishes_the_variables_that_it_says(tmp_path):
     # The bias alone, and not averaged: what a second stage needs of an actor and its critic.
     published = lambda state: ({"bias": state.params["bias"]}, {"updates": state.step})
     table = np.ones(1000, np.float32)
-    train(system(table, published=published), CONFIG, tmp_path / "first")
+    train(system(table, published=published), CONFIG | {"eval_every": 0}, tmp_path / "first")
     shutil.move(tmp_path / "first", tmp_path / "moved")
     run = runs.open(tmp_path / "moved")
     assert run.step == 20 and run.config.density_workdir == "runs/density"

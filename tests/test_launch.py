@@ -260,6 +260,36 @@ def test_evaluate_takes_the_training_images_for_reference(workdir, tmp_path):
     assert again["fid"] == pytest.approx(report["fid"], rel=1e-4)
 
 
+@pytest.mark.slow
+def test_commands_in_two_processes_write_what_they_write_in_one(workdir, tmp_path):
+    cases = {
+        "sample": ("--num=5", "--batch_size=4", "--sampler=heun", "--nfe=9"),
+        "likelihood": ("--num=3", "--batch_size=2", "--seed=1"),
+        "evaluate": ("--metrics=loss,samples",),
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    for command, argv in cases.items():
+        argv = (f"--workdir={workdir}", *argv)
+        run(command, *argv, f"--out={one / command}")
+        out = f"--out={two / command}"
+        printed = commands.run_on_two(command, *argv, out, **commands.SAME_FLAGS)
+        assert printed[0] and not printed[1]  # The second process is silent.
+    assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+    # The programs are the same; on CPUs their threads sum in another order. Samples move by 2e-6
+    # of their size, the loss by 1e-8; a likelihood can take other steps, see above.
+    for command, name, tolerance in (
+        ("sample", "images", {"rtol": 0, "atol": 2e-3}),  # Forty steps leave images of size 100.
+        ("likelihood", "bits_per_dim", {"atol": 0.02}),
+    ):
+        ours, theirs = (np.load(out / f"{command}.npz")[name] for out in (one, two))
+        np.testing.assert_allclose(theirs, ours, **tolerance)
+    ours, theirs = (json.loads((out / "evaluate.json").read_text()) for out in (one, two))
+    assert theirs == pytest.approx(ours, rel=1e-6)
+    for path in one.glob("*.png"):
+        ours, theirs = (np.int16(PIL.Image.open(out / path.name)) for out in (one, two))
+        assert np.abs(ours - theirs).max() <= 1
+
+
 def environment_after_launch(tmp_path, **variables):
     names = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
     base = {key: value for key, value in os.environ.items() if key not in (*names, "JAX_PLATFORMS")}

@@ -159,6 +159,33 @@ def test_metrics_are_numbers_and_pictures():
     assert all(np.isfinite(list(scalars.values())))
 
 
+def test_no_device_evaluates_more_examples_than_it_trains_on():
+    sizes = set()
+
+    class Watched(Linear):
+        @nn.compact
+        def __call__(self, x, label, *, dropout_rng=None):
+            sizes.add(len(x))
+            return self.param("c", nn.initializers.constant(-2.0), ()) * x
+
+    found = []
+    # On each of two devices: a quarter of a batch of 16 in two parts; at most half of one of 60,
+    # which is half of the 50 examples and of the 20 samples.
+    for batch_size, accumulation, on_device in ((16, 2, {4}), (60, 1, {25, 10})):
+        changes = {"batch_size": batch_size, "accumulation": accumulation}
+        counts = {"eval_examples": 50, "eval_samples": 20, "eval_bits_examples": 0}
+        metrics = with_network(Watched(), **changes, **counts).metrics()
+        sizes.clear()
+        built = [metrics[name]() for name in ("loss", "samples")]
+        found.append([metric(jax.random.key(0), VARIABLES) for metric in built])
+        assert sizes == on_device
+    for few, many in zip(*found, strict=True):
+        # Rows are sums of 64 pixels in single precision, in an order that the compiler chooses.
+        assert few.scalars == pytest.approx(many.scalars, rel=1e-5)
+        for name, picture in few.pictures.items():
+            np.testing.assert_allclose(picture, np.int16(many.pictures[name]), atol=1)
+
+
 NAN = float("nan")
 
 

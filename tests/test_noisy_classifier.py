@@ -13,6 +13,7 @@ from scorejax import systems
 from scorejax.models.wide_resnet import WideBlock, WideResNet, standardised
 from scorejax.sdes import VESDE, VPSDE
 from scorejax.systems import noisy_classifier
+from scorejax.train.state import averaged
 from tests.random_variables import random_variables
 
 TINY = WideResNet(num_classes=3, width=4, widen_factor=2, num_blocks=1, num_stages=2)
@@ -84,7 +85,8 @@ def test_it_learns_to_tell_digits_apart_under_noise(tmp_path):
     config.num_train_steps = config.eval_every = config.save_every = 300
     config.ema_rate, config.eval_examples, config.num_noise_bins = 0.9, 400, 3
     system = systems.load(config)
-    found = system.evaluate(jax.random.key(0), train(system, config, tmp_path)).scalars
+    variables = averaged(train(system, config, tmp_path))
+    found = system.evaluate(jax.random.key(0), variables).scalars
     by_level = [value for name, value in found.items() if name.startswith("accuracy_sigma")]
     # Chance is 0.1, and 0.16 is four standard errors above it; noise hides what a digit is.
     assert by_level[0] > 0.5 and by_level[0] > by_level[1]

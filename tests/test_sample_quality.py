@@ -4,13 +4,20 @@
 Reference numbers are those of torch-fidelity 0.4.0 on the same features.
 """
 
+from typing import NamedTuple
+
+import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from scipy import stats
 
-from scorejax.evaluate import frechet, sample_quality
+from scorejax.data.view import ImageView
+from scorejax.evaluate import frechet, sample_quality, sample_report
 from scorejax.evaluate.inception_score import inception_score
 from scorejax.evaluate.kernel_distance import kernel_distance, squared_mmd
+from scorejax.random import row_keys
+from scorejax.runs import Run
 
 
 def features():
@@ -116,8 +123,8 @@ def test_a_file_that_is_no_statistics_is_named_in_one_line(content, message, tmp
 
 def test_metrics_by_name_take_what_they_need():
     first, second, logits = features()
-    samples = {"pool": second, "logits": logits}
-    whole = sample_quality.Reference(frechet.moments(first), first)
+    samples = sample_quality.Features(frechet.moments(second), second, logits)
+    whole = sample_quality.Features(frechet.moments(first), first)
     for name, metric in sample_quality.METRICS.items():
         found = metric(whole, samples)
         assert all(np.isfinite(value) for value in found.values())
@@ -165,6 +172,53 @@ def test_samples_that_failed_are_counted():
     found = look(({}, {}), {"rng": np.array([2, 1, 0])})
     np.testing.assert_array_equal(found["finite"], [True, False, True])
     assert np.isfinite(found["mean"]).all()
+
+
+class Seen(NamedTuple):
+    pool: jax.Array
+    logits: jax.Array
+
+
+class Pixels:
+    """Stands for InceptionV3: features are sums of rows of pixels, logits sums of columns."""
+
+    def apply(self, variables, x):
+        return Seen(x[..., 0].sum(axis=1), x[..., 0].sum(axis=2))
+
+
+def test_a_report_is_of_all_samples_and_all_training_images_and_resumes(tmp_path):
+    view, num, drawn = ImageView("digits", 8), 30, []
+
+    def draw(variables, rngs):
+        drawn.append(len(rngs))
+        return {"image": jax.vmap(lambda rng: jax.random.uniform(rng, (8, 8, 1)))(rngs)}
+
+    train = view.stored("train").image
+    metrics = ("fid", "is", "precision_recall")
+    judge = sample_report.Judge(metrics, draw, {}, Pixels(), {}, view, train, None)
+    run, out = Run(ConfigDict(), {}, 0), str(tmp_path / "fid")
+    report, parts = sample_report.sample_report(judge, run, num, seed=5, batch_size=8, out=out)
+
+    rngs = row_keys(jax.random.key(5), num)
+    x = np.floor(255 * np.asarray(draw({}, rngs)["image"][..., 0])) / 255
+    real = np.floor(255 * train[..., 0].astype(float) / 16) / 255
+    # Features are sums of eight numbers in single precision.
+    distance = frechet.frechet_distance(real.sum(axis=1), x.sum(axis=1))
+    assert report["fid"] == pytest.approx(distance, rel=1e-5)
+    assert report["inception_score"] == pytest.approx(inception_score(x.sum(axis=2)).mean, rel=1e-5)
+    covered = frechet.precision_recall(real.sum(axis=1), x.sum(axis=1))
+    assert (report["precision"], report["recall"]) == covered
+    assert report["num_samples"] == num and report["num_not_finite"] == 0
+    saved = frechet.load_statistics(f"{out}_reference.npz")
+    np.testing.assert_allclose(saved.covariance, np.cov(real.sum(axis=1).T), atol=1e-5)
+
+    drawn.clear()
+    judge = judge._replace(metrics=("fid",))
+    again, _ = sample_report.sample_report(judge, run, num, seed=5, batch_size=8, out=out)
+    assert again["fid"] == report["fid"] and not drawn
+    for part in parts:
+        part.remove()
+    assert [path.name for path in tmp_path.iterdir()] == ["fid_reference.npz"]
 
 
 def test_statistics_of_another_network_are_refused(tmp_path):

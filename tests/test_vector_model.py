@@ -74,9 +74,8 @@ def test_it_trains_and_reports_numbers_without_pictures(tmp_path):
     config = TOY | {"system": "vectors", "best_metric": "loss", "num_train_steps": 200}
     config |= {"eval_every": 200, "save_every": 200}
     system = training_system(score_model(Linear(), predicts_noise), config)
-    before = system.evaluate(
-        jax.random.key(0), train(system, config | {"num_train_steps": 200}, tmp_path)
-    )
+    state = train(system, config | {"num_train_steps": 200}, tmp_path)
+    before = system.evaluate(jax.random.key(0), system.published(state))
     assert set(before.scalars) >= {"loss", "log_prob"} and before.pictures == {}
     untrained, _ = system.init(jax.random.key(0))
     model = score_model(Linear(), predicts_noise)

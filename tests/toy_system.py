@@ -79,8 +79,8 @@ class ToySystem(NamedTuple):
         }
         return error, Aux({"output_size": jnp.mean(jnp.abs(output))}, model_state)
 
-    def evaluate(self, rng, state):
-        size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(state.ema_params))
+    def evaluate(self, rng, variables):
+        size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(variables[0]))
         picture = np.zeros((4, 6, 3), np.uint8)
         return Evaluation({"size": size}, {"blank": picture})
 

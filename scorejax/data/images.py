@@ -10,9 +10,10 @@ format and read here without TensorFlow. The data directory is `data_dir`, or $S
 
 import dataclasses
 import gzip
+import itertools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,11 @@ from scorejax.choices import require_known, unknown
 from scorejax.data import tfrecords, transforms
 from scorejax.data.photographs import photo_patches
 from scorejax.data.picture_folder import PictureFolder
+from scorejax.data.prefetch import read_ahead
 
 SPLITS = ("train", "test")
+READ_AHEAD = 64
+"""Pictures that are decoded before they are asked for."""
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -96,7 +100,7 @@ class Records(Sequence):
 
 
 class Streamed:
-    """Images of records as uint8 (n, size, size, c), read from disk when indexed."""
+    """Images of records as uint8 (n, size, size, c), read from disk by several threads."""
 
     def __init__(self, rows: Records):
         self._rows = rows
@@ -105,7 +109,15 @@ class Streamed:
         return len(self._rows)
 
     def __getitem__(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        return np.stack([self._rows[int(row)]["image"] for row in index])
+        return next(self.chunks([index]))
+
+    def chunks(self, indices: Sequence[Sequence[int] | np.ndarray]) -> Iterator[np.ndarray]:
+        """Yields the images of each index in turn, and reads those of the next one meanwhile."""
+        read = lambda row: self._rows[int(row)]["image"]
+        ahead = max(map(len, indices), default=0)
+        pictures = read_ahead(read, itertools.chain.from_iterable(indices), ahead=ahead)
+        for index in indices:
+            yield np.stack(list(itertools.islice(pictures, len(index))))
 
 
 def image_set(name: str) -> ImageSet:
@@ -242,7 +254,8 @@ def _tfrecords(name: str, size: int, data_dir: str) -> tfrecords.TFRecordImages:
 
 
 def _gather(rows: Records, limit: int | None) -> Images:
-    examples = [rows[index] for index in range(len(rows))[:limit]]
+    some = range(len(rows))[:limit]
+    examples = list(read_ahead(rows.__getitem__, some, ahead=READ_AHEAD))
     image, label = (np.stack([example[key] for example in examples]) for key in Images._fields)
     return Images(image, label)
 

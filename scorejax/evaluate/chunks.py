@@ -1,48 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Computes many rows on all local devices, one chunk at a time, with a progress bar."""
+"""Computes many rows on all devices of all processes, one chunk at a time.
 
-import functools
+Every process calls the functions here with the same arguments, computes its share of each chunk and
+gets all results. A row is a function of its own inputs and key, so that results do not depend on
+the size of the chunks nor on the number of devices or processes, up to rounding.
+"""
+
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
 
+from scorejax.data.images import Streamed
 from scorejax.evaluate.parts import Arrays, Parts
 from scorejax.random import row_keys
 from scorejax.train import parallel
 from scorejax.typing import Array, PRNGKeyArray, PyTree
 
+Rows = dict[str, Array | Streamed]
+"""Arrays by name, all with a leading axis that counts the rows, or images on disk."""
+
+
+def make_stream(
+    fn: Callable[[PyTree, dict[str, Array]], dict[str, Array]],
+) -> Callable[..., Iterator[Arrays]]:
+    """Returns stream(variables, rows, batch_size, unit="", parts=None), compiled once for one size.
+
+    It yields fn(variables, rows) for `batch_size` rows at a time, in order. `fn` maps rows to
+    results and treats each row on its own. Images that are on disk are read while the devices
+    compute the chunk before. `unit` names a row in the progress bar on stderr; without it there is
+    none. With `parts`, each chunk is saved as soon as it is computed, and a chunk that is on disk
+    is loaded.
+    """
+    mapped = parallel.map_local_rows(fn)
+
+    def stream(
+        variables: PyTree, rows: Rows, batch_size: int, unit: str = "", parts: Parts | None = None
+    ) -> Iterator[Arrays]:
+        num = len(next(iter(rows.values())))
+        batch_size, variables = min(batch_size, num), parallel.share(variables)
+        # The last chunk is filled up, since another size would be compiled anew.
+        chunk = parallel.local_rows(batch_size)
+        starts = {f"{start:08d}": start for start in range(0, num, batch_size)}
+        missing = [start for name, start in starts.items() if not (parts and parts.has(name))]
+        local = _read_chunks(rows, [np.minimum(start + chunk, num - 1) for start in missing])
+        compute = lambda: mapped(variables, next(local), batch_size)
+        silent = None if unit and jax.process_index() == 0 else True
+        with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr, disable=silent) as bar:
+            for name, start in starts.items():
+                results = parts.get(name, compute) if parts else compute()
+                yield jax.tree.map(lambda result, end=num - start: result[:end], results)
+                bar.update(min(batch_size, num - start))
+
+    return stream
+
+
+def joined(chunks: Iterable[Arrays]) -> Arrays:
+    """The rows of all chunks."""
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+
 
 def in_chunks(
     fn: Callable[[PyTree, dict[str, Array]], dict[str, Array]],
     variables: PyTree,
-    rows: dict[str, Array],
+    rows: Rows,
     batch_size: int,
-    unit: str,
+    unit: str = "",
     parts: Parts | None = None,
 ) -> Arrays:
-    """fn(variables, rows) on all local devices, `batch_size` rows at a time.
-
-    `fn` maps rows to results and treats each row on its own; the leading axis counts the rows.
-    `unit` names a row in the progress bar on stderr. With `parts`, each chunk is saved as soon as
-    it is computed, and a chunk that is on disk is loaded.
-    """
-    mapped = parallel.map_over_devices(fn)
-    num = len(next(iter(rows.values())))
-    batch_size = min(batch_size, num)
-    results = []
-    with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr, disable=None) as bar:
-        for start in range(0, num, batch_size):
-            # The last chunk is filled up, since another size would be compiled anew.
-            index = np.minimum(np.arange(start, start + batch_size), num - 1)
-            chunk = {name: row[index] for name, row in rows.items()}
-            compute = functools.partial(mapped, variables, chunk)
-            results.append(parts.get(f"{start:08d}", compute) if parts else compute())
-            bar.update(min(batch_size, num - start))
-    return jax.tree.map(lambda *chunks: np.concatenate(chunks)[:num], *results)
+    """fn(variables, rows) of all rows, `batch_size` at a time; see `make_stream`."""
+    return joined(make_stream(fn)(variables, rows, batch_size, unit, parts))
 
 
 def draw_in_chunks(
@@ -84,3 +114,18 @@ def measure_in_chunks(
     """
     rows = {field: x, "rng": row_keys(rng, len(x))}
     return in_chunks(measure, variables, rows, batch_size, "examples", parts)
+
+
+def _read_chunks(rows: Rows, indices: list[np.ndarray]) -> Iterator[dict[str, Array]]:
+    """Yields the rows of each index (devices, share), read ahead if they are on disk."""
+    shape = indices[0].shape if indices else ()
+
+    def chunks(row: Array | Streamed) -> Iterator[Array]:
+        if not isinstance(row, Streamed):
+            return (row[index] for index in indices)
+        images = row.chunks([index.ravel() for index in indices])
+        return (x.reshape(*shape, *x.shape[1:]) for x in images)
+
+    iterators = [chunks(row) for row in rows.values()]
+    for values in zip(*iterators, strict=True):
+        yield dict(zip(rows, values, strict=True))

@@ -29,8 +29,38 @@ class Moments(NamedTuple):
 
 def moments(features: Float[ArrayLike, "n d"]) -> Moments:
     """Mean and covariance of features. Raises: ValueError unless they are finite and n >= 2."""
-    features = _features(features, at_least=2)
-    return Moments(features.mean(axis=0), np.atleast_2d(np.cov(features.T)))
+    running = RunningMoments()
+    running.add(_features(features, at_least=2))
+    return running.moments()
+
+
+class RunningMoments:
+    """Mean and covariance of features that come in chunks and are not kept.
+
+    Each chunk is centred on its own mean, and the mean of all is moved by differences of means, so
+    that nothing cancels. Source: Chan, Golub and LeVeque 1983, Eqs. 1.3-1.4 and 2.1.
+    """
+
+    def __init__(self) -> None:
+        self._num = 0
+        self._mean = self._scatter = np.zeros(())
+
+    def add(self, features: Float[ArrayLike, "n d"]) -> None:
+        """Adds a chunk. Raises: ValueError unless it has rows and is finite."""
+        features = _features(features, at_least=1)
+        num, mean = len(features), features.mean(axis=0)
+        centred = features - mean
+        total, shift = self._num + num, mean - self._mean
+        between = np.outer(shift, shift) * (self._num * num / total)
+        self._scatter = self._scatter + centred.T @ centred + between
+        self._mean = self._mean + shift * (num / total)
+        self._num = total
+
+    def moments(self) -> Moments:
+        """Moments of all rows. Raises: ValueError for fewer than two."""
+        if self._num < 2:
+            raise ValueError(f"moments need at least 2 rows of features; got {self._num}")
+        return Moments(self._mean, self._scatter / (self._num - 1))
 
 
 def gaussian_frechet_distance(first: Moments, second: Moments) -> float:

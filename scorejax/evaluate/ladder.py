@@ -84,14 +84,14 @@ def ladder_report(
 def largest_distance(images: Float[np.ndarray, "n *d"], *, flips: bool = False) -> float:
     """Largest distance between two images; with `flips`, mirror images count as images too.
 
-    Uses all local devices and is exact up to rounding. Each device holds all images and a block of
+    Uses all devices and is exact up to rounding. Each device holds all images and a block of
     distances. `flips` needs images (n, h, w, c).
     """
     points = distances.centred(_with_flips(images, flips))
     # Mirroring both images keeps their distance, so only unmirrored rows need to be compared.
     rows = points[: len(images)]
     farthest = parallel.map_over_devices(lambda points, rows: distances.farthest(rows, points))
-    block = ROWS_PER_DEVICE * jax.local_device_count()
+    block, points = ROWS_PER_DEVICE * jax.device_count(), parallel.share(points)
     starts = range(0, len(rows), block)
     return max(float(farthest(points, rows[start : start + block]).max()) for start in starts)
 

@@ -3,6 +3,9 @@
 
 The name of the directory contains a hash of all inputs. Another seed or other weights therefore
 never reuse a part.
+
+With several processes the first one writes the parts and decides which of them exist. All read
+them, from a file system that they share.
 """
 
 import hashlib
@@ -14,7 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.files import as_path, load_npz, remove_tree, save_npz
+from scorejax.files import AnyPath, as_path, exists, load_npz, remove_tree, save_npz
+from scorejax.train import parallel
 from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]
@@ -30,15 +34,23 @@ class Parts:
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
         self.directory = as_path(f"{out}.parts-{digest.hexdigest()[:8]}")
 
+    def has(self, name: str) -> bool:
+        """Whether the part `name` is on disk; every process needs to ask."""
+        return parallel.first_answer(exists(self._path(name)))
+
     def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
         """Loads the part `name` if it is on disk; otherwise computes it and saves it atomically."""
-        path = self.directory / f"{name}.npz"
-        if path.exists():
-            return load_npz(path)
+        if self.has(name):
+            return load_npz(self._path(name))
         part = {key: np.asarray(value) for key, value in compute().items()}
-        save_npz(path, **part)
+        if jax.process_index() == 0:
+            save_npz(self._path(name), **part)
         return part
 
     def remove(self) -> None:
         """Deletes the parts; call it once `out` is written."""
-        remove_tree(self.directory)
+        if jax.process_index() == 0:
+            remove_tree(self.directory)
+
+    def _path(self, name: str) -> AnyPath:
+        return self.directory / f"{name}.npz"

@@ -2,18 +2,20 @@
 """Metrics logged during training: held-out loss, bits per dimension, pictures of samples.
 
 A metric is a function (rng, variables) -> Evaluation. The functions here build one from a model's
-loss, likelihood or sampler and from held-out images.
+loss, likelihood or sampler and from held-out images. They compute in chunks on all devices.
 """
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorejax.choices import unknown
+from scorejax.evaluate.chunks import joined, make_stream
+from scorejax.random import row_keys
 from scorejax.report import Evaluation
-from scorejax.train.state import TrainState, averaged
 from scorejax.typing import Array, Batch, PRNGKeyArray, PyTree, Variables
 
 Metric = Callable[[PRNGKeyArray, Any], Evaluation]
@@ -22,16 +24,12 @@ Metrics = dict[str, Callable[[], Metric]]
 
 
 def make_evaluate(
-    metrics: Metrics,
-    best_metric: str,
-    *,
-    unranked: Collection[str] = ("samples",),
-    published: Callable[[TrainState], Variables] = averaged,
+    metrics: Metrics, best_metric: str, *, unranked: Collection[str] = ("samples",)
 ) -> Callable[..., Evaluation]:
-    """Builds evaluate(rng, state, *frozen): all metrics of the published variables.
+    """Builds evaluate(rng, variables, *frozen): all metrics of the published variables.
 
-    Loads the data of the metrics. `unranked` are those without a scalar of their name; `published`
-    is that of the system; frozen arrays are passed on to metric(rng, variables, *frozen).
+    Loads the data of the metrics. `unranked` are those without a scalar of their name; frozen
+    arrays are passed on to metric(rng, variables, *frozen).
     Raises: ValueError unless best_metric is "" or a metric with a scalar.
     """
     ranked = metrics.keys() - set(unranked)
@@ -39,8 +37,8 @@ def make_evaluate(
         raise unknown("best_metric", best_metric, ranked)
     built = [build() for build in metrics.values()]
 
-    def evaluate(rng: PRNGKeyArray, state: TrainState, *frozen: PyTree) -> Evaluation:
-        variables = published(state)  # One object: metrics may share what they compute from it.
+    def evaluate(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
+        # One object: metrics may share what they compute from it.
         parts = [metric(rng, variables, *frozen) for metric in built]
         scalars = {name: value for part in parts for name, value in part.scalars.items()}
         return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
@@ -49,57 +47,73 @@ def make_evaluate(
 
 
 def held_out_loss(
-    row_losses: Callable[[Any, PRNGKeyArray, Array], Array],
-    batches: Sequence[Batch],
+    row_losses: Callable[[Any, Array, Array], Array],
+    x: np.ndarray,
     *,
+    batch_size: int,
     field: str = "image",
 ) -> Metric:
-    """Mean of row_losses(variables, rng, batch[field]) -> (b,) over the rows whose "mask" is True.
+    """Mean of row_losses(variables, keys (b,), x (b, *d)) -> (b,), `batch_size` rows at a time.
 
     The metric ignores its key and draws the same noise every time, so that only the model changes
-    the loss.
+    the loss. The noise of a row depends on its number alone.
     """
 
+    def measure(variables: Any, rows: Batch) -> dict[str, Array]:
+        return {"loss": row_losses(variables, rows["rng"], rows[field])}
+
+    stream = make_stream(measure)
+
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        total, count = 0.0, 0
-        for number, batch in enumerate(batches):
-            rng = jax.random.key(number)
-            losses = np.asarray(row_losses(variables, rng, batch[field]))
-            total += float(losses[batch["mask"]].sum(dtype=np.float64))
-            count += int(batch["mask"].sum())
-        return Evaluation({"loss": total / count}, {})
+        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        losses = joined(stream(variables, rows, batch_size))["loss"]
+        return Evaluation({"loss": float(losses.mean(dtype=np.float64))}, {})
 
     return metric
 
 
 def held_out_density(
-    measure: Callable[[Any, Batch], dict[str, Array]], x: Array, *, name: str, field: str = "image"
+    measure: Callable[[Any, Batch], dict[str, Array]],
+    x: np.ndarray,
+    *,
+    names: Sequence[str],
+    batch_size: int,
+    field: str = "image",
 ) -> Metric:
-    """Mean of measure(variables, {field: x, "rng"})[name] (b,): bits_per_dim, or log_prob in nats.
+    """Means of measure(variables, {field: x, "rng"})[name] (b,), as bits_per_dim or log_prob.
 
     The noise is the same every time, as in `held_out_loss`.
     """
+    stream = make_stream(measure)
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        rng = jax.random.split(jax.random.key(0), len(x))
-        rows = measure(variables, {field: x, "rng": rng})
-        return Evaluation(summary(name, rows[name][None]), {})
+        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        measured = joined(stream(variables, rows, batch_size))
+        summaries = [summary(name, measured[name][None]) for name in names]
+        return Evaluation({key: value for part in summaries for key, value in part.items()}, {})
 
     return metric
 
 
 def chain_pictures(
-    trajectory: Callable[[Any, PRNGKeyArray], Array], *, num_rows: int = 6
+    trajectory: Callable[[Any, Array], Array], num: int, *, batch_size: int, num_rows: int = 6
 ) -> Metric:
     """Returns the pictures "samples", the last frame, and "denoising", the first `num_rows` chains.
 
-    `trajectory` maps (variables, rng) to (frames, b, h, w, c) in [0, 1].
+    `trajectory` maps (variables, keys (b,)) to (frames, b, h, w, c) in [0, 1]; `num` chains are
+    drawn, `batch_size` at a time.
     """
+
+    def chains(variables: Any, rows: Batch) -> dict[str, Array]:
+        return {"frames": jnp.moveaxis(trajectory(variables, rows["rng"]), 0, 1)}
+
+    stream = make_stream(chains)
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
         from scorejax.evaluate import pictures  # Imported here: it takes a second.
 
-        frames = np.asarray(trajectory(variables, rng))
+        drawn = joined(stream(variables, {"rng": row_keys(rng, num)}, batch_size))
+        frames = np.moveaxis(drawn["frames"], 1, 0)
         shown = {"samples": pictures.image_grid(frames[-1])}
         shown["denoising"] = pictures.denoising_sequence(frames[:, :num_rows])
         return Evaluation({}, shown)

@@ -17,6 +17,7 @@ from scorejax.files import save_npz, save_text
 from scorejax.likelihood import importance_weighted
 from scorejax.random import row_keys
 from scorejax.report import json_values
+from scorejax.train import parallel
 
 
 def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
@@ -30,12 +31,13 @@ def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
 
 
 def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: str) -> dict:
-    """Scalars of all metrics; writes their pictures to <out>_<name>.png."""
-    report = {}
+    """Scalars of all metrics; the first process writes their pictures to <out>_<name>.png."""
+    report, variables = {}, parallel.share(variables)
     for rng, metric in zip(row_keys(jax.random.key(seed), len(metrics)), metrics, strict=True):
         evaluation = metric(rng, variables)
         report |= evaluation.scalars
-        for name, picture in evaluation.pictures.items():
+        shown = evaluation.pictures if jax.process_index() == 0 else {}
+        for name, picture in shown.items():
             pictures.save_png(f"{out}_{name}.png", picture)
     return report
 

@@ -7,20 +7,26 @@ Source: Song & Ermon 2020, arXiv:2006.09011, Section 5.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorejax.choices import unknown
+from scorejax.data.images import Streamed
 from scorejax.data.view import ImageView
 from scorejax.evaluate import frechet
+from scorejax.evaluate.chunks import make_stream
 from scorejax.evaluate.digits_features import digits_features
 from scorejax.evaluate.progress import Metric
 from scorejax.evaluate.sample_quality import inception_features, stored_levels
 from scorejax.interop.networks.inception import load_inception
+from scorejax.random import row_keys
 from scorejax.report import Evaluation
+from scorejax.train import parallel
+from scorejax.typing import Batch
 
 Features = Callable[[np.ndarray], np.ndarray]
 """Images (n, h, w, c) in [0, 1] -> (n, d)."""
@@ -39,8 +45,9 @@ def image_features(name: str, matmul_precision: str = "highest") -> Features:
     if not name.endswith(WEIGHTS):
         raise unknown("eval_features", name, [DIGITS, *(f"weights{end}" for end in WEIGHTS)])
     network, weights = load_inception(name)
-    apply = jax.jit(inception_features(network, matmul_precision=matmul_precision))
-    return lambda images: np.asarray(apply(weights, stored_levels(images))["pool"])
+    look = inception_features(network, matmul_precision=matmul_precision)
+    apply = parallel.map_over_devices(lambda weights, images: look(weights, images)["pool"])
+    return lambda images: apply(weights, stored_levels(images))
 
 
 def sample_distance(
@@ -53,22 +60,31 @@ def sample_distance(
     """
     if num < 2:
         raise ValueError(f"eval_frechet_samples needs to be at least 2, or 0; got {num}")
-    drawn = jax.jit(lambda variables, keys: draw(variables, keys)["image"])
+
+    def drawn(variables: Any, rows: Batch) -> Batch:
+        return {"image": jnp.nan_to_num(draw(variables, rows["rng"])["image"])}
+
+    stream = make_stream(drawn)
 
     @functools.cache
     def reference() -> frechet.Moments:
         stored, white = images.streamed("train"), images.levels - 1
-        chunks = (range(at, min(at + batch, len(stored))) for at in range(0, len(stored), batch))
-        parts = [features(np.asarray(stored[chunk], np.float32) / white) for chunk in chunks]
-        return frechet.moments(np.concatenate(parts))
+        index = [range(at, min(at + batch, len(stored))) for at in range(0, len(stored), batch)]
+        of_disk = isinstance(stored, Streamed)
+        chunks = stored.chunks(index) if of_disk else (stored[chunk] for chunk in index)
+        return _moments(features(np.asarray(chunk, np.float32) / white) for chunk in chunks)
 
     def metric(rng: Any, variables: Any) -> Evaluation:
-        keys = jax.random.split(jax.random.key(0), -(-num // batch) * batch)
-        parts = []
-        for start in range(0, num, batch):
-            x = np.nan_to_num(drawn(variables, keys[start : start + batch]))
-            parts.append(features(np.clip(x, 0, 1)))
-        ours = frechet.moments(np.concatenate(parts)[:num])
+        rows = {"rng": row_keys(jax.random.key(0), num)}
+        chunks = stream(variables, rows, batch)
+        ours = _moments(features(np.clip(chunk["image"], 0, 1)) for chunk in chunks)
         return Evaluation({"frechet": frechet.gaussian_frechet_distance(reference(), ours)}, {})
 
     return metric
+
+
+def _moments(chunks: Iterable[np.ndarray]) -> frechet.Moments:
+    running = frechet.RunningMoments()
+    for chunk in chunks:
+        running.add(chunk)
+    return running.moments()

@@ -2,7 +2,7 @@
 """Sample quality in the features of FID's InceptionV3: FID, inception score, KID and others."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,12 +16,32 @@ from scorejax.evaluate.kernel_distance import kernel_distance
 from scorejax.models.inception import NUM_FEATURES, Inception
 
 
-class Reference(NamedTuple):
-    """Features of real images: their moments, and the features themselves where available."""
+class Features(NamedTuple):
+    """Features of images: their moments, and what else of them is kept."""
 
     moments: frechet.Moments
     pool: np.ndarray | None = None
     """Features (n, 2048)."""
+    logits: np.ndarray | None = None
+    """Logits (n, 1008)."""
+    finite: np.ndarray | None = None
+    """Whether every pixel is finite, (n,)."""
+
+
+def summarized(chunks: Iterable[Mapping[str, np.ndarray]], keep: Collection[str]) -> Features:
+    """Moments of the features "pool" of all chunks, and the entries `keep`, joined.
+
+    Memory is that of one chunk, a covariance and what is kept.
+    Raises: ValueError unless the features are finite, of two images at least.
+    """
+    running, kept = frechet.RunningMoments(), {name: [] for name in keep}
+    for chunk in chunks:
+        running.add(chunk["pool"])
+        for name, parts in kept.items():
+            parts.append(chunk[name])
+        del chunk  # Or it lives while the next one is computed.
+    joined = {name: np.concatenate(parts) for name, parts in kept.items()}
+    return Features(running.moments(), **joined)
 
 
 def stored_levels(x: Float[Array, "b h w c"]) -> UInt8[Array, "b h w c"]:
@@ -68,7 +88,7 @@ def look_at_samples(
     return look
 
 
-def load_reference(path: str | os.PathLike) -> Reference:
+def load_reference(path: str | os.PathLike) -> Features:
     """Reads published statistics of InceptionV3's features.
 
     Raises: as `frechet.load_statistics`; ValueError if they are not of 2048 features.
@@ -78,45 +98,47 @@ def load_reference(path: str | os.PathLike) -> Reference:
         raise ValueError(
             f"{path} has {len(statistics.mean)} features per image, InceptionV3 has {NUM_FEATURES}"
         )
-    return Reference(statistics)
+    return Features(statistics)
 
 
-def _fid(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    moments = frechet.moments(samples["pool"])
-    return {"fid": frechet.gaussian_frechet_distance(reference.moments, moments)}
+def _fid(reference: Features, samples: Features) -> dict[str, float]:
+    return {"fid": frechet.gaussian_frechet_distance(reference.moments, samples.moments)}
 
 
-def _fid_infinity(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    distance, error = frechet.frechet_distance_infinity(reference.moments, samples["pool"])
+def _fid_infinity(reference: Features, samples: Features) -> dict[str, float]:
+    distance, error = frechet.frechet_distance_infinity(reference.moments, samples.pool)
     return {"fid_infinity": distance, "fid_infinity_standard_error": error}
 
 
-def _inception_score(_: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    return {"inception_score": inception_score(samples["logits"]).mean}
+def _inception_score(_: Features, samples: Features) -> dict[str, float]:
+    return {"inception_score": inception_score(samples.logits).mean}
 
 
-def _kid(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
-    mean, error = kernel_distance(_features("kid", reference), samples["pool"])
+def _kid(reference: Features, samples: Features) -> dict[str, float]:
+    mean, error = kernel_distance(_features("kid", reference), samples.pool)
     return {"kid": mean, "kid_standard_error": error}
 
 
-def _precision_recall(reference: Reference, samples: Mapping[str, np.ndarray]) -> dict[str, float]:
+def _precision_recall(reference: Features, samples: Features) -> dict[str, float]:
     real = _features("precision_recall", reference)
-    return frechet.precision_recall(real, samples["pool"])._asdict()
+    return frechet.precision_recall(real, samples.pool)._asdict()
 
 
-METRICS: dict[str, Callable[[Reference, Mapping[str, np.ndarray]], dict[str, float]]] = {
+METRICS: dict[str, Callable[[Features, Features], dict[str, float]]] = {
     "fid": _fid,
     "fid_infinity": _fid_infinity,
     "is": _inception_score,
     "kid": _kid,
     "precision_recall": _precision_recall,
 }
+"""(real images, samples) -> scalars."""
 NEED_FEATURES = ("kid", "precision_recall")
 """Metrics that need the features of real images, not just their moments."""
+KEPT = {"fid_infinity": "pool", "is": "logits", "kid": "pool", "precision_recall": "pool"}
+"""Metrics that need more of the samples than the moments of their features, and which entry."""
 
 
-def _features(name: str, reference: Reference) -> Float[np.ndarray, "n d"]:
+def _features(name: str, reference: Features) -> Float[np.ndarray, "n d"]:
     if reference.pool is None:
         raise ValueError(f"{name} needs the features of real images, not their moments alone")
     return reference.pool

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FID and its relatives of a sampler: draws, extracts features, compares with real images.
 
-Only features are kept. Each chunk of them is saved, so that a killed computation resumes.
+Only moments of the features are kept, and the features for the metrics that need them. Each chunk
+of features is saved, so that a killed computation resumes.
 """
 
 import dataclasses
@@ -16,10 +17,10 @@ from scorejax.choices import require_known
 from scorejax.data.images import Streamed
 from scorejax.data.view import ImageView
 from scorejax.evaluate import frechet, sample_quality
-from scorejax.evaluate.chunks import in_chunks
-from scorejax.evaluate.parts import Arrays, Parts
+from scorejax.evaluate.chunks import make_stream
+from scorejax.evaluate.parts import Parts
 from scorejax.evaluate.progress import Metric, Metrics
-from scorejax.evaluate.sample_quality import METRICS, NEED_FEATURES, Reference
+from scorejax.evaluate.sample_quality import KEPT, METRICS, NEED_FEATURES, Features
 from scorejax.interop.networks import inception
 from scorejax.models.inception import Inception
 from scorejax.random import row_keys
@@ -40,7 +41,7 @@ class Judge(NamedTuple):
     data: ImageView
     real: np.ndarray | Streamed | None
     """All training images (n, h, w, c) as uint8, unless there is a reference."""
-    reference: Reference | None
+    reference: Features | None
 
 
 def choose_metrics(
@@ -100,19 +101,21 @@ def sample_report(
     identity = {"config": run.config.to_dict(), **judge.sampler}
     identity |= {"seed": seed, "num": num, "batch_size": batch_size}
     if run.config.get("corrector") == "batch_langevin":
-        identity["devices"] = jax.local_device_count()  # Its step size is a mean over a device.
+        identity["devices"] = jax.device_count()  # Its step size is a mean over a device.
     variables, rows = (judge.weights, run.variables), {"rng": row_keys(jax.random.key(seed), num)}
     parts = [Parts(f"{out}_samples", identity, variables)]
-    samples = in_chunks(look, variables, rows, batch_size, "samples", parts[0])
+    chunks = make_stream(look)(variables, rows, batch_size, "samples", parts[0])
+    kept = {KEPT[name] for name in judge.metrics if name in KEPT}
+    samples = sample_quality.summarized(chunks, {"finite", *kept})
     reference = judge.reference
     if reference is None:
         identity = {"data": dataclasses.asdict(judge.data), "batch_size": batch_size}
         identity |= _precision(run)
         parts.append(Parts(f"{out}_reference", identity, judge.weights))
-        pool = real_features(judge, batch_size, parts[1], **_precision(run))["pool"]
-        reference = Reference(frechet.moments(pool), pool)
-        frechet.save_statistics(f"{out}_reference.npz", reference.moments)
-    report = {"num_samples": num, "num_not_finite": int((~samples["finite"]).sum())}
+        reference = real_features(judge, batch_size, parts[1], **_precision(run))
+        if jax.process_index() == 0:
+            frechet.save_statistics(f"{out}_reference.npz", reference.moments)
+    report = {"num_samples": num, "num_not_finite": int((~samples.finite).sum())}
     for name in judge.metrics:
         report |= METRICS[name](reference, samples)
     return report, parts
@@ -122,8 +125,11 @@ def _precision(run: Run) -> dict[str, str]:
     return {"matmul_precision": run.config.get("eval_matmul_precision", "highest")}
 
 
-def real_features(judge: Judge, batch_size: int, parts: Parts, **precision: str) -> Arrays:
-    """Features of the training images: "pool" (n, 2048) and "logits" (n, 1008)."""
+def real_features(judge: Judge, batch_size: int, parts: Parts, **precision: str) -> Features:
+    """Features of the training images: moments, and all of them if a metric needs them."""
     features = sample_quality.inception_features(judge.network, judge.data.levels, **precision)
-    look = lambda weights, rows: features(weights, rows["image"])
-    return in_chunks(look, judge.weights, {"image": judge.real}, batch_size, "images", parts)
+    look = lambda weights, rows: {"pool": features(weights, rows["image"])["pool"]}
+    rows = {"image": judge.real}
+    chunks = make_stream(look)(judge.weights, rows, batch_size, "images", parts)
+    kept = ["pool"] if set(judge.metrics) & set(NEED_FEATURES) else []
+    return sample_quality.summarized(chunks, kept)

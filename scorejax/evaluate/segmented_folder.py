@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import tqdm
 from jaxtyping import Int, UInt8
@@ -19,6 +20,7 @@ from scorejax.data.segmentation_folders import images
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.pictures import save_png
 from scorejax.files import as_path, is_local, written_whole
+from scorejax.train import parallel
 
 MOST_INSTANCES = 2**16 - 1
 """Largest instance number that a 16-bit PNG can hold."""
@@ -75,13 +77,18 @@ def segment_pictures(
 ) -> None:
     """Saves what segment(variables, image (h, w, 3)).instances gives of each picture; see `save`.
 
-    Creates the folder `out`. A bar on stderr shows the progress.
+    Creates the folder `out`. A bar on stderr shows the progress. With several processes all of them
+    segment each picture, sharing its tiles, and the first one saves.
     """
-    out = as_path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=None):
+    out, saves, variables = as_path(out), jax.process_index() == 0, parallel.share(variables)
+    silent = None if saves else True
+    if saves:
+        out.mkdir(parents=True, exist_ok=True)
+    for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=silent):
         image = load_image(path)
-        save(out / path.stem, image, segment(variables, image).instances)
+        segmented = segment(variables, image)
+        if saves:
+            save(out / path.stem, image, segmented.instances)
 
 
 def save(

@@ -15,8 +15,7 @@ from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.score_model.binding import bind
-from scorejax.train import parallel
-from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
+from scorejax.typing import Array, Batch, Variables
 
 if TYPE_CHECKING:
     from scorejax.score_model import ScoreModel
@@ -56,29 +55,32 @@ def metrics(model: "ScoreModel") -> Metrics:
     """By name: "loss", "bits_per_dim" ("log_prob" of vectors), "samples" and "frechet".
 
     Those whose number of examples in `model.eval_options` is 0 are left out. Samples and their
-    distance are of images only, by the model's trajectory and first sampler.
+    distance are of images only, by the model's trajectory and first sampler. No device computes
+    more examples at a time than it trains on.
     """
     options, data = model.eval_options, model.data
 
+    chunks = {"batch_size": options.examples_at_once}
+
     @functools.cache
-    def held_out() -> tuple[list[Batch], np.ndarray]:
+    def held_out() -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(0)
         batches = data.held_out_batches(rng, options.eval_examples, options.batch_size)
-        return batches, data.density_examples(rng, options.eval_bits_examples)
+        x = np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
+        return x, data.density_examples(rng, options.eval_bits_examples)
 
     def loss() -> Metric:
-        @jax.jit
-        def losses(variables: Variables, rng: PRNGKeyArray, x: Array) -> Array:
-            return model.example_loss(bind(model.network, variables), rng, x)
+        def losses(variables: Variables, rngs: Array, x: Array) -> Array:
+            return model.example_loss(bind(model.network, variables), rngs, x)
 
-        return progress.held_out_loss(losses, held_out()[0], field=data.field)
+        return progress.held_out_loss(losses, held_out()[0], field=data.field, **chunks)
 
     def density(name: str) -> Metric:
-        measure = parallel.map_over_devices(likelihood(model))
-        return progress.held_out_density(measure, held_out()[1], name=name, field=data.field)
+        named = {"names": [name], "field": data.field}
+        return progress.held_out_density(likelihood(model), held_out()[1], **named, **chunks)
 
     def samples() -> Metric:
-        return progress.chain_pictures(jax.jit(model.trajectory(model)))
+        return progress.chain_pictures(model.trajectory(model), options.eval_samples, **chunks)
 
     def frechet() -> Metric:
         # Half a second of SciPy and Inception that other runs need not pay.
@@ -89,7 +91,7 @@ def metrics(model: "ScoreModel") -> Metrics:
             image_features(options.eval_features, options.eval_matmul_precision),
             data,
             num=options.eval_frechet_samples,
-            batch=options.batch_size,
+            batch=options.examples_at_once,
         )
 
     builders: Metrics = {"loss": loss}

@@ -11,12 +11,14 @@ import jax
 import numpy as np
 
 from scorejax.data.view import ImageView
+from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.ladder import ladder_report
 from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.random import row_keys
 from scorejax.report import Evaluation
 from scorejax.samplers import langevin
 from scorejax.score_model.noise_levels import Ladder, by_sigma
-from scorejax.typing import Array, PRNGKeyArray, Variables
+from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
 
 if TYPE_CHECKING:
     from scorejax.score_model import ScoreModel
@@ -37,23 +39,31 @@ def along_chain(ladder: Ladder, model: "ScoreModel") -> Metrics:
 
 
 def chain_norms(ladder: Ladder, model: "ScoreModel") -> Metric:
-    """Norms along the chain, as curves over the levels."""
-    shape = (model.eval_options.eval_samples, *model.data.shape)
+    """Norms along the chain, means over `eval_samples` chains, as curves over the levels."""
+    options, shape = model.eval_options, (1, *model.data.shape)
 
-    @jax.jit
-    def trace(variables: Variables, rng: PRNGKeyArray) -> langevin.Trace:
-        score_fn = by_sigma(model.sde, model.score(variables))
-        return langevin.annealed_langevin_trace(rng, score_fn, shape, **ladder.chain())[1]
+    def norms(variables: Variables, rows: Batch) -> dict[str, Array]:
+        score_fn, chain = by_sigma(model.sde, model.score(variables)), ladder.chain()
+
+        def of_one(rng: Array) -> dict[str, Array]:
+            trace = langevin.annealed_langevin_trace(rng, score_fn, shape, **chain)[1]
+            return {"score_norm": trace.score_norm, "snr": trace.snr}
+
+        return jax.vmap(of_one)(rows["rng"])
+
+    stream = make_stream(norms)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         from scorejax.evaluate import pictures  # A second of matplotlib, once it is needed.
 
-        norms = jax.device_get(trace(variables, rng))
+        rows = {"rng": row_keys(rng, options.eval_samples)}
+        chains = joined(stream(variables, rows, options.examples_at_once))
+        score_norm, snr = (chains[name].mean(axis=0) for name in ("score_norm", "snr"))
         levels = np.arange(1, ladder.num_scales + 1)
-        curves = {"|score| sigma / sqrt(d)": norms.score_norm, "signal to noise": norms.snr}
+        curves = {"|score| sigma / sqrt(d)": score_norm, "signal to noise": snr}
         picture = pictures.curve_picture(levels, curves, xlabel="level")
         ends = {"first_level": 0, "last_level": -1}
-        scalars = {f"score_norm_{name}": float(norms.score_norm[i]) for name, i in ends.items()}
+        scalars = {f"score_norm_{name}": float(score_norm[i]) for name, i in ends.items()}
         return Evaluation(scalars, {"langevin": picture})
 
     return metric
@@ -61,18 +71,22 @@ def chain_norms(ladder: Ladder, model: "ScoreModel") -> Metric:
 
 def interpolated_noise(ladder: Ladder, model: "ScoreModel") -> Metric:
     """Rows of samples whose noise goes from one stream to another, as a picture."""
-    shape = (NUM_ROWS, *model.data.shape)
+    at_once = max(model.eval_options.examples_at_once // NUM_INTERPOLATED, 1)
 
-    @jax.jit
-    def rows(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = by_sigma(model.sde, model.score(variables))
-        drawn = langevin.interpolate(rng, score_fn, shape, NUM_INTERPOLATED, **ladder.chain())
-        return model.data.to_data(drawn.x.reshape(-1, *shape[1:]))
+    def interpolate(variables: Variables, rows: Batch) -> dict[str, Array]:
+        score_fn, rngs = by_sigma(model.sde, model.score(variables)), rows["rng"]
+        shape, num = (len(rngs), *model.data.shape), NUM_INTERPOLATED
+        drawn = langevin.interpolate(rngs, score_fn, shape, num, **ladder.chain())
+        return {"image": model.data.to_data(drawn.x)}
+
+    stream = make_stream(interpolate)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         from scorejax.evaluate import pictures
 
-        grid = pictures.image_grid(rows(variables, rng), num_columns=NUM_INTERPOLATED)
+        rows = joined(stream(variables, {"rng": row_keys(rng, NUM_ROWS)}, at_once))["image"]
+        flat = rows.reshape(-1, *model.data.shape)
+        grid = pictures.image_grid(flat, num_columns=NUM_INTERPOLATED)
         return Evaluation({}, {"interpolation": grid})
 
     return metric

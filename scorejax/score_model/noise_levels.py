@@ -138,13 +138,12 @@ def completion(
 
 
 def _trajectory(ladder: Ladder, model: "ScoreModel") -> sampling.Trajectory:
-    """Frames of `eval_samples` samples on their way down the ladder."""
-    shape, chain = (model.eval_options.eval_samples, *model.data.shape), ladder.chain()
-    num_frames = min(sampling.NUM_FRAMES, ladder.num_scales)
+    """Frames of samples on their way down the ladder."""
+    chain = {"num_frames": min(sampling.NUM_FRAMES, ladder.num_scales), **ladder.chain()}
 
-    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
-        score_fn = by_sigma(model.sde, model.score(variables))
-        x = langevin.annealed_langevin_frames(rng, score_fn, shape, num_frames=num_frames, **chain)
+    def trajectory(variables: Variables, rngs: Array) -> Array:
+        score_fn, shape = by_sigma(model.sde, model.score(variables)), model.data.shape
+        x = langevin.annealed_langevin_frames(rngs, score_fn, (len(rngs), *shape), **chain)
         return model.data.to_data(x)
 
     return trajectory

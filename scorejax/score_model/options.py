@@ -84,9 +84,16 @@ class EvaluationOptions(_FromConfig):
     have that of `jax.default_matmul_precision`.
     """
     batch_size: int = 128
+    accumulation: int = 1
+    """Parts into which training divides its batch."""
+
+    @property
+    def examples_at_once(self) -> int:
+        """Examples that fit on all devices together, since training computes as many at a time."""
+        return max(self.batch_size // self.accumulation, 1)
 
     def __post_init__(self) -> None:
-        require(vars(self), ("eval_examples",), lambda v: v >= 1, "to be at least 1")
+        require(vars(self), ("eval_examples", "accumulation"), lambda v: v >= 1, "to be at least 1")
         counts = ("eval_bits_examples", "eval_samples", "eval_frechet_samples")
         require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
         require_known("eval_matmul_precision", self.eval_matmul_precision, MATMUL_PRECISIONS)

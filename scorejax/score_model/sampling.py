@@ -27,8 +27,9 @@ Condition = Callable[..., ScoreFn]
 """(score_fn, sde, number of samples, *arguments) -> the score to draw from."""
 Draw = Callable[..., dict[str, Array]]
 """(variables, keys (b,), *arguments) -> {"image" or "x": (b, *d), "nfe": (b,)}."""
-Trajectory = Callable[[Variables, PRNGKeyArray], Array]
-"""(variables, rng) -> frames (frames, b, *d) of samples on their way from noise, the end last."""
+Trajectory = Callable[[Variables, Array], Array]
+"""(variables, keys (b,)) -> frames (frames, b, *d) of samples on their way from noise, the end
+last."""
 MakeTrajectory = Callable[["ScoreModel"], Trajectory]
 
 
@@ -108,12 +109,12 @@ def chain_arguments(model: "ScoreModel") -> dict[str, Any]:
 
 def chain_trajectory(model: "ScoreModel") -> Trajectory:
     """Frames of the predictor-corrector chain. Raises: ValueError as `chain_arguments`."""
-    chain, shape = chain_arguments(model), (model.eval_options.eval_samples, *model.data.shape)
+    chain, shape = chain_arguments(model), model.data.shape
     num_frames = min(NUM_FRAMES, chain["num_steps"])
 
-    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
+    def trajectory(variables: Variables, rngs: Array) -> Array:
         chained = pc.predictor_corrector_trajectory(
-            rng, model.chain_score(variables), shape, num_frames=num_frames, **chain
+            rngs, model.chain_score(variables), (len(rngs), *shape), num_frames=num_frames, **chain
         )
         return model.data.to_data(chained.x)
 

@@ -27,7 +27,7 @@ from scorejax.score_model import ScoreModel, sampling
 from scorejax.sdes import VESDE
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
-from scorejax.typing import Array, PRNGKeyArray, Variables
+from scorejax.typing import Array, Variables
 
 KEYS = (
     *VIEW_OPTIONS, *SONG_UNET_OPTIONS, "preconditioner", "sigma_data", "level_mean", "level_std",
@@ -96,11 +96,11 @@ def make_model(config: ConfigDict) -> ScoreModel:
 
 def drawn_by_heun(model: ScoreModel) -> sampling.Trajectory:
     """The end of Heun's method alone: its 18 steps are too few to show a way."""
-    shape = (model.eval_options.eval_samples, *model.data.shape)
 
-    def trajectory(variables: Variables, rng: PRNGKeyArray) -> Array:
+    def trajectory(variables: Variables, rngs: Array) -> Array:
         score_fn, denoise = model.score(variables), model.chain.denoise
-        x = few_step.heun(rng, score_fn, shape, sde=model.sde, denoise=denoise).x
+        shape = (len(rngs), *model.data.shape)
+        x = few_step.heun(rngs, score_fn, shape, sde=model.sde, denoise=denoise).x
         return model.data.to_data(x)[None]
 
     return trajectory

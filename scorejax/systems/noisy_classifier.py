@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import require, require_keys
 from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics, make_evaluate
 from scorejax.models.wide_resnet import WideResNet
 from scorejax.numerics import expand
 from scorejax.objectives.denoising import perturb, uniform_times
 from scorejax.preconditioning import noise_level
-from scorejax.random import draw_rows, example_keys, split
+from scorejax.random import draw_rows, example_keys, row_keys, split
 from scorejax.report import Evaluation
 from scorejax.sdes import SDE, get_sde
 from scorejax.train.initial import make_init
@@ -75,6 +76,7 @@ def make_model(config: ConfigDict) -> "NoisyClassifier":
         tx=optax.chain(adam_from_config(config), optax.scale_by_schedule(fall)),
         eval_examples=config.eval_examples,
         num_noise_bins=config.num_noise_bins,
+        batch_size=config.batch_size,
     )
 
 
@@ -88,6 +90,8 @@ class NoisyClassifier:
     tx: optax.GradientTransformation
     eval_examples: int
     num_noise_bins: int
+    batch_size: int
+    """Test images that are classified at a time, on all devices."""
 
     @property
     def num_classes(self) -> int:
@@ -126,21 +130,30 @@ class NoisyClassifier:
         held_out = self.data.stored("test", self.eval_examples)
         x = self.data.as_trained(np.random.default_rng(0), held_out.image)
         times = sde.t_min + (sde.t_max - sde.t_min) * (np.arange(num) + 0.5) / num
+        rng = row_keys(jax.random.key(0), len(x))
+        rows = {"image": x, "label": held_out.label, "rng": rng}
 
-        @jax.jit
-        def accuracy(variables: Variables, time: Array) -> Array:
-            t = jnp.full(len(x), time)
-            noise = jax.random.normal(jax.random.key(0), x.shape)
-            logits = classify(variables, sde, perturb(sde, t, noise, jnp.asarray(x)), t)
-            return jnp.mean(jnp.argmax(logits, axis=1) == held_out.label)
+        def correct(variables: Variables, rows: Batch) -> dict[str, Array]:
+            x = rows["image"]
+            noise = draw_rows(jax.random.normal, rows["rng"], x.shape)
+
+            def at(time: Array) -> Array:
+                t = jnp.full(len(x), time)
+                logits = classify(variables, sde, perturb(sde, t, noise, x), t)
+                return jnp.argmax(logits, axis=1) == rows["label"]
+
+            return {"correct": jax.lax.map(at, jnp.asarray(times, jnp.float32)).T}
+
+        stream = make_stream(correct)
 
         def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
             from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
 
-            by_time = [float(accuracy(variables, jnp.float32(time))) for time in times]
+            by_time = joined(stream(variables, rows, self.batch_size))["correct"].mean(axis=0)
             sigmas = np.asarray(noise_level(sde, jnp.asarray(times, jnp.float32)))
             scalars = {"accuracy": float(np.mean(by_time))}
-            scalars |= {f"accuracy_sigma_{s:.2g}": a for s, a in zip(sigmas, by_time, strict=True)}
+            of_sigma = zip(sigmas, by_time, strict=True)
+            scalars |= {f"accuracy_sigma_{sigma:.2g}": float(mean) for sigma, mean in of_sigma}
             picture = pictures.curve_picture(times, {"accuracy": by_time}, xlabel="time")
             return Evaluation(scalars, {"accuracy": picture})
 

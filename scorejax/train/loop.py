@@ -22,7 +22,7 @@ from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState, averaged
 from scorejax.train.system import System, frozen_arguments
 from scorejax.train.updates import RunKeys, compiled_updates
-from scorejax.typing import Array
+from scorejax.typing import Array, Variables
 
 
 def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
@@ -83,10 +83,10 @@ def _run(
 ) -> TrainState:
     start_step, steps_per_call = int(state.step), settings.num_steps_per_call
     updates = compiled_updates(system, settings, keys, state, checkpoints)
-    if _evaluation_is_due(settings, checkpoints, start_step):
-        _evaluate(system, keys, state, checkpoints, log)
-    in_flight = parallel.InFlight()
+    publish, in_flight = parallel.map_copies(system.published), parallel.InFlight()
     replicated = parallel.replicate(state)
+    if _evaluation_is_due(settings, checkpoints, start_step):
+        _evaluate(system, keys, start_step, publish(replicated), checkpoints, log)
     done = start_step
     first_end, end = settings.end_of_call(start_step), settings.num_train_steps
     for step in range(first_end, end + 1, steps_per_call):
@@ -99,7 +99,8 @@ def _run(
         saves = stop or step == end or step % settings.save_every == 0
         if evaluates or saves:
             _report(in_flight.drain(), settings, log, checkpoints)
-            state = parallel.unreplicate(replicated)
+            if saves:
+                state = parallel.unreplicate(replicated)
             log.flush()
             if evaluates:
                 checkpoints.evaluations.expect(step)
@@ -109,7 +110,7 @@ def _run(
                     published = jax.device_get(system.published(state))
                 checkpoints.save(state, published=published, source=updates.source_carry())
             if evaluates and not stop:
-                _evaluate(system, keys, state, checkpoints, log)
+                _evaluate(system, keys, step, publish(replicated), checkpoints, log)
         if stop:
             log.say(f"terminated at step {step}, which is saved; run it again to go on.")
             break
@@ -122,16 +123,20 @@ def _evaluation_is_due(settings: Settings, checkpoints: Checkpoints, step: int) 
 
 
 def _evaluate(
-    system: System, keys: RunKeys, state: TrainState, checkpoints: Checkpoints, log: RunLog
+    system: System,
+    keys: RunKeys,
+    step: int,
+    variables: Variables,
+    checkpoints: Checkpoints,
+    log: RunLog,
 ) -> None:
-    """Evaluates a state, once it is saved; says so if this has failed too often to be tried."""
-    step = int(state.step)
+    """Evaluates a step, once it is saved; says so if this has failed too often to be tried."""
     checkpoints.wait()
     if not checkpoints.evaluations.begin(step):
         log.say(f"the evaluation of step {step} was begun twice and never ended; it is left out.")
         return
     rng = jax.random.fold_in(keys.evaluate, step)
-    evaluation = system.evaluate(rng, jax.device_put(state), *frozen_arguments(system))
+    evaluation = system.evaluate(rng, variables, *frozen_arguments(system))
     log.evaluation(step, evaluation)
     checkpoints.rank(step, evaluation.scalars)
 

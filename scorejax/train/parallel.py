@@ -49,6 +49,22 @@ def replicate(tree: PyTree) -> PyTree:
     return jax.tree.map(copies, tree)
 
 
+def share(tree: PyTree) -> PyTree:
+    """Copies a tree to every local device, as arrays of unchanged shape.
+
+    A mapped function that takes them as its shared argument moves them no more.
+    """
+    return jax.device_put(tree, NamedSharding(_local_mesh(), PartitionSpec()))
+
+
+def map_copies(fn: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+    """Maps fn over the copies of a replicated tree; its result is laid out as by `share`.
+
+    Nothing moves between devices or to the host, and what fn does not use is not copied.
+    """
+    return jax.pmap(fn, axis_name=AXIS, out_axes=None, devices=jax.local_devices())
+
+
 def unreplicate(tree: PyTree) -> PyTree:
     """The first device's copy of a replicated tree, as NumPy arrays of their own."""
     return jax.tree.map(lambda leaf: np.array(leaf.addressable_data(0))[0], tree)
@@ -107,12 +123,24 @@ def gather(carry: PyTree) -> PyTree:
     def join(leaf: jax.Array) -> np.ndarray:
         if leaf.ndim == 1:
             return np.array(leaf.addressable_data(0))[0]
-        shares = np.array(jax.device_get(leaf))
-        if jax.process_count() > 1:
-            shares = multihost_utils.process_allgather(shares)
-        return np.reshape(shares, (-1, *leaf.shape[2:]))
+        return _all_rows(leaf)
 
     return jax.tree.map(join, carry)
+
+
+def _all_rows(leaf: jax.Array) -> np.ndarray:
+    """The rows of a mapped array (local device, row, ...), those of all processes in order."""
+    shares = np.array(jax.device_get(leaf))
+    if jax.process_count() > 1:
+        shares = multihost_utils.process_allgather(shares)
+    return np.reshape(shares, (-1, *leaf.shape[2:]))
+
+
+def first_answer(answer: bool) -> bool:
+    """The answer of the first process, in all of them; each needs to ask."""
+    if jax.process_count() == 1:
+        return answer
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
 def map_step(step: TrainStep, *, num_frozen: int = 0) -> TrainStep:
@@ -160,14 +188,22 @@ class InFlight:
         return finished
 
 
-def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
-    """Maps fn(shared, batch) -> results, each with a leading axis of examples, over local devices.
+def local_rows(num: int) -> np.ndarray:
+    """Which of `num` rows this process computes: indices (local device, share).
 
-    The mapped function takes batches of any size b >= 1: it fills up the last device's share with
-    copies of the last example and drops their results. Results are NumPy arrays, those of fn on the
-    whole batch up to rounding, provided that fn treats every example on its own; one that draws
-    noise needs a key per example in `batch`. Compiles once for each number of examples per device.
-    Raises: ValueError when called for arrays of different numbers of examples, or none.
+    All devices of all processes take equal shares, in order; beyond the last row it is repeated.
+    """
+    share, num_local = -(-num // jax.device_count()), jax.local_device_count()
+    first = jax.process_index() * num_local * share
+    rows = np.arange(first, first + num_local * share)
+    return np.minimum(rows, num - 1).reshape(num_local, share)
+
+
+def map_local_rows(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[..., PyTree]:
+    """Maps fn as `map_over_devices` does; each process passes the rows that are its share.
+
+    The mapped function takes (shared, batch, num): `batch` has the rows `local_rows(num)`, with the
+    same two leading axes. All processes need to call it; it returns all `num` rows to each.
     """
     # JAX 0.10 gives every device all random keys of a batch if `shared` has no array: it gets one.
     mapped = jax.pmap(
@@ -177,6 +213,26 @@ def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree
         devices=jax.local_devices(),
     )
 
+    def call(shared: PyTree, batch: PyTree, num: int) -> PyTree:
+        results = mapped((shared, np.zeros(())), batch)
+        return jax.tree.map(lambda leaf: _all_rows(leaf)[:num], results)
+
+    return call
+
+
+def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree, PyTree], PyTree]:
+    """Maps fn(shared, batch) -> results, each with a leading axis of examples, over all devices.
+
+    The mapped function takes batches of any size b >= 1: it fills up the last device's share with
+    copies of the last example and drops their results. Results are NumPy arrays, those of fn on the
+    whole batch up to rounding, provided that fn treats every example on its own; one that draws
+    noise needs a key per example in `batch`. Compiles once for each number of examples per device.
+    Several processes share the examples: all call it with the same arrays, and each gets all
+    results.
+    Raises: ValueError when called for arrays of different numbers of examples, or none.
+    """
+    mapped = map_local_rows(fn)
+
     @functools.wraps(fn)
     def call(shared: PyTree, batch: PyTree) -> PyTree:
         sizes = {leaf.shape[0] for leaf in jax.tree.leaves(batch)}
@@ -185,17 +241,15 @@ def map_over_devices(fn: Callable[[PyTree, PyTree], PyTree]) -> Callable[[PyTree
                 f"a batch needs one number of examples >= 1 in all its arrays; got {sorted(sizes)}."
             )
         (size,) = sizes
-        num_devices = jax.local_device_count()
-        share = -(-size // num_devices)
-        rows = np.minimum(np.arange(num_devices * share), size - 1).reshape(num_devices, share)
-        batch = jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch)
-        results = mapped((shared, np.zeros(())), batch)
-        return jax.tree.map(
-            lambda leaf: jax.device_get(leaf).reshape(-1, *leaf.shape[2:])[:size], results
-        )
+        rows = local_rows(size)
+        return mapped(shared, jax.tree.map(lambda leaf: jnp.asarray(leaf)[rows], batch), size)
 
     return call
 
 
+def _local_mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
 def _sharding() -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(AXIS))
+    return NamedSharding(_local_mesh(), PartitionSpec(AXIS))

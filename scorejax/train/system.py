@@ -29,8 +29,12 @@ class System(NamedTuple):
     tx: optax.GradientTransformation
     source: OfflineSource | OnlineSource
     evaluate: Callable[..., Evaluation]
-    """(rng, state) -> Evaluation of the state of one device; (rng, state, frozen) if there are
-    frozen arrays."""
+    """(rng, variables) -> Evaluation of the published variables; (rng, variables, frozen) if there
+    are frozen arrays.
+
+    The variables are copied to every local device, see `parallel.share`. With several processes all
+    of them evaluate, with the same arguments; `parallel.map_over_devices` shares the work.
+    """
     frozen: PyTree = ()
     """Arrays that training reads and does not change: another run's weights, an encoder's, a graph.
 

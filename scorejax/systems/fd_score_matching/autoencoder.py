@@ -22,12 +22,13 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import require
 from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.numerics import gaussian_log_prob, sum_except_batch
 from scorejax.objectives.directions import Score
 from scorejax.objectives.finite_difference import repeat_rows
-from scorejax.random import Rng, draw_rows, example_keys, split
+from scorejax.random import Rng, draw_rows, example_keys, row_keys, split
 from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.initial import make_init
@@ -151,40 +152,47 @@ class Autoencoder:
         return {"reconstruction": self._parts_metric, "codes": self._codes_metric}
 
     def _parts_metric(self) -> Metric:
-        x, losses = self.held_out.images(), jax.jit(self.losses)
+        x, at_once = self.held_out.images(), self.held_out.examples_at_once
+        stream = make_stream(lambda v, rows: self.losses(v[0], rows["rng"], rows["image"]))
 
         def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-            parts = losses(variables[0], jax.random.key(0), x)
+            rows = {"image": x, "rng": row_keys(jax.random.key(0), len(x))}
+            parts = joined(stream(variables, rows, at_once))
             del parts["negative_entropy"]  # Its gradient means something, its value nothing.
-            return Evaluation({name: float(jnp.mean(rows)) for name, rows in parts.items()}, {})
+            means = {name: float(losses.mean(dtype=float)) for name, losses in parts.items()}
+            return Evaluation(means, {})
 
         return metric
 
     def _codes_metric(self) -> Metric:
-        x, num, draw = self.held_out.images(), self.held_out.eval_samples, jax.jit(self.sampler())
+        x, held_out, draw = self.held_out.images(), self.held_out, self.sampler()
 
-        @jax.jit
-        def reconstruct(params: Params, rng: PRNGKeyArray, x: Array) -> tuple[Array, Array]:
-            apply = functools.partial(self.network.apply, {"params": params})
-            z = apply(x, jax.random.normal(rng, (len(x), self.noise_dim)), method="encode")
-            return z, jax.nn.sigmoid(apply(z, method="decode"))
+        def reconstruct(variables: Variables, rows: Batch) -> dict[str, Array]:
+            apply = functools.partial(self.network.apply, {"params": variables[0]})
+            noise = draw_rows(jax.random.normal, rows["rng"], (len(rows["image"]), self.noise_dim))
+            z = apply(rows["image"], noise, method="encode")
+            return {"code": z, "image": jax.nn.sigmoid(apply(z, method="decode"))}
+
+        reconstructed = make_stream(reconstruct)
+        drawn = make_stream(lambda variables, rows: draw(variables, rows["rng"]))
 
         def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
             from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
 
-            z, decoded = reconstruct(variables[0], jax.random.key(0), x)
+            at_once, num = held_out.examples_at_once, held_out.eval_samples
+            rows = {"image": x, "rng": row_keys(jax.random.key(0), len(x))}
+            found = joined(reconstructed(variables, rows, at_once))
+            z, decoded = found["code"], found["image"]
             # The codes of all images together should come to the prior, mean 0 and variances 1.
-            spread = np.linalg.eigvalsh(
-                np.cov(np.asarray(z), rowvar=False).reshape(2 * z.shape[1:])
-            )
+            spread = np.linalg.eigvalsh(np.cov(z, rowvar=False).reshape(2 * z.shape[1:]))
             scalars = {
-                "code_mean": float(jnp.abs(z.mean(axis=0)).max()),
+                "code_mean": float(np.abs(z.mean(axis=0)).max()),
                 "code_variance_smallest": float(spread[0]),
                 "code_variance_largest": float(spread[-1]),
             }
-            pairs = jnp.stack([x, decoded], 1)[:num].reshape(-1, *x.shape[1:])
-            drawn = draw(variables, jax.random.split(rng, num))["image"]
-            shown = {"reconstructions": pairs, "samples": drawn}
+            pairs = np.stack([x, decoded], 1)[:num].reshape(-1, *x.shape[1:])
+            samples = joined(drawn(variables, {"rng": row_keys(rng, num)}, at_once))["image"]
+            shown = {"reconstructions": pairs, "samples": samples}
             return Evaluation(
                 scalars, {name: pictures.image_grid(images) for name, images in shown.items()}
             )

@@ -163,11 +163,12 @@ class DeepEnergy:
             return training.exact_metric(self.energy, self.noised(jax.random.key(0), few))
 
         def samples() -> Metric:
-            num, num_frames = held_out.eval_samples, min(NUM_FRAMES, len(self.chain.temperatures))
-            frames = lambda variables, rng: self.trajectory(variables, rng, num, num_frames)
-            return progress.chain_pictures(jax.jit(frames))
+            num_frames = min(NUM_FRAMES, len(self.chain.temperatures))
+            frames = lambda variables, rngs: self.trajectory(variables, rngs, len(rngs), num_frames)
+            at_once = {"batch_size": held_out.examples_at_once}
+            return progress.chain_pictures(frames, held_out.eval_samples, **at_once)
 
-        builders: Metrics = {"loss": lambda: training.held_out_loss(self.losses, held_out.batches)}
+        builders: Metrics = {"loss": lambda: training.held_out_loss(self.losses, held_out)}
         if held_out.eval_exact_examples:
             builders["score_matching"] = exact
         if held_out.eval_samples:

@@ -23,11 +23,12 @@ from ml_collections import ConfigDict
 from scorejax.choices import require
 from scorejax.data.view import VIEW_OPTIONS, ImageView
 from scorejax.evaluate import progress
+from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.likelihood import bits_per_dim
 from scorejax.models.nice import NICE
 from scorejax.numerics import sum_except_batch
-from scorejax.random import Rng
+from scorejax.random import Rng, row_keys
 from scorejax.report import Evaluation
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.initial import make_init
@@ -141,15 +142,18 @@ class Flow:
             return training.exact_metric(self.energy, few)
 
         builders: Metrics = {
-            "loss": lambda: training.held_out_loss(self.losses, held_out.batches),
-            "bits_per_dim": lambda: held_out_bits(jax.jit(self.likelihood()), held_out.batches),
+            "loss": lambda: training.held_out_loss(self.losses, held_out),
+            "bits_per_dim": lambda: progress.held_out_density(
+                self.likelihood(),
+                held_out.images(),
+                names=["bits_per_dim", "log_prob"],
+                batch_size=held_out.examples_at_once,
+            ),
         }
         if held_out.eval_exact_examples:
             builders["score_matching"] = exact
         if held_out.eval_samples:
-            builders["samples"] = lambda: sample_grid(
-                jax.jit(self.sampler()), held_out.eval_samples
-            )
+            builders["samples"] = lambda: sample_grid(self.sampler(), held_out)
         return builders
 
 
@@ -170,25 +174,15 @@ def log_det_logit(x: Array, squeeze: float) -> Array:
     return sum_except_batch(math.log(1 - 2 * squeeze) - jnp.log(p) - jnp.log1p(-p))
 
 
-def held_out_bits(measure: Callable, batches: list[Batch]) -> Metric:
-    """Mean bits_per_dim and log_prob, in nats, of the images of padded batches."""
-
-    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        parts = [(measure(variables, {"image": b["image"]}), b["mask"]) for b in batches]
-        gather = lambda name: np.concatenate([np.asarray(p[name])[mask] for p, mask in parts])
-        scalars = progress.summary("bits_per_dim", gather("bits_per_dim")[None])
-        return Evaluation(scalars | progress.summary("log_prob", gather("log_prob")[None]), {})
-
-    return metric
-
-
-def sample_grid(draw: Callable, num: int) -> Metric:
-    """A picture of `num` samples."""
+def sample_grid(draw: training.Draw, held_out: training.HeldOut) -> Metric:
+    """A picture of `eval_samples` samples."""
+    stream = make_stream(lambda variables, rows: draw(variables, rows["rng"]))
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
 
-        images = draw(variables, jax.random.split(rng, num))["image"]
+        rows = {"rng": row_keys(rng, held_out.eval_samples)}
+        images = joined(stream(variables, rows, held_out.examples_at_once))["image"]
         return Evaluation({}, {"samples": pictures.image_grid(images)})
 
     return metric

@@ -30,7 +30,6 @@ from scorejax.objectives.score_matching import (
 )
 from scorejax.objectives.sliced import exact_score_matching
 from scorejax.random import Rng, draw_rows, example_keys, split
-from scorejax.report import Evaluation
 from scorejax.train.optimizer import adam_from_config
 from scorejax.train.state import TrainState
 from scorejax.train.system import System
@@ -196,6 +195,8 @@ class HeldOut:
     eval_samples: int
     eval_exact_examples: int = 0
     """Examples for the exact score-matching loss."""
+    accumulation: int = 1
+    """Parts into which training divides its batch."""
 
     @classmethod
     def from_config(cls, config: ConfigDict, data: ImageView) -> Self:
@@ -208,37 +209,44 @@ class HeldOut:
         require(vars(self), ("eval_examples",), lambda v: v >= 1, "to be at least 1")
         require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
 
+    @property
+    def examples_at_once(self) -> int:
+        """Examples that fit on all devices together, since training computes as many at a time."""
+        return max(self.batch_size // self.accumulation, 1)
+
     @functools.cached_property
-    def batches(self) -> list[Batch]:
-        """Batches {"image", "label", "mask"}, padded to one size. Raises: as the data set."""
+    def all_images(self) -> np.ndarray:
+        """All images (n, h, w, c). Raises: as the data set."""
         size = min(self.batch_size, self.eval_examples)
-        return self.data.held_out_batches(np.random.default_rng(0), self.eval_examples, size)
+        rng = np.random.default_rng(0)
+        batches = self.data.held_out_batches(rng, self.eval_examples, size)
+        return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
 
-    def images(self, num: int | None = None) -> Array:
-        """The first `num` images (num, h, w, c), all by default."""
-        return jnp.concatenate([batch["image"][batch["mask"]] for batch in self.batches])[:num]
+    def images(self, num: int | None = None) -> np.ndarray:
+        """The first `num` images (num, h, w, c), all by default. Raises: as the data set."""
+        return self.all_images[:num]
 
 
-def held_out_loss(losses: RowLosses, batches: list[Batch]) -> progress.Metric:
-    """The mean loss of the images of batches, see `progress.held_out_loss`."""
-    losses = jax.jit(losses)
-    return progress.held_out_loss(lambda variables, rng, x: losses(variables[0], rng, x), batches)
+def held_out_loss(losses: RowLosses, held_out: HeldOut) -> progress.Metric:
+    """The mean loss of held-out images, see `progress.held_out_loss`."""
+    of_rows = lambda variables, rngs, x: losses(variables[0], rngs, x)
+    return progress.held_out_loss(of_rows, held_out.images(), batch_size=held_out.examples_at_once)
 
 
 def exact_metric(
     energy: Callable[[Params, Array], Array], x: Array, name: str = "score_matching"
 ) -> progress.Metric:
-    """The score-matching loss of examples x (n, *d) by dense Hessians, one after the other."""
+    """The score-matching loss of examples x (n, *d) by dense Hessians.
 
-    @jax.jit
-    def losses(params: Params) -> Array:
-        bound, rng = functools.partial(energy, params), jax.random.key(0)
-        return jax.lax.map(lambda row: exact_score_matching(bound, rng, row[None])[0], x)
+    Each device takes one after the other.
+    """
 
-    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        return Evaluation(progress.summary(name, np.asarray(losses(variables[0]))[None]), {})
+    def measure(variables: Variables, rows: Batch) -> dict[str, Array]:
+        bound, rng = functools.partial(energy, variables[0]), jax.random.key(0)
+        of_one = lambda row: exact_score_matching(bound, rng, row[None])[0]
+        return {name: jax.lax.map(of_one, rows["image"])}
 
-    return metric
+    return progress.held_out_density(measure, np.asarray(x), names=[name], batch_size=len(x))
 
 
 def _scaled(objective: Objective, name: str) -> Objective:

@@ -20,6 +20,8 @@ import pytest
 
 from scorejax import runs, systems
 from scorejax.capabilities import DrawsSamples, MeasuresDensity
+from scorejax.random import row_keys
+from scorejax.score_model import bind
 from scorejax.train.loop import train
 
 RECORD = pathlib.Path(__file__).parent / "records" / "run_before_sources.tar.gz"
@@ -53,8 +55,22 @@ def test_it_ends_where_it_would_have_ended(resumed):
         np.testing.assert_allclose(average, expected[name], atol=5e-4)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == [10, 20, 30, 40]
-    # The same images, noise and weights.
-    assert rows[-1]["eval/loss"] == pytest.approx(LOSS_AT_40, rel=1e-3)
+    # The same images and weights, and the noise of the release: one key for each batch of 16.
+    model, (first, second) = systems.load_model(run.config), held_out_batches(run.config)
+    losses = jax.jit(
+        lambda rng, x: model.example_loss(bind(model.network, run.variables), rng, x).mean()
+    )
+    former = (losses(jax.random.key(0), first) + losses(jax.random.key(1), second)) / 2
+    assert former == pytest.approx(LOSS_AT_40, rel=1e-3)
+    # Now the noise is the row's own, whatever the batches.
+    now = losses(row_keys(jax.random.key(0), 32), np.concatenate([first, second]))
+    assert rows[-1]["eval/loss"] == pytest.approx(float(now), rel=1e-5)
+
+
+def held_out_batches(config):
+    data = systems.load_model(config).data
+    batches = data.held_out_batches(np.random.default_rng(0), config.eval_examples, 16)
+    return [batch["image"] for batch in batches]
 
 
 def test_it_draws_and_measures(resumed):

@@ -22,12 +22,17 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 Job = Callable[[], None]
-DISTRIBUTED = "Share the work with the other processes of a TPU slice or of srun; one writes."
-"""Help of --distributed, for the commands that have it."""
+SHARES_WORK = "Share the work with the other processes of a TPU slice or of srun; one writes."
 
 
-def run(prepare: Callable[[], Job]) -> None:
-    """Parses the flags, prepares, and does the job."""
+def run(prepare: Callable[[], Job], *, shares_work: bool = False) -> None:
+    """Parses the flags, prepares, and does the job.
+
+    A command that `shares_work` has the flag --distributed: its processes find each other before
+    they prepare, and all of them do the job.
+    """
+    if shares_work:
+        flags.DEFINE_bool("distributed", False, SHARES_WORK)
     app.run(functools.partial(_main, prepare), flags_parser=_parse)
 
 
@@ -61,24 +66,6 @@ def output(out: str, workdir: str, name: str) -> str:
     return str(path)
 
 
-def join(distributed: bool) -> None:
-    """Joins the other processes if --distributed is given; call it before devices are used.
-
-    Raises: ValueError if neither a TPU slice nor a launcher such as srun is there.
-    """
-    if not distributed:
-        return
-    import jax
-
-    try:
-        jax.distributed.initialize()
-    except ValueError:
-        raise ValueError(
-            "--distributed finds no other processes: start the command on every host of a TPU "
-            "slice, or by srun, or leave the flag out"
-        ) from None
-
-
 def writes() -> bool:
     """Whether this process writes the results: the first one, or the only one."""
     import jax
@@ -108,6 +95,8 @@ def _parse(argv: list[str]) -> list[str]:
 def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
     del argv
     try:
+        if flags.FLAGS.get_flag_value("distributed", False):
+            _join()
         job = prepare()
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         _exit(2, str(error))
@@ -124,6 +113,19 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
         _exit(1, str(error))
     except KeyboardInterrupt:
         _exit(130, "interrupted")
+
+
+def _join() -> None:
+    """Joins the other processes. Raises: ValueError without a TPU slice or a launcher, as srun."""
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except ValueError:
+        raise ValueError(
+            "--distributed finds no other processes: start the command on every host of a TPU "
+            "slice, or by srun, or leave the flag out"
+        ) from None
 
 
 def _explain(error: Exception, argv: list[str]) -> str:

@@ -26,12 +26,10 @@ BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, on all d
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/<task> by default.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
-    command.join(DISTRIBUTED.value)
     import jax
     import numpy as np
 
@@ -62,4 +60,4 @@ def prepare() -> command.Job:
 
 
 if __name__ == "__main__":
-    command.run(prepare)
+    command.run(prepare, shares_work=True)

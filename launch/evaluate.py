@@ -32,14 +32,12 @@ SAMPLER = flags.DEFINE_string("sampler", "", "As in launch.sample.")
 NFE = flags.DEFINE_integer("nfe", 0, "As in launch.sample.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples at a time, on all devices.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/evaluation by default.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     command.require_positive(batch_size=BATCH_SIZE.value)
     if (WORKDIR.value is None) == (CONFIG.value is None):
         raise ValueError("give either --workdir, a run, or --config, for metrics of the data alone")
-    command.join(DISTRIBUTED.value)
     from scorejax import capabilities, runs, systems
     from scorejax.evaluate import sample_report
 
@@ -77,4 +75,4 @@ def prepare() -> command.Job:
 
 
 if __name__ == "__main__":
-    command.run(prepare)
+    command.run(prepare, shares_work=True)

@@ -27,54 +27,38 @@ STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by
 OUT = flags.DEFINE_string(
     "out", "", "Path without suffix; <workdir>/likelihood_<split, or images> by default."
 )
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     command.require_positive(repeats=REPEATS.value, batch_size=BATCH_SIZE.value)
     if IMAGES.value and flags.FLAGS["split"].present:
         raise ValueError("--images takes the place of --split; give one of them")
-    command.join(DISTRIBUTED.value)
-    import jax
-    import numpy as np
-
     from scorejax import runs, systems
     from scorejax.capabilities import MeasuresDensity
-    from scorejax.evaluate.parts import Parts
-    from scorejax.files import save_npz
 
-    config, exact = runs.read_config(WORKDIR.value), IMPORTANCE_WEIGHTED.value
-    model = systems.require(config, MeasuresDensity)
-    measure = model.likelihood(exact=exact)
-    source = {"images": IMAGES.value} if IMAGES.value else {"split": SPLIT.value}
+    model = systems.require(runs.read_config(WORKDIR.value), MeasuresDensity)
     if IMAGES.value:
+        name, origin = "images", {"images": IMAGES.value}
         stored = model.data.pictures(IMAGES.value, NUM.value or None)
     else:
+        name, origin = SPLIT.value, {"split": SPLIT.value}
         stored = model.data.stored(SPLIT.value, NUM.value or None).image
-    name = "images" if IMAGES.value else SPLIT.value
     out = command.output(OUT.value, WORKDIR.value, f"likelihood_{name}")
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
-        from scorejax.evaluate import chunks, reports
+        from scorejax.evaluate.density_report import density_report
+        from scorejax.evaluate.reports import save_and_print
 
-        repeated = np.tile(stored, (REPEATS.value, 1, 1, 1))
-        x = model.data.dequantized(np.random.default_rng(SEED.value), repeated)
-        identity = {"config": config.to_dict(), "exact": exact, "seed": SEED.value}
-        sizes = {"batch_size": BATCH_SIZE.value}
-        parts, rng = Parts(out, identity | sizes, (run.variables, x)), jax.random.key(SEED.value)
-        rows = chunks.measure_in_chunks(rng, measure, run.variables, x, parts=parts, **sizes)
-        if not command.writes():
-            return
-        bits, nfe = (rows[name].reshape(REPEATS.value, -1) for name in ("bits_per_dim", "nfe"))
-        save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
-        report = reports.likelihood_report(bits, nfe, dim=x[0].size, exact=exact)
-        report = {**source, "step": run.step} | report
-        reports.save_and_print(f"{out}.json", report)
+        options = {"exact": IMPORTANCE_WEIGHTED.value, "seed": SEED.value}
+        options |= {"batch_size": BATCH_SIZE.value, "out": out}
+        report, parts = density_report(model, run, stored, REPEATS.value, **options)
+        if command.writes():
+            save_and_print(f"{out}.json", {**origin, "step": run.step, **report})
         parts.remove()
 
     return job
 
 
 if __name__ == "__main__":
-    command.run(prepare)
+    command.run(prepare, shares_work=True)

@@ -27,14 +27,12 @@ SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/samples by default.")
 MOVED = [flags.DEFINE_string(name, "", "See launch.segment.") for name in ("images", "damaged")]
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
     if any(flag.value for flag in MOVED):
         raise ValueError("--images and --damaged are flags of launch.segment")
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
-    command.join(DISTRIBUTED.value)
     import jax
 
     from scorejax import runs, systems
@@ -67,4 +65,4 @@ def prepare() -> command.Job:
 
 
 if __name__ == "__main__":
-    command.run(prepare)
+    command.run(prepare, shares_work=True)

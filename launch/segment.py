@@ -20,11 +20,9 @@ DAMAGED = flags.DEFINE_enum(
 )
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Folder; <workdir>/segmented by default.")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, command.DISTRIBUTED)
 
 
 def prepare() -> command.Job:
-    command.join(DISTRIBUTED.value)
     from scorejax import runs, systems
     from scorejax.capabilities import Segments
     from scorejax.evaluate import segmented_folder
@@ -48,4 +46,4 @@ def prepare() -> command.Job:
 
 
 if __name__ == "__main__":
-    command.run(prepare)
+    command.run(prepare, shares_work=True)

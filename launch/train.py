@@ -15,22 +15,15 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, and :its,
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Directory for config, checkpoints, metrics and pictures.", required=True
 )
-DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a TPU slice or of srun."
-)
 
 
 def prepare() -> command.Job:
     config = command.config(CONFIG)
-    import jax
-
     from scorejax import files, systems
     from scorejax.train.preflight import preflight
     from scorejax.train.settings import Settings
 
     files.as_path(WORKDIR.value)  # before any data are read, as the settings
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
     Settings.from_config(config)
     system = systems.load(config)
     preflight(system, config, WORKDIR.value)
@@ -44,4 +37,4 @@ def prepare() -> command.Job:
 
 
 if __name__ == "__main__":
-    command.run(prepare)
+    command.run(prepare, shares_work=True)

@@ -8,13 +8,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
 
 from scorejax.evaluate import pictures
 from scorejax.evaluate.parts import Arrays
-from scorejax.evaluate.progress import Metric, summary
+from scorejax.evaluate.progress import Metric
 from scorejax.files import save_npz, save_text
-from scorejax.likelihood import importance_weighted
 from scorejax.random import row_keys
 from scorejax.report import json_values
 from scorejax.train import parallel
@@ -39,27 +37,6 @@ def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: st
         shown = evaluation.pictures if jax.process_index() == 0 else {}
         for name, picture in shown.items():
             pictures.save_png(f"{out}_{name}.png", picture)
-    return report
-
-
-def likelihood_report(
-    bits: Float[np.ndarray, "repeats n"],
-    nfe: Int[np.ndarray, "repeats n"],
-    *,
-    dim: int,
-    exact: bool,
-) -> dict[str, Any]:
-    """Mean bits/dim of n images of `dim` entries, each measured several times.
-
-    `exact` says that the divergence was computed exactly; only then is the importance-weighted
-    bound reported, which an estimated divergence would bias.
-    """
-    report = {"repeats": len(bits), "num_images": bits.shape[1]}
-    report |= {"divergence": "exact" if exact else "hutchinson", "nfe": float(nfe.mean())}
-    report |= summary("bits_per_dim", bits)
-    if exact:
-        weighted = importance_weighted(bits, dim)[None]
-        report |= summary("bits_per_dim_importance_weighted", weighted)
     return report
 
 

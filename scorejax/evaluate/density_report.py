@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bits per dimension of images under a trained model, each measured several times.
+
+Each chunk of results is saved, so that a killed computation resumes.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from scorejax.evaluate.chunks import measure_in_chunks
+from scorejax.evaluate.parts import Parts
+from scorejax.evaluate.progress import summary
+from scorejax.files import save_npz
+from scorejax.likelihood import importance_weighted
+from scorejax.runs import Run
+
+
+def density_report(
+    model: Any,
+    run: Run,
+    stored: UInt8[np.ndarray, "n h w c"],
+    repeats: int,
+    *,
+    exact: bool,
+    seed: int,
+    batch_size: int,
+    out: str,
+) -> tuple[dict[str, Any], Parts]:
+    """A report of bits/dim, and the parts of the computation, to be removed in the end.
+
+    The model is a `capabilities.MeasuresDensity` with `data`, an `ImageView`. Every repetition has
+    its own dequantisation and probe noise. Writes "bits_per_dim" and "nfe" (repeats, n) to
+    <out>.npz.
+    """
+    repeated = np.tile(stored, (repeats, 1, 1, 1))
+    x = model.data.dequantized(np.random.default_rng(seed), repeated)
+    identity = {"config": run.config.to_dict(), "exact": exact, "seed": seed}
+    parts = Parts(out, identity | {"batch_size": batch_size}, (run.variables, x))
+    measure, rng = model.likelihood(exact=exact), jax.random.key(seed)
+    rows = measure_in_chunks(rng, measure, run.variables, x, batch_size=batch_size, parts=parts)
+    bits, nfe = (rows[name].reshape(repeats, -1) for name in ("bits_per_dim", "nfe"))
+    if jax.process_index() == 0:
+        save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
+    return likelihood_report(bits, nfe, dim=x[0].size, exact=exact), parts
+
+
+def likelihood_report(
+    bits: Float[np.ndarray, "repeats n"],
+    nfe: Int[np.ndarray, "repeats n"],
+    *,
+    dim: int,
+    exact: bool,
+) -> dict[str, Any]:
+    """Mean bits/dim of n images of `dim` entries, each measured several times.
+
+    `exact` says that the divergence was computed exactly; only then is the importance-weighted
+    bound reported, which an estimated divergence would bias.
+    """
+    report = {"repeats": len(bits), "num_images": bits.shape[1]}
+    report |= {"divergence": "exact" if exact else "hutchinson", "nfe": float(nfe.mean())}
+    report |= summary("bits_per_dim", bits)
+    if exact:
+        weighted = importance_weighted(bits, dim)[None]
+        report |= summary("bits_per_dim_importance_weighted", weighted)
+    return report

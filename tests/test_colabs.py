@@ -53,7 +53,13 @@ PRINTED = {
 }
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def run_by_default(path):
+    # NCSNv2's network compiles for a minute; test_ncsnv2.py has what its notebook calls.
+    marks = [pytest.mark.slow] * (path.stem == "01_ncsnv2")
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", map(run_by_default, NOTEBOOKS))
 def test_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SCOREJAX_DEBUG", "1")
     # With the flag that `launch` sets for users, beside those of the tests.

@@ -22,6 +22,7 @@ from scorejax.samplers.few_step import Churn, euler, heun
 from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.probability_flow import decode, probability_flow_ode
 from scorejax.sdes import SDE, VESDE, VPSDE, DiscreteChain, SubVPSDE
+from tests.compilation import optimised_jit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +95,7 @@ SAMPLERS = {
 def test_samples_of_gaussian_data_have_its_moments(name):
     # 5000 rows of two numbers: four standard errors; 3 % for the steps of the first-order methods.
     rngs = row_keys(jax.random.key(3), 5000)
-    x = jax.jit(lambda rngs: SAMPLERS[name](rngs, SCORE, (5000, 2), sde=FLOW).x)(rngs)
+    x = optimised_jit(lambda rngs: SAMPLERS[name](rngs, SCORE, (5000, 2), sde=FLOW).x)(rngs)
     np.testing.assert_allclose(np.mean(x), MEAN, atol=4 * STD / 100 + 0.01)
     np.testing.assert_allclose(np.var(x), STD**2, rtol=4 * np.sqrt(2 / 10_000) + 0.03)
 

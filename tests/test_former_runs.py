@@ -73,12 +73,18 @@ def held_out_batches(config):
     return [batch["image"] for batch in batches]
 
 
-def test_it_draws_and_measures(resumed):
+def test_it_draws(resumed):
     run, _, _ = resumed
     rngs = jax.random.split(jax.random.key(0), 4)
     draw = systems.require(run.config, DrawsSamples).sampler("heun", nfe=11)
     drawn = jax.jit(draw)(run.variables, rngs)
     assert drawn["image"].shape == (4, 8, 8, 1) and np.isfinite(drawn["image"]).all()
+
+
+@pytest.mark.slow
+def test_it_measures(resumed):
+    run, _, _ = resumed
+    rngs = jax.random.split(jax.random.key(0), 4)
     model = systems.require(run.config, MeasuresDensity)
     x = model.data.density_examples(np.random.default_rng(0), 4)
     measured = jax.jit(model.likelihood())(run.variables, {"image": x, "rng": rngs})

@@ -21,6 +21,7 @@ from scorejax.linear_operators import (
 from scorejax.numerics import expand
 from scorejax.samplers import correctors, predictors
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
+from tests.compilation import optimised_jit
 
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=10.0)}
 KEY = jax.random.key(0)
@@ -107,7 +108,7 @@ def test_unknown_coordinates_that_are_independent_keep_their_law(sde, predictor,
     fill = functools.partial(
         inpaint, sde=sde, predictor=predictor, corrector=corrector, num_steps=200, snr=0.1
     )
-    x = np.asarray(jax.jit(lambda rng: fill(rng, data.score_fn(sde), image, mask).x)(KEY))
+    x = np.asarray(optimised_jit(lambda rng: fill(rng, data.score_fn(sde), image, mask).x)(KEY))
     np.testing.assert_array_equal(x[:, [0, 2]], 2.0)
     unknown = x[:, [1, 3]].ravel()
     assert abs(unknown.mean() - 1) < 4 * 0.5 / np.sqrt(8000) + 0.01

@@ -12,6 +12,7 @@ from scipy.spatial.distance import pdist
 
 from scorejax import distances, schedules
 from scorejax.evaluate import ladder
+from tests.compilation import optimised_jit
 
 # dim: (sigma_max, levels, steps per level, step size) of the published settings.
 PUBLISHED = {
@@ -194,7 +195,7 @@ def test_the_steady_state_of_many_levels():
     assert schedules.steady_variance_ratio(0.01, 2.0, 1) == np.inf
 
 
-@functools.partial(jax.jit, static_argnums=(2, 4))
+@functools.partial(optimised_jit, static_argnums=(2, 4))
 def chain_variances(sigmas, sizes, steps, rng, num):
     """Variance at the end of each level of `num` chains on a point mass: score -x / sigma^2."""
 

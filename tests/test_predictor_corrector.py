@@ -24,6 +24,7 @@ from scorejax.samplers.predictor_corrector import (
 from scorejax.samplers.predictors import PREDICTORS, get_predictor
 from scorejax.schedules import time_grid
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
+from tests.compilation import optimised_jit
 
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE()}
 KEY = jax.random.key(0)
@@ -181,7 +182,7 @@ def many_chains(sde, data, predictor_names, corrector_names, shape):
             num_steps=STEPS, snr=SNR, denoise=False,
         )  # fmt: skip
 
-    return jax.jit(run)
+    return optimised_jit(run)
 
 
 def langevin_recursion(corrector, mean, variance, data_mean, true_mean, truth, alpha, std):

@@ -187,8 +187,8 @@ def test_a_run_that_dies_in_an_evaluation_tries_it_again_and_then_goes_on_withou
     system, run, killed = build(CONFIG), tmp_path / "run", tmp_path / "killed"
 
     class Dying(type(system)):
-        def evaluate(self, rng, state):
-            step = int(state.step)
+        def evaluate(self, rng, variables):
+            step = int(variables[1]["seen"])
             if not (killed / "checkpoints" / str(step)).exists():
                 # A kill here leaves these files: the step is there, whole and on disk.
                 assert find_damage(run / "checkpoints" / str(step)) is None
@@ -229,8 +229,8 @@ def test_the_best_checkpoint_is_that_of_the_evaluation_and_a_nan_never_deletes_i
     sizes = {10: 3.0, 20: 1.0, 30: math.nan, 40: 2.0}
 
     class Ranked(type(build(CONFIG))):
-        def evaluate(self, rng, state):
-            return Evaluation({"size": sizes[int(state.step)]}, {})
+        def evaluate(self, rng, variables):
+            return Evaluation({"size": sizes[int(variables[1]["seen"])]}, {})
 
     best = CONFIG | {"eval_every": 10, "save_every": 10, "keep_latest": 1, "best_metric": "size"}
     for num_steps in (20, 30, 40):

@@ -90,9 +90,9 @@ def table_flow(config, name: str, seed: int) -> System:
 
     log_prob = jax.jit(lambda params: flow.apply({"params": params}, test))
 
-    def evaluate(rng, state) -> Evaluation:
-        found = np.asarray(log_prob(state.ema_params))
-        return Evaluation(progress.summary("log_prob", found[None]), {})
+    def evaluate(rng, variables) -> Evaluation:
+        values = np.asarray(log_prob(variables[0]))
+        return Evaluation(progress.summary("log_prob", values[None]), {})
 
     return System(
         init=systems.make_init(flow, jnp.ones((1, table.dim))),
@@ -127,7 +127,7 @@ def train(config, system: System, num_points: int) -> Run:
         if points & set(range(number - steps + 1, number + 1)):
             run.steps.append(number)
             run.seconds.append(seconds)
-            run.scalars.append(system.evaluate(keys[3], state).scalars)
+            run.scalars.append(system.evaluate(keys[3], system.published(state)).scalars)
     return run
 
 

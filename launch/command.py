@@ -94,8 +94,9 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
     del argv
+    distributed = "distributed" in flags.FLAGS and flags.FLAGS["distributed"].value
     try:
-        if flags.FLAGS.get_flag_value("distributed", False):
+        if distributed:
             _join()
         job = prepare()
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
@@ -104,6 +105,8 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
         _exit(1, str(error))
     try:
         job()
+        if distributed:
+            _part()
     except OSError as error:
         _exit(1, str(error))
     except RuntimeError as error:
@@ -126,6 +129,13 @@ def _join() -> None:
             "--distributed finds no other processes: start the command on every host of a TPU "
             "slice, or by srun, or leave the flag out"
         ) from None
+
+
+def _part() -> None:
+    """Waits for the process that writes: JAX ends it some minutes after the others have left."""
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("the job is done")
 
 
 def _explain(error: Exception, argv: list[str]) -> str:

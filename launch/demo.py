@@ -52,7 +52,8 @@ def demonstrate(config, workdir, num: int) -> None:
     for last in (config.save_every, whole):
         config.num_train_steps = last
         print(f"\nTraining a VP score SDE on 899 digits, to step {last} of {whole} ...", flush=True)
-        loop.train(system, config, workdir)
+        if loop.train(system, config, workdir).step < last:  # SIGTERM
+            return
     variables, key = runs.open(workdir).variables, jax.random.key(0)
     for name in ("pc", "ode"):
         print(f"\nSampling {num} digits, --sampler={name} ...", flush=True)

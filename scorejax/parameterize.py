@@ -110,14 +110,31 @@ def sigma_conditioned(sde: VESDE, network: NetworkFn) -> ScoreFn:
 
 
 def discrete_sigma_conditioned(sde: VESDE, network: NetworkFn, num_scales: int) -> ScoreFn:
-    """Score of a network trained on the SMLD ladder of num_scales levels: VE.
+    """Score along the ladder, of a network trained on the SMLD ladder of num_scales levels: VE.
 
-    The label is the integer index of the nearest level; index 0 is the largest sigma.
+    The label is the integer index of the nearest level; index 0 is the largest sigma. This is the
+    published convention, for samplers that walk the ladder. Solvers of the SDE or of its flow need
+    `sigma_conditioned_between_levels`.
     """
 
     def score_fn(x: Array, t: Array) -> Array:
         position = (1 - t) * (num_scales - 1)
         return network(x, jnp.round(position).astype(jnp.int32))
+
+    return score_fn
+
+
+def sigma_conditioned_between_levels(sde: VESDE, network: NetworkFn, num_scales: int) -> ScoreFn:
+    """Score along the SDE, of a network trained on the SMLD ladder of num_scales levels: VE.
+
+    Between two levels the network's noise, minus sigma times the score, is that of the nearest
+    level; so the score is that level's times its sigma / sigma(t).
+    """
+    at_level = discrete_sigma_conditioned(sde, network, num_scales)
+
+    def score_fn(x: Array, t: Array) -> Array:
+        nearest = jnp.round(t * (num_scales - 1)) / (num_scales - 1)
+        return at_level(x, nearest) * expand(sde.sigma(nearest) / sde.sigma(t), x)
 
     return score_fn
 

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 
 from scorejax import files
 from scorejax.files import AnyPath
-from scorejax.train import integrity
+from scorejax.train import integrity, parallel
 from scorejax.train.checkpoint import DIRECTORY, silence_orbax
 from scorejax.train.damage import describe, saved_steps, warn
 from scorejax.train.workdir import Config, load_config
@@ -38,14 +38,16 @@ def read_config(workdir: str | os.PathLike) -> Config:
 def open(workdir: str | os.PathLike, step: int | None = None) -> Run:
     """The run in `workdir` at its newest sound checkpoint, or at `step`; arrays are NumPy's.
 
-    A newer, damaged checkpoint is passed over with a line on stderr. Writes nothing.
+    A newer, damaged checkpoint is passed over with a line on stderr. Writes nothing. Several
+    processes all open the checkpoint that the first one finds, even if the run goes on.
     Raises: FileNotFoundError, RuntimeError or ValueError with one line if there is none to use.
     """
     config = read_config(workdir)
-    sound = _sound_checkpoint(files.absolute(workdir) / DIRECTORY, step)
+    directory = files.absolute(workdir) / DIRECTORY
+    sound = directory / str(parallel.by_first(lambda: _sound_step(directory, step)))
     silence_orbax()
     with ocp.StandardCheckpointer() as checkpointer:
-        if (sound / "published").is_dir():
+        if files.exists(sound / "published"):
             published = checkpointer.restore(sound / "published")
             variables = published["params"], published["model_state"]
         else:
@@ -54,8 +56,8 @@ def open(workdir: str | os.PathLike, step: int | None = None) -> Run:
     return Run(config, variables, int(sound.name))
 
 
-def _sound_checkpoint(directory: AnyPath, step: int | None) -> AnyPath:
-    """The newest checkpoint whose checksums hold, or that of `step`."""
+def _sound_step(directory: AnyPath, step: int | None) -> int:
+    """The newest step whose checksums hold, or `step` if they hold there."""
     steps = saved_steps(directory)
     if not steps or (step is not None and step not in steps):
         there = f"; there is {', '.join(map(str, steps))}" if steps else ""
@@ -67,6 +69,6 @@ def _sound_checkpoint(directory: AnyPath, step: int | None) -> AnyPath:
         if damage is None:
             if damaged:
                 warn(f"{describe(damaged)}; using step {candidate}.")
-            return directory / str(candidate)
+            return candidate
         damaged[candidate] = damage
     raise RuntimeError(f"no sound checkpoint in {directory}: {describe(damaged)}.")

@@ -9,9 +9,10 @@ import pytest
 from scorejax.linear_operators import mask_operator
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_sizes
+from tests.precisions import SINGLE_AND_DOUBLE
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=SINGLE_AND_DOUBLE)
 def precision(request):
     with jax.enable_x64(request.param == "float64"):
         yield request.param

@@ -194,6 +194,7 @@ def bits_and_latents(sde, score_fn, x, epsilon, **solver):
     return bits, np.moveaxis(np.concatenate([row.latent for row in rows]), -1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_likelihood_in_single_precision(golden, name):
     file, sde, score_fn, arrays = likelihood_case(golden, name, jnp.float32)

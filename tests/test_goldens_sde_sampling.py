@@ -30,8 +30,8 @@ from scorejax.sdes import (
     reverse_drift,
     table_index,
 )
+from tests.precisions import SINGLE_AND_DOUBLE
 
-PRECISIONS = [jnp.float32, jnp.float64]
 STEPS = 1000
 
 
@@ -53,11 +53,11 @@ def assert_golden(value, file, name, *, atol=0.0):
     assert np.all(excess <= 0), f"{name}: worst excess {excess.max():.2e}"
 
 
-@pytest.fixture(params=PRECISIONS, ids=["float32", "float64"])
+@pytest.fixture(params=SINGLE_AND_DOUBLE)
 def dtype(request):
     """Each test in single and in double precision."""
-    with jax.enable_x64(request.param == jnp.float64):
-        yield request.param
+    with jax.enable_x64(request.param == "float64"):
+        yield jnp.dtype(request.param)
 
 
 def analytic_net(x, label):

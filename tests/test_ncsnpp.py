@@ -55,7 +55,11 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name",
+    # The deep ones repeat the blocks of the others.
+    [pytest.param(name, marks=[pytest.mark.slow] * ("deep" in name)) for name in PUBLISHED],
+)
 def test_published_networks_have_their_number_of_parameters(name):
     options, size, expected = PUBLISHED[name]
     assert num_parameters(NCSNpp(**options), size) == expected

@@ -8,6 +8,7 @@ import pytest
 
 from scorejax import parameterize
 from scorejax.numerics import expand
+from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 
 SDES = [VPSDE(), SubVPSDE(), VESDE()]
@@ -96,6 +97,19 @@ def test_each_convention_hands_its_label_to_the_network(num_scales):
     label = seen_label(lambda n: parameterize.discrete_sigma_conditioned(ve, n, num_scales), t)
     assert label.dtype == np.int32
     np.testing.assert_array_equal(label, [num_scales - 1, round(0.75 * (num_scales - 1)), 0])
+
+
+def test_between_two_levels_the_noise_is_that_of_the_nearest(x64):
+    # A point mass at 0: the score is -x / sigma^2, the noise x / sigma.
+    num_scales, x = 10, jnp.ones((3, 2))
+    ve = VESDE(0.01, 1.0)
+    sigmas = geometric_sigmas(0.01, 1.0, num_scales)
+    network = lambda x, label: -x / jnp.asarray(sigmas)[label][:, None] ** 2
+    t = jnp.asarray([0.0, 4 / 9, 0.4])  # two levels, and a place between the levels 5 and 6
+    score = parameterize.sigma_conditioned_between_levels(ve, network, num_scales)(x, t)
+    sigma = np.asarray(ve.sigma(t))[:, None]
+    np.testing.assert_allclose(score[:2], -x[:2] / sigma[:2] ** 2, rtol=1e-12)
+    np.testing.assert_allclose(score[2:] * sigma[2:], -x[2:] / sigmas[5], rtol=1e-12)
 
 
 def test_a_network_that_predicts_the_mean_noise_yields_the_score(x64):

@@ -139,7 +139,7 @@ def test_likelihoods_of_pictures_are_those_of_the_data_set_that_holds_them(folde
             workdir.new_workdir(root / "runs" / name, config) as building,
             checkpoint.Checkpoints(building) as checkpoints,
         ):
-            checkpoints.save(state, {})
+            checkpoints.save(state)
         source = "--split=test" if name == "folder" else f"--images={root}/test"
         commands.run("likelihood", f"--workdir={root}/runs/{name}", source, f"--out={root}/{name}")
         reports[name] = json.loads((root / f"{name}.json").read_text())

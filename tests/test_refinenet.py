@@ -13,12 +13,13 @@ from scorejax.interop import published
 from scorejax.interop.networks import refinenet as refinenet_weights
 from scorejax.models import refinenet
 from scorejax.models.build import build_refinenet
+from tests.precisions import SINGLE_AND_DOUBLE
 from tests.published_files import Stored, torch_zip
 
 SETTINGS = {"ngf": 8, "num_classes": 10, "image_size": 8, "num_channels": 3}
 
 
-@pytest.fixture(params=["float32", "float64"])
+@pytest.fixture(params=SINGLE_AND_DOUBLE)
 def precision(request):
     with jax.enable_x64(request.param == "float64"):
         yield request.param

@@ -164,7 +164,12 @@ def test_a_notice_just_before_an_evaluation_saves_and_the_evaluation_follows(
     expected = train(build(CONFIG), CONFIG, tmp_path / "whole")
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     interrupted = build(CONFIG)._replace(source=signalling({19: number}))
-    assert int(train(interrupted, CONFIG, tmp_path / "parts").step) == 20
+    if number == signal.SIGTERM:
+        assert int(train(interrupted, CONFIG, tmp_path / "parts").step) == 20
+    else:  # A notebook or a script does not go on as if the run had ended.
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted, CONFIG, tmp_path / "parts")
+        assert steps_in(tmp_path / "parts")[-1] == 20
     assert "terminated at step 20, which is saved" in capfd.readouterr().err
     assert handlers == (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
     assert metrics_of(tmp_path / "parts")[-1]["step"] == 20
@@ -201,12 +206,17 @@ def test_a_run_that_dies_in_an_evaluation_tries_it_again_and_then_goes_on_withou
         assert max(steps_in(run)) == 20
         assert json.loads((killed / "evaluations.json").read_text())["20"]["attempts"] == attempt
 
-    # The third start goes on, to the next evaluation. A run that was killed knows no less.
+    # A kill, which may be a preemption, counts less than an error.
+    record = json.loads((killed / "evaluations.json").read_text())
+    assert record["20"] == {"attempts": 2, "failures": 1}
+    record["20"] = {"attempts": 5, "failures": 0}
+    (killed / "evaluations.json").write_text(json.dumps(record))
+    # The third start goes on, to the next evaluation; so does one after five kills.
     for workdir in (killed, run):
         capfd.readouterr()
         with pytest.raises(RuntimeError, match="RESOURCE_EXHAUSTED"):
             train(Dying(*system), CONFIG, workdir)
-        assert "the evaluation of step 20 was begun twice" in capfd.readouterr().err
+        assert "the evaluation of step 20 has failed too often" in capfd.readouterr().err
         assert max(steps_in(workdir)) == 40
     # The second attempt at the last evaluation does not fail.
     assert_equal(train(system, CONFIG, run), expected)

@@ -17,6 +17,7 @@ import pytest
 from scorejax import interop
 from scorejax.models.dhariwal import DhariwalUNet, MultiHeadAttention, cosine_sine_embedding
 from scorejax.models.songunet import SongUNet
+from tests.precisions import SINGLE_AND_DOUBLE
 from tests.random_variables import random_variables
 from tests.trees import assert_equal
 
@@ -52,7 +53,7 @@ def state_of(file):
     return {key.removeprefix("params/"): file[key] for key in file if key.startswith("params/")}
 
 
-@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("precision", SINGLE_AND_DOUBLE)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_gives_the_official_output(golden, name, precision):
     file, (architecture, hyper) = golden(name), NETWORKS[name]

@@ -260,6 +260,7 @@ def test_a_skipped_update_keeps_every_array_bit_for_bit():
     assert (int(after.step), int(after.skipped)) == (4, 1)
 
 
+@pytest.mark.slow
 def test_a_moving_average_is_as_near_to_the_exact_one_as_its_comment_says():
     rate, num_steps, half = 0.9999, 50_000, 300
     mean = jnp.asarray(np.random.default_rng(0).normal(size=2 * half), jnp.float32)

@@ -19,7 +19,8 @@ def read_pictures(
     Pictures of another size are cropped to their central square and shrunk, which changes their
     likelihood.
     Raises: FileNotFoundError if there are no pictures; ValueError, one line, if a picture is
-    damaged, or in colour and those of the set are not, or if the set has other than 256 levels.
+    damaged, smaller than the set's, or in colour and those of the set are not, or if the set has
+    other than 256 levels.
     """
     spec = images.image_set(dataset)
     if spec.levels != 256:
@@ -39,4 +40,7 @@ def _fitted(path: pathlib.Path, channels: int, size: int) -> UInt8[np.ndarray, "
         if (picture != picture[..., :1]).any():
             raise ValueError(f"{path} is in colour; the model's images are grey")
         picture = picture[..., :1]
+    if min(picture.shape[:2]) < size:
+        height, width = picture.shape[:2]
+        raise ValueError(f"{path} has {width} x {height} pixels; the model's images have {size}")
     return transforms.crop_then_shrink(picture, size)

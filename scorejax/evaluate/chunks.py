@@ -45,13 +45,19 @@ def make_stream(
         # The last chunk is filled up, since another size would be compiled anew.
         chunk = parallel.local_rows(batch_size)
         starts = {f"{start:08d}": start for start in range(0, num, batch_size)}
-        missing = [start for name, start in starts.items() if not (parts and parts.has(name))]
+        # Decided once: a part that another call saves meanwhile must not shift the chunks to come.
+        saved = {name for name in starts if parts and parts.has(name)}
+        missing = [start for name, start in starts.items() if name not in saved]
         local = _read_chunks(rows, [np.minimum(start + chunk, num - 1) for start in missing])
-        compute = lambda: mapped(variables, next(local), batch_size)
         silent = None if unit and jax.process_index() == 0 else True
         with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr, disable=silent) as bar:
             for name, start in starts.items():
-                results = parts.get(name, compute) if parts else compute()
+                if name in saved:
+                    results = parts.load(name)
+                else:
+                    results = mapped(variables, next(local), batch_size)
+                    if parts:
+                        parts.save(name, results)
                 yield jax.tree.map(lambda result, end=num - start: result[:end], results)
                 bar.update(min(batch_size, num - start))
 

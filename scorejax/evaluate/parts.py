@@ -11,7 +11,7 @@ them, from a file system that they share.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ from scorejax.train import parallel
 from scorejax.typing import PyTree
 
 Arrays = dict[str, np.ndarray]
+VERSION = 2
+"""To be raised when the same inputs give other results, so that no computation mixes the two."""
 
 
 class Parts:
@@ -29,7 +31,10 @@ class Parts:
 
     def __init__(self, out: str | os.PathLike, identity: Mapping[str, Any], arrays: PyTree = ()):
         """`identity` (JSON values) and `arrays` (a tree) need to hold every input of the result."""
-        digest = hashlib.sha256(json.dumps(dict(identity), sort_keys=True).encode())
+        # Samplers of the caller's precision follow JAX's setting.
+        precision = jax.config.jax_default_matmul_precision
+        identity = {"version": VERSION, "jax_precision": precision, **identity}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
         for leaf in map(np.asarray, jax.tree.leaves(arrays)):
             digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
         self.directory = as_path(f"{out}.parts-{digest.hexdigest()[:8]}")
@@ -38,19 +43,18 @@ class Parts:
         """Whether the part `name` is on disk; every process needs to ask."""
         return parallel.first_answer(exists(self._path(name)))
 
-    def get(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
-        """Loads the part `name` if it is on disk; otherwise computes it and saves it atomically."""
-        if self.has(name):
-            return load_npz(self._path(name))
-        part = {key: np.asarray(value) for key, value in compute().items()}
-        if jax.process_index() == 0:
-            save_npz(self._path(name), **part)
-        return part
+    def load(self, name: str) -> Arrays:
+        """The part `name`. Raises: FileNotFoundError if it is not on disk; OSError."""
+        return load_npz(self._path(name))
+
+    def save(self, name: str, part: Arrays) -> None:
+        """Saves a part whole, by the first process; all of them call it. Raises: OSError."""
+        parallel.by_first(lambda: save_npz(self._path(name), **part))
 
     def remove(self) -> None:
-        """Deletes the parts; call it once `out` is written."""
-        if jax.process_index() == 0:
-            remove_tree(self.directory)
+        """Deletes the parts once no process reads them; call it when `out` is written."""
+        parallel.first_answer(True)  # Another process may be loading the last part.
+        parallel.by_first(lambda: remove_tree(self.directory))
 
     def _path(self, name: str) -> AnyPath:
         return self.directory / f"{name}.npz"

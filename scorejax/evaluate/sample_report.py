@@ -99,7 +99,7 @@ def sample_report(
         sample_quality.inception_features(judge.network, **_precision(run)), judge.draw
     )
     identity = {"config": run.config.to_dict(), **judge.sampler}
-    identity |= {"seed": seed, "num": num, "batch_size": batch_size}
+    identity |= {"seed": seed, "num": num, "batch_size": batch_size, **_precision(run)}
     if run.config.get("corrector") == "batch_langevin":
         identity["devices"] = jax.device_count()  # Its step size is a mean over a device.
     variables, rows = (judge.weights, run.variables), {"rng": row_keys(jax.random.key(seed), num)}

@@ -43,7 +43,7 @@ def chain_norms(ladder: Ladder, model: "ScoreModel") -> Metric:
     options, shape = model.eval_options, (1, *model.data.shape)
 
     def norms(variables: Variables, rows: Batch) -> dict[str, Array]:
-        score_fn, chain = by_sigma(model.sde, model.score(variables)), ladder.chain()
+        score_fn, chain = by_sigma(model.sde, model.chain_score(variables)), ladder.chain()
 
         def of_one(rng: Array) -> dict[str, Array]:
             trace = langevin.annealed_langevin_trace(rng, score_fn, shape, **chain)[1]
@@ -74,7 +74,7 @@ def interpolated_noise(ladder: Ladder, model: "ScoreModel") -> Metric:
     at_once = max(model.eval_options.examples_at_once // NUM_INTERPOLATED, 1)
 
     def interpolate(variables: Variables, rows: Batch) -> dict[str, Array]:
-        score_fn, rngs = by_sigma(model.sde, model.score(variables)), rows["rng"]
+        score_fn, rngs = by_sigma(model.sde, model.chain_score(variables)), rows["rng"]
         shape, num = (len(rngs), *model.data.shape), NUM_INTERPOLATED
         drawn = langevin.interpolate(rngs, score_fn, shape, num, **ladder.chain())
         return {"image": model.data.to_data(drawn.x)}

@@ -83,19 +83,22 @@ class Ladder:
         return chain | {"denoise": self.denoise}
 
 
-def to_score(ladder: Ladder, model: str) -> Callable[[NetworkFn], ScoreFn]:
-    """network -> score. The network "ncsn" takes the number of a level and predicts the score.
+def score_fields(ladder: Ladder, model: str) -> dict[str, Callable[[NetworkFn], ScoreFn]]:
+    """Fields of a `ScoreModel`: how the network's output becomes the score.
 
-    All others take no level; their output divided by sigma is the score (technique 3).
+    The network "ncsn" takes the number of a level and predicts the score there. All others take no
+    level; their output divided by sigma is the score (technique 3).
     """
-    sde = ladder.sde
+    sde, num_scales = ladder.sde, ladder.num_scales
     if model == "ncsn":
-        return lambda network: parameterize.discrete_sigma_conditioned(
-            sde, network, ladder.num_scales
-        )
-    return lambda network: parameterize.sigma_conditioned(
-        sde, parameterize.divided_by_sigma(network)
-    )
+        between = parameterize.sigma_conditioned_between_levels
+        at_level = parameterize.discrete_sigma_conditioned
+        return {
+            "to_score": lambda network: between(sde, network, num_scales),
+            "to_chain_score": lambda network: at_level(sde, network, num_scales),
+        }
+    divided, convert = parameterize.divided_by_sigma, parameterize.sigma_conditioned
+    return {"to_score": lambda network: convert(sde, divided(network))}
 
 
 def langevin_fields(ladder: Ladder) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def completion(
         )
 
     def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
-        x, score_fn = rows[model.data.field], by_sigma(model.sde, model.score(variables))
+        x, score_fn = rows[model.data.field], by_sigma(model.sde, model.chain_score(variables))
         y = operator.forward(x)
         drawn = langevin.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **ladder.chain()
@@ -142,7 +145,7 @@ def _trajectory(ladder: Ladder, model: "ScoreModel") -> sampling.Trajectory:
     chain = {"num_frames": min(sampling.NUM_FRAMES, ladder.num_scales), **ladder.chain()}
 
     def trajectory(variables: Variables, rngs: Array) -> Array:
-        score_fn, shape = by_sigma(model.sde, model.score(variables)), model.data.shape
+        score_fn, shape = by_sigma(model.sde, model.chain_score(variables)), model.data.shape
         x = langevin.annealed_langevin_frames(rngs, score_fn, (len(rngs), *shape), **chain)
         return model.data.to_data(x)
 
@@ -155,4 +158,4 @@ def _annealed_langevin(ladder: Ladder, model: "ScoreModel") -> sampling.Stepper:
         return langevin.annealed_langevin(rng, score, shape, **ladder.chain(num_steps))
 
     steps_of_nfe = lambda nfe: (nfe - int(ladder.denoise)) // ladder.num_scales
-    return sampling.Stepper(sample, ladder.steps_per_level, steps_of_nfe, fewest=1)
+    return sampling.Stepper(sample, ladder.steps_per_level, steps_of_nfe, fewest=1, on_chain=True)

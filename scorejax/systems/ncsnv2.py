@@ -62,11 +62,11 @@ def make_model(config: ConfigDict) -> NCSNv2Model:
         sde=ladder.sde,
         data=ImageView.from_options(config),
         network=build_refinenet(config.model, config.image_size, config),
-        to_score=noise_levels.to_score(ladder, config.model),
         example_loss=objective(ladder, config.model),
         tx=adam_from_config(config),
         further_metrics=functools.partial(ladder_metrics.along_chain, ladder),
         ladder=ladder,
+        **noise_levels.score_fields(ladder, config.model),
         **noise_levels.langevin_fields(ladder),
         **score_model.options(config),
     )

@@ -76,7 +76,7 @@ def make_model(config: ConfigDict) -> "NoisyClassifier":
         tx=optax.chain(adam_from_config(config), optax.scale_by_schedule(fall)),
         eval_examples=config.eval_examples,
         num_noise_bins=config.num_noise_bins,
-        batch_size=config.batch_size,
+        batch_size=max(config.batch_size // config.get("accumulation", 1), 1),
     )
 
 

@@ -81,7 +81,7 @@ def score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], Scor
         return lambda network: convert(sde, network, config.num_scales)
     if config.objective == "smld":
         divided = divided_by_level(config)
-        convert = parameterize.discrete_sigma_conditioned
+        convert = parameterize.sigma_conditioned_between_levels
         return lambda network: convert(sde, divided(network), config.num_scales)
     if config.sde == "ve":
         convert = parameterize.sigma_conditioned
@@ -90,11 +90,15 @@ def score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], Scor
 
 
 def chain_score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], ScoreFn] | None:
-    """The score along DDPM's chain, as in the published code; None if it is that of the SDE."""
-    if config.objective != "ddpm":
-        return None
-    convert = parameterize.discrete_noise_prediction
-    return lambda network: convert(sde, network, config.num_scales)
+    """The score along DDPM's or SMLD's chain, as in the published code; None: that of the SDE."""
+    if config.objective == "ddpm":
+        convert = parameterize.discrete_noise_prediction
+        return lambda network: convert(sde, network, config.num_scales)
+    if config.objective == "smld":
+        divided = divided_by_level(config)
+        convert = parameterize.discrete_sigma_conditioned
+        return lambda network: convert(sde, divided(network), config.num_scales)
+    return None
 
 
 def objective(

@@ -30,7 +30,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from scorejax import files
 from scorejax.files import AnyPath
 from scorejax.train import integrity
-from scorejax.train.damage import saved_steps, set_damaged_aside, unfinished_steps
+from scorejax.train.damage import UNFINISHED, saved_steps, set_damaged_aside, unfinished_steps
 from scorejax.train.evaluations import Evaluations
 from scorejax.train.state import TrainState
 from scorejax.typing import PyTree, Variables
@@ -56,7 +56,7 @@ class Checkpoints:
 
     Keeps the latest `keep_latest` and the best by the evaluation scalar `best_metric` ("" if none),
     which is the smallest or largest as `best_mode` is "min" or "max". One that is no longer kept is
-    deleted when a save begins, an evaluation ends or the run ends.
+    deleted when a save or an evaluation begins or ends, or the run ends.
     """
 
     def __init__(
@@ -150,7 +150,8 @@ class Checkpoints:
         expected = _items(like)
         # Whether updates may be skipped can change between two starts of a run.
         expected["train"].pop("skipped", None)
-        if "skipped" in self._manager.item_metadata(step)["train"].tree:
+        saved = self._manager.item_metadata(step).get("train")
+        if saved is not None and "skipped" in saved.tree:
             expected["train"]["skipped"] = jax.ShapeDtypeStruct((), jnp.int32)
         items = self._restore(step, expected)
         skipped = items["train"].pop("skipped", np.zeros((), np.int32))
@@ -200,7 +201,11 @@ class Checkpoints:
             kept = {*steps[-self._keep_latest :], self._best(steps)}
             for step in steps:
                 if step not in kept:
-                    files.remove_tree(self._directory / str(step))
+                    doomed = self._directory / str(step)
+                    if files.is_local(doomed):
+                        # A name that the next start sweeps away if this is killed half way.
+                        doomed = doomed.rename(f"{doomed}{UNFINISHED}-deleted")
+                    files.remove_tree(doomed)
 
     def _best(self, steps: list[int]) -> int | None:
         """The step with the best scalar, the latest of equals; None if none has a finite one."""
@@ -213,7 +218,8 @@ class Checkpoints:
         scalars = self.evaluations.scalars(step)
         if scalars is None:  # a run that changed its metric, or one of the release before
             path = self._directory / str(step) / "metrics" / "metrics"
-            scalars = json.loads(path.read_text()) if files.exists(path) else {}
+            with files.reaching(path):
+                scalars = json.loads(path.read_text()) if files.exists(path) else {}
         value = scalars.get(self._best_metric)
         return value if value is not None and math.isfinite(value) else None
 

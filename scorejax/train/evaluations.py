@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The record of a run's evaluations: those due, how often each was begun, and its scalars.
+"""The record of a run's evaluations: those due, how often each was begun and failed, the scalars.
 
-A step is saved before it is evaluated, so that an evaluation that fails, or for which the memory
-does not suffice, loses no update. The run tries it once more when it is started again, and after
-that goes on without it. The scalars rank the checkpoints.
+A step that is saved and evaluated is saved first, so that an evaluation that fails, or for which
+the memory does not suffice, loses no update. The run tries it again when it is started again, and
+goes on without it once it has failed twice. A kill, which may be a preemption, counts less than an
+error. The scalars rank the checkpoints.
 """
 
 import json
@@ -15,9 +16,11 @@ import jax
 from scorejax import files
 from scorejax.files import AnyPath
 from scorejax.report import json_values
+from scorejax.train import parallel
 
 RECORD = "evaluations.json"
-MAX_ATTEMPTS = 2
+MAX_FAILURES, MAX_ATTEMPTS = 2, 5
+"""After so many errors, or errors and kills, a run goes on without an evaluation."""
 
 
 class Evaluations:
@@ -32,32 +35,43 @@ class Evaluations:
         self._records: dict[int, dict[str, Any]] = {}
         if files.exists(self._path):
             try:
-                records = json.loads(self._path.read_text())
+                with files.reaching(self._path):
+                    records = json.loads(self._path.read_text())
                 self._records = {int(step): dict(record) for step, record in records.items()}
             except (ValueError, TypeError, AttributeError):
                 raise RuntimeError(
-                    f"{self._path} is not the record of a run's evaluations; remove it to go on, "
-                    "and the checkpoints lose their ranks."
+                    f"{self._path} is not the record of a run's evaluations. Remove it to go on; "
+                    "the best checkpoint then loses its rank, so copy it if you want to keep it."
                 ) from None
 
     def expect(self, step: int) -> None:
         """Records that an evaluation of `step` is due; attempts that did not end still count."""
         if not self.is_due(step):
-            self._records[step] = {"attempts": 0}
+            self._records[step] = {"attempts": 0, "failures": 0}
             self._write()
 
     def is_due(self, step: int) -> bool:
-        """Whether an evaluation of `step` was expected and has not ended."""
-        return "scalars" not in self._records.get(step, {"scalars": {}})
+        """Whether an evaluation of `step` was expected and has not ended.
+
+        All processes ask, and get the first one's answer: a file system may show them other files.
+        """
+        return parallel.first_answer("scalars" not in self._records.get(step, {"scalars": {}}))
 
     def begin(self, step: int) -> bool:
-        """Records another attempt; False if the attempts are used up."""
-        record = self._records[step]
-        if record["attempts"] >= MAX_ATTEMPTS:
+        """Records another attempt; False if the attempts are used up. All processes ask."""
+        record = self._records.setdefault(step, {"attempts": 0, "failures": 0})
+        exhausted = record["attempts"] >= MAX_ATTEMPTS or record["failures"] >= MAX_FAILURES
+        if parallel.first_answer(exhausted):
             return False
         record["attempts"] += 1
         self._write()
         return True
+
+    def fail(self, step: int) -> None:
+        """Records that an attempt has ended with an error, which other processes may not have."""
+        self._records[step]["failures"] += 1
+        if jax.process_index() == 0:
+            self._save()
 
     def end(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of an evaluation."""
@@ -70,5 +84,7 @@ class Evaluations:
         return self._records.get(step, {}).get("scalars")
 
     def _write(self) -> None:
-        if jax.process_index() == 0:
-            files.save_text(self._path, json.dumps(self._records, sort_keys=True) + "\n")
+        parallel.by_first(self._save)
+
+    def _save(self) -> None:
+        files.save_text(self._path, json.dumps(self._records, sort_keys=True) + "\n")

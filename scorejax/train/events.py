@@ -12,8 +12,8 @@ from tensorboardX.summary import scalar
 class EventFile:
     """A new event file in a directory; TensorBoard hides older events from `first_step` on.
 
-    Every event is written before the call returns. (The queue of tensorboardX's SummaryWriter is
-    emptied by another thread, and its flush does not wait for it: a kill lost what was flushed.)
+    After `flush` every event is in the file. (The queue of tensorboardX's SummaryWriter is emptied
+    by another thread, for which its flush does not wait: a kill lost what was flushed.)
     """
 
     def __init__(self, directory: pathlib.Path, *, first_step: int) -> None:

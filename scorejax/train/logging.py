@@ -6,6 +6,7 @@ beyond its checkpoint. The file of a killed run therefore has every step once. I
 and events arrive at each `flush`, see `mirror`.
 """
 
+import contextlib
 import json
 import math
 import pathlib
@@ -110,14 +111,18 @@ class RunLog:
         self._lines.close()
         self._events.close()
         if self._mirror:
-            self._mirror.send()
-            self._mirror.remove()
+            try:
+                self._mirror.send()
+            finally:
+                self._mirror.remove()
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        # What went wrong first is what the user needs to hear.
+        with contextlib.suppress(OSError) if kind else contextlib.nullcontext():
+            self.close()
 
     def _write(self, step: int, scalars: Mapping[str, float]) -> None:
         self._lines.write(json.dumps({"step": step, **json_values(scalars)}) + "\n")

@@ -3,7 +3,7 @@
 
 Called with the workdir of a stopped run, it resumes at the newest sound checkpoint and ends bit for
 bit where the run would have ended. Noise and offline batches follow from the seed and the step; the
-carry of an online source is in the checkpoint. A step is saved before it is evaluated.
+carry of an online source is in the checkpoint. A step that is saved and evaluated is saved first.
 """
 
 import os
@@ -28,13 +28,12 @@ from scorejax.typing import Array, Variables
 def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike) -> TrainState:
     """Trains a system in a directory, or resumes there; returns the state as NumPy arrays.
 
-    Reads the fields of `Settings` from the config. On SIGTERM, or the first Ctrl-C, it saves and
-    returns early. An evaluation that failed is tried again when the run resumes, and left out if it
-    fails again.
-    Raises: ValueError if the config is impossible or contradicts the run in workdir; RuntimeError
-    if the loss is not finite too often, a checkpoint has other arrays, or the processes of the run
-    resume at different steps; OSError if workdir cannot be written. Each is one line, and leaves
-    existing checkpoints as they are.
+    Reads the fields of `Settings` from the config. On SIGTERM it saves and returns early. An
+    evaluation that failed is tried again when the run resumes, and left out if it fails again.
+    Raises: KeyboardInterrupt after it has saved, on the first Ctrl-C; ValueError if the config is
+    impossible or contradicts the run in workdir; RuntimeError if the loss is not finite too often,
+    a checkpoint has other arrays, or the processes of the run resume at different steps; OSError if
+    workdir cannot be written. Each is one line, and leaves existing checkpoints as they are.
     """
     settings, workdir = preflight(system, config, workdir)
     keys = RunKeys(*jax.random.split(jax.random.key(settings.seed), len(RunKeys._fields)))
@@ -133,10 +132,14 @@ def _evaluate(
     """Evaluates a step, once it is saved; says so if this has failed too often to be tried."""
     checkpoints.wait()
     if not checkpoints.evaluations.begin(step):
-        log.say(f"the evaluation of step {step} was begun twice and never ended; it is left out.")
+        log.say(f"the evaluation of step {step} has failed too often; it is left out.")
         return
     rng = jax.random.fold_in(keys.evaluate, step)
-    evaluation = system.evaluate(rng, variables, *frozen_arguments(system))
+    try:
+        evaluation = system.evaluate(rng, variables, *frozen_arguments(system))
+    except Exception:
+        checkpoints.evaluations.fail(step)
+        raise
     log.evaluation(step, evaluation)
     checkpoints.rank(step, evaluation.scalars)
 

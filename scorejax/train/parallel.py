@@ -143,6 +143,28 @@ def first_answer(answer: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(answer)))
 
 
+def by_first(fn: Callable[[], int | None]) -> int:
+    """Calls fn in the first process alone, while all wait; returns its answer, 0 for None, to all.
+
+    Raises: in the first process what fn raises; RuntimeError in the others, which would else wait
+    for it in their next collective.
+    """
+    if jax.process_count() == 1:
+        return fn() or 0
+    answer, error = 0, None
+    if jax.process_index() == 0:
+        try:
+            answer = fn() or 0
+        except Exception as raised:
+            error = raised
+    failed, answer = multihost_utils.broadcast_one_to_all(np.array([error is not None, answer]))
+    if error is not None:
+        raise error
+    if failed:
+        raise RuntimeError("the first process failed; its own line says why.")
+    return int(answer)
+
+
 def map_step(step: TrainStep, *, num_frozen: int = 0) -> TrainStep:
     """Maps a step, made with axis_name=AXIS, over the devices of all processes.
 

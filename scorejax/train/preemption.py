@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Notice of termination: clusters and cloud machines send SIGTERM some seconds before the end.
 
-Ctrl-C counts as such a notice once; the second interrupts at once.
+The first Ctrl-C counts as such a notice, and interrupts once the run has saved; the second
+interrupts at once.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ def notice_of_termination() -> Iterator[Callable[[], bool]]:
     Several processes, each of which asks after every call, agree on the call at which they end;
     one that restarts by itself does not count as the others do, but cannot train with them either.
     A single process outside the main thread cannot catch signals and never notices.
+    Raises: KeyboardInterrupt when the block ends, if Ctrl-C has arrived at the only process.
     """
     several = jax.process_count() > 1
     arrived = threading.Event()
@@ -33,7 +35,7 @@ def notice_of_termination() -> Iterator[Callable[[], bool]]:
         if threading.current_thread() is threading.main_thread():
             # JAX catches SIGTERM where there are several processes, and tells all of them.
             notify = (lambda: signal.raise_signal(signal.SIGTERM)) if several else arrived.set
-            stack.enter_context(_first_interrupt(notify))
+            stack.enter_context(_first_interrupt(notify, raises=not several))
             if not several:
                 stack.enter_context(_handler(signal.SIGTERM, lambda *_: arrived.set()))
         if several:
@@ -46,20 +48,28 @@ def notice_of_termination() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
-def _first_interrupt(notify: Callable[[], None]) -> Iterator[None]:
-    """Makes the first Ctrl-C call `notify`; a program that ignores Ctrl-C goes on ignoring it."""
+def _first_interrupt(notify: Callable[[], None], *, raises: bool) -> Iterator[None]:
+    """Makes the first Ctrl-C call `notify`, and interrupt after the block if `raises`.
+
+    A program that ignores Ctrl-C goes on ignoring it.
+    """
     before = signal.getsignal(signal.SIGINT)
     if before == signal.SIG_IGN:
         yield
         return
 
+    arrived = threading.Event()
+
     def interrupted(*_: object) -> None:
         signal.signal(signal.SIGINT, before)
+        arrived.set()
         os.write(2, _INTERRUPTED)  # a handler may interrupt a print, which allows no other
         notify()
 
     with _handler(signal.SIGINT, interrupted):
         yield
+    if raises and arrived.is_set():
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ class System(NamedTuple):
     """
     published: Callable[[TrainState], Variables] = averaged
     """state -> (params, model_state), the variables that sampling, evaluation and a second stage
-    use."""
+    use. It is traced for evaluations, and called with arrays of the host for checkpoints."""
     paths: tuple[str, ...] = ()
     """Keys of the config that are paths of data or of other runs, which may be moved."""
 

@@ -109,7 +109,8 @@ class Flow:
 
         def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
             x = batch["image"]
-            log_prob = -self.energy(variables[0], logit(x, self.squeeze))
+            with jax.default_matmul_precision("highest"):
+                log_prob = -self.energy(variables[0], logit(x, self.squeeze))
             of_images = log_prob + log_det_logit(x, self.squeeze)
             bits = bits_per_dim(of_images, self.network.dim, **units)
             one = jnp.ones(len(x), jnp.int32)

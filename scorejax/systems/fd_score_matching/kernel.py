@@ -182,12 +182,16 @@ class KernelFamily:
             noise_rng, rng = jax.random.split(jax.random.key(0))
             rows = jnp.tile(self.table.train, (self.eval_repeats, 1))
             rows = rows + self.data_noise * jax.random.normal(noise_rng, rows.shape)
-        functionals = self.functionals(functools.partial(self.terms, params), rng, rows)
-        return Fitted(params, family.inner_weights(functionals, jnp.exp(params["log_ridge"])))
+        with jax.default_matmul_precision("highest"):
+            functionals = self.functionals(functools.partial(self.terms, params), rng, rows)
+            alpha = family.inner_weights(functionals, jnp.exp(params["log_ridge"]))
+        return Fitted(params, alpha)
 
     def log_density(self, fitted: Fitted, x: Array) -> Array:
         """log p + log Z in nats, (b,)."""
-        return family.log_density(functools.partial(self.terms, fitted.params), fitted.alpha, x)
+        with jax.default_matmul_precision("highest"):
+            terms = functools.partial(self.terms, fitted.params)
+            return family.log_density(terms, fitted.alpha, x)
 
     def anneal(self, rng: PRNGKeyArray, fitted: Fitted) -> Annealed:
         """Walks from a normalised density to the model's, which estimate log Z.

@@ -57,9 +57,9 @@ def make_model(config: ConfigDict) -> ScoreModel:
         sde=ladder.sde,
         data=data,
         network=build_refinenet(config.model, config.image_size, config),
-        to_score=noise_levels.to_score(ladder, config.model),
         example_loss=objective(config, ladder, data),
         tx=adam(config.learning_rate),
+        **noise_levels.score_fields(ladder, config.model),
         **noise_levels.langevin_fields(ladder),
         **score_model.options(config),
     )

@@ -244,7 +244,8 @@ def exact_metric(
     def measure(variables: Variables, rows: Batch) -> dict[str, Array]:
         bound, rng = functools.partial(energy, variables[0]), jax.random.key(0)
         of_one = lambda row: exact_score_matching(bound, rng, row[None])[0]
-        return {name: jax.lax.map(of_one, rows["image"])}
+        with jax.default_matmul_precision("highest"):
+            return {name: jax.lax.map(of_one, rows["image"])}
 
     return progress.held_out_density(measure, np.asarray(x), names=[name], batch_size=len(x))
 

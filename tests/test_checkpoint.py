@@ -140,7 +140,7 @@ def test_the_step_before_is_deleted_when_the_new_one_is_on_disk(tmp_path, monkey
         # What a power failure would leave now: the files and the names that were synced.
         directory = pathlib.Path(directory)
         newest = directory.parent / "2"
-        assert directory.name == "1"
+        assert directory.name.startswith("1.")  # in a name that the next start sweeps away
         for path in (newest, *newest.rglob("*")):
             if path.is_file():
                 assert path.name in UNLISTED or path.stat().st_ino in synced, path
@@ -149,7 +149,7 @@ def test_the_step_before_is_deleted_when_the_new_one_is_on_disk(tmp_path, monkey
                 names = {item.name for item in path.iterdir()} - UNLISTED
                 assert names <= synced[path.stat().st_ino], path
         assert "2" in synced[newest.parent.stat().st_ino]
-        checked.append(directory.name)
+        checked.append(directory.name[0])
         original(directory, **options)
 
     is_directory = lambda handle: stat.S_ISDIR(os.fstat(handle).st_mode)
@@ -164,7 +164,7 @@ def test_the_step_before_is_deleted_when_the_new_one_is_on_disk(tmp_path, monkey
 def test_a_broken_record_of_evaluations_is_one_line(run):
     for text in ("{", "[1]", '{"1": 2}', '{"a": {}}'):
         (run / "evaluations.json").write_text(text)
-        with pytest.raises(RuntimeError, match=r"evaluations.json is not the record .* remove it"):
+        with pytest.raises(RuntimeError, match=r"evaluations.json is not the record .* Remove it"):
             Checkpoints(run)
 
 

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 import time
@@ -30,7 +29,7 @@ from scorejax.train import workdir
 from scorejax.train.loop import train
 from tests import fake_gcs
 from tests.commands import run
-from tests.test_parallel import TWO_PROCESSES
+from tests.test_parallel import in_two_processes
 from tests.trees import assert_equal
 
 TOY = str(pathlib.Path(__file__).resolve().parent / "toy_system.py")
@@ -277,13 +276,7 @@ def test_the_commands_work_on_a_run_in_a_bucket(store):
 
 @pytest.mark.slow
 def test_two_processes_train_into_one_bucket(store, killed_and_resumed):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = TWO_PROCESSES.format(tests=str(pathlib.Path(TOY).parent), port=port)
-    command = [sys.executable, "-c", script]
-    processes = [subprocess.Popen([*command, str(i), "gs://bucket/two"]) for i in range(2)]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    in_two_processes("run(sys.argv[2])", "gs://bucket/two")
     logged = metrics(store.content("two/metrics.jsonl").decode())
     assert [row["step"] for row in logged if "train/loss" in row] == list(range(2, 41, 2))
     assert "two/process_1/metrics.jsonl" in store.names("two/")

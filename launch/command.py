@@ -94,28 +94,39 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
     del argv
-    distributed = "distributed" in flags.FLAGS and flags.FLAGS["distributed"].value
     try:
-        if distributed:
+        _do(_prepared(prepare))
+    except OSError as error:
+        _exit(1, str(error))
+    except KeyboardInterrupt:
+        _exit(130, "interrupted")
+
+
+def _prepared(prepare: Callable[[], Job]) -> Job:
+    try:
+        if "workdir" in flags.FLAGS and flags.FLAGS["workdir"].value == "":
+            raise ValueError("--workdir is empty; is a variable of the shell not set?")
+        if _is_distributed():
             _join()
-        job = prepare()
+        return prepare()
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         _exit(2, str(error))
-    except OSError as error:
-        _exit(1, str(error))
+
+
+def _do(job: Job) -> None:
     try:
         job()
-        if distributed:
-            _part()
-    except OSError as error:
-        _exit(1, str(error))
     except RuntimeError as error:
         # Ours are plain; subclasses are JAX's, and worth a traceback.
         if type(error) is not RuntimeError:
             raise
         _exit(1, str(error))
-    except KeyboardInterrupt:
-        _exit(130, "interrupted")
+    if _is_distributed():
+        _part()
+
+
+def _is_distributed() -> bool:
+    return "distributed" in flags.FLAGS and flags.FLAGS["distributed"].value
 
 
 def _join() -> None:

@@ -72,6 +72,7 @@ OVERRIDES = [
 
 # Name -> command, arguments, status, what the line must say.
 CASES = {
+    "empty workdir": ("train", [CONFIG, "--workdir="], 2, "--workdir is empty"),
     "sigma order": (
         "train", ["--config=configs/score_sde/digits.py:ve,debug", NEW, "--config.sigma_min=9.0"],
         2, "VESDE needs 0 < sigma_min < sigma_max; got sigma_min=9.0, sigma_max=5.0",

@@ -59,6 +59,7 @@ class RunLog:
             self._mirror.fetch(METRICS)
         self._log_every = log_every
         self._rows: list[dict[str, float]] = []
+        self._num_updates = self._num_skipped = 0
         self._progress = Progress(start_step, num_train_steps, end_of_first_call)
         _drop_lines_beyond(self._metrics, start_step, evaluation_too=evaluation_due)
         # Line buffered, and opened to append: a line reaches the system in one write.
@@ -72,6 +73,8 @@ class RunLog:
         """
         self._rows.append({name: float(value) for name, value in metrics.items()})
         self._progress.update(step, self._rows[-1].get("loss", math.nan))
+        self._num_updates += 1
+        self._num_skipped += int(metrics.get("skipped", 0))
         if step % self._log_every == 0:
             names = dict.fromkeys(name for row in self._rows for name in row)
             values = {name: [row[name] for row in self._rows if name in row] for name in names}
@@ -106,7 +109,10 @@ class RunLog:
             self._mirror.send()
 
     def close(self) -> None:
-        """Flushes and closes all files."""
+        """Flushes and closes all files; says how many updates were skipped."""
+        if self._num_skipped:
+            skipped = f"{self._num_skipped} of {self._num_updates} updates"
+            self.say(f"{skipped} were not finite and were skipped.")
         self._progress.close()
         self._lines.close()
         self._events.close()

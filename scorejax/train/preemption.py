@@ -2,7 +2,7 @@
 """Notice of termination: clusters and cloud machines send SIGTERM some seconds before the end.
 
 The first Ctrl-C counts as such a notice, and interrupts once the run has saved; the second
-interrupts at once.
+interrupts without. Python hears of either when the devices return from a compiled call.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import jax
 from jax.experimental import multihost_utils
 
 _INTERRUPTED = (
-    b"interrupted: the run saves after this call and ends; Ctrl-C again ends it at once.\n"
+    b"interrupted: the run saves after this call and ends; Ctrl-C again ends it without.\n"
 )
 
 

@@ -176,6 +176,6 @@ def _not_finite(step: int, most: int, saved: int | None) -> str:
     kept = "nothing is saved" if saved is None else f"the checkpoint of step {saved} is kept"
     return (
         f"the loss or its gradient is not finite at step {step}{ordinal}; {kept}. To go on, let "
-        f"more such updates be skipped: max_nonfinite_updates is {most}. If they recur, start a run "
-        "with a smaller learning rate or clipped gradients."
+        f"more such updates be skipped: max_nonfinite_updates is {most}. If they recur, start a "
+        "run with a smaller learning rate or clipped gradients."
     )

@@ -54,8 +54,9 @@ PRINTED = {
 
 
 def run_by_default(path):
-    # NCSNv2's network compiles for a minute; test_ncsnv2.py has what its notebook calls.
-    marks = [pytest.mark.slow] * (path.stem == "01_ncsnv2")
+    # Two train image networks, which compile for a minute; test_launch.py and test_ncsnv2.py have
+    # what they call.
+    marks = [pytest.mark.slow] * (path.stem in ("00_quickstart", "01_ncsnv2"))
     return pytest.param(path, id=path.stem, marks=marks)
 
 

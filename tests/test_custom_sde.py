@@ -91,7 +91,11 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+# The correctors take ten times as long as the others, and meet the SDE's alpha below.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * ("langevin" in name)) for name in SAMPLERS],
+)
 def test_samples_of_gaussian_data_have_its_moments(name):
     # 5000 rows of two numbers: four standard errors; 3 % for the steps of the first-order methods.
     rngs = row_keys(jax.random.key(3), 5000)

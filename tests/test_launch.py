@@ -86,6 +86,7 @@ def test_sample_writes_what_the_sampler_draws(workdir, trained, tmp_path):
     assert PIL.Image.open(tmp_path / "pc.png").size[0] > 8
 
 
+@pytest.mark.slow
 def test_sample_by_the_ode_in_chunks(workdir, tmp_path):
     argv = ("--sampler=ode", "--num=5", "--batch_size=2", f"--out={tmp_path}/deep/ode")
     run("sample", f"--workdir={workdir}", *argv)

@@ -119,6 +119,7 @@ def kill_and_resume(workdir: pathlib.Path, num_kills: int, seed: int) -> int:
     return interrupted
 
 
+@pytest.mark.slow  # test_buckets.py and test_online_source.py kill runs by default
 def test_a_run_killed_twice_ends_where_one_never_killed_ends(unkilled, tmp_path):
     kill_and_resume(tmp_path, num_kills=2, seed=0)
     assert_same_run(tmp_path, unkilled)
@@ -248,6 +249,7 @@ def test_the_best_checkpoint_is_that_of_the_evaluation_and_a_nan_never_deletes_i
         assert steps_in(tmp_path) == ([20] if num_steps == 20 else [20, num_steps])
 
 
+@pytest.mark.slow
 def test_the_number_of_devices_may_change_at_the_restart(tmp_path):
     one = train_on_one_device(tmp_path / "one", 40)
     train_on_one_device(tmp_path / "changed", 20)

@@ -185,7 +185,7 @@ def test_a_network_begins_at_zero(kind):
     assert jnp.abs(out).max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
+@pytest.mark.parametrize("kind", [SongUNet, pytest.param(DhariwalUNet, marks=pytest.mark.slow)])
 def test_labels_act_and_missing_ones_are_zeros(kind):
     network = tiny(kind, label_dim=3, augment_dim=2)
     x, noise, variables = initialised(network)
@@ -212,7 +212,7 @@ def test_a_class_is_withheld_in_training_only(kind):
     assert jnp.abs(apply(classes) - trained).max() > 1e-4
 
 
-@pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
+@pytest.mark.parametrize("kind", [SongUNet, pytest.param(DhariwalUNet, marks=pytest.mark.slow)])
 def test_bfloat16_and_remat_keep_names_and_nearly_the_values(kind):
     network = tiny(kind)
     x, noise, variables = initialised(network)

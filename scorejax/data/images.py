@@ -23,6 +23,7 @@ from scorejax.data import tfrecords, transforms
 from scorejax.data.photographs import photo_patches
 from scorejax.data.picture_folder import PictureFolder
 from scorejax.data.prefetch import read_ahead
+from scorejax.typing import Array
 
 SPLITS = ("train", "test")
 READ_AHEAD = 64
@@ -112,12 +113,27 @@ class Streamed:
         return next(self.chunks([index]))
 
     def chunks(self, indices: Sequence[Sequence[int] | np.ndarray]) -> Iterator[np.ndarray]:
-        """Yields the images of each index in turn, and reads those of the next one meanwhile."""
+        """Yields the images of each index in turn, and reads those of the next one meanwhile.
+
+        An index of any shape gives images of that shape and (size, size, c).
+        """
         read = lambda row: self._rows[int(row)]["image"]
-        ahead = max(map(len, indices), default=0)
-        pictures = read_ahead(read, itertools.chain.from_iterable(indices), ahead=ahead)
+        indices = [np.asarray(index) for index in indices]
+        ahead = max((index.size for index in indices), default=0)
+        rows = itertools.chain.from_iterable(index.flat for index in indices)
+        pictures = read_ahead(read, rows, ahead=ahead)
         for index in indices:
-            yield np.stack(list(itertools.islice(pictures, len(index))))
+            images = np.stack(list(itertools.islice(pictures, index.size)))
+            yield images.reshape(*index.shape, *images.shape[1:])
+
+
+def read_chunks(
+    rows: Array | Streamed, indices: Sequence[Sequence[int] | np.ndarray]
+) -> Iterator[Array]:
+    """Yields the rows of each index in turn; those on disk are read ahead."""
+    if isinstance(rows, Streamed):
+        return rows.chunks(indices)
+    return (rows[index] for index in indices)
 
 
 def image_set(name: str) -> ImageSet:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import tqdm
 
-from scorejax.data.images import Streamed
+from scorejax.data.images import Streamed, read_chunks
 from scorejax.evaluate.parts import Arrays, Parts
 from scorejax.random import row_keys
 from scorejax.train import parallel
@@ -48,20 +48,27 @@ def make_stream(
         # Decided once: a part that another call saves meanwhile must not shift the chunks to come.
         saved = {name for name in starts if parts and parts.has(name)}
         missing = [start for name, start in starts.items() if name not in saved]
-        local = _read_chunks(rows, [np.minimum(start + chunk, num - 1) for start in missing])
+        indices = [np.minimum(start + chunk, num - 1) for start in missing]
+        local = zip(*(read_chunks(row, indices) for row in rows.values()), strict=True)
         silent = None if unit and jax.process_index() == 0 else True
         with tqdm.tqdm(total=num, unit=f" {unit}", file=sys.stderr, disable=silent) as bar:
             for name, start in starts.items():
                 if name in saved:
                     results = parts.load(name)
                 else:
-                    results = mapped(variables, next(local), batch_size)
+                    ours = dict(zip(rows, next(local), strict=True))
+                    results = mapped(variables, ours, batch_size)
                     if parts:
                         parts.save(name, results)
                 yield jax.tree.map(lambda result, end=num - start: result[:end], results)
                 bar.update(min(batch_size, num - start))
 
     return stream
+
+
+def examples_at_once(batch_size: int, accumulation: int) -> int:
+    """Examples that fit on all devices together, since training computes as many at a time."""
+    return max(batch_size // accumulation, 1)
 
 
 def joined(chunks: Iterable[Arrays]) -> Arrays:
@@ -120,18 +127,3 @@ def measure_in_chunks(
     """
     rows = {field: x, "rng": row_keys(rng, len(x))}
     return in_chunks(measure, variables, rows, batch_size, "examples", parts)
-
-
-def _read_chunks(rows: Rows, indices: list[np.ndarray]) -> Iterator[dict[str, Array]]:
-    """Yields the rows of each index (devices, share), read ahead if they are on disk."""
-    shape = indices[0].shape if indices else ()
-
-    def chunks(row: Array | Streamed) -> Iterator[Array]:
-        if not isinstance(row, Streamed):
-            return (row[index] for index in indices)
-        images = row.chunks([index.ravel() for index in indices])
-        return (x.reshape(*shape, *x.shape[1:]) for x in images)
-
-    iterators = [chunks(row) for row in rows.values()]
-    for values in zip(*iterators, strict=True):
-        yield dict(zip(rows, values, strict=True))

@@ -10,6 +10,7 @@ classes are drawn too often or too rarely. All functions are NumPy in double pre
 import math
 import os
 import zipfile
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +30,14 @@ class Moments(NamedTuple):
 
 def moments(features: Float[ArrayLike, "n d"]) -> Moments:
     """Mean and covariance of features. Raises: ValueError unless they are finite and n >= 2."""
+    return moments_of_chunks([_features(features, at_least=2)])
+
+
+def moments_of_chunks(chunks: Iterable[Float[ArrayLike, "n d"]]) -> Moments:
+    """Mean and covariance of the features of all chunks. Raises: ValueError as `moments`."""
     running = RunningMoments()
-    running.add(_features(features, at_least=2))
+    for chunk in chunks:
+        running.add(chunk)
     return running.moments()
 
 

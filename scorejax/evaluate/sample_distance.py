@@ -7,7 +7,7 @@ Source: Song & Ermon 2020, arXiv:2006.09011, Section 5.
 """
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax.choices import unknown
-from scorejax.data.images import Streamed
+from scorejax.data.images import read_chunks
 from scorejax.data.view import ImageView
 from scorejax.evaluate import frechet
 from scorejax.evaluate.chunks import make_stream
@@ -70,21 +70,17 @@ def sample_distance(
     def reference() -> frechet.Moments:
         stored, white = images.streamed("train"), images.levels - 1
         index = [range(at, min(at + batch, len(stored))) for at in range(0, len(stored), batch)]
-        of_disk = isinstance(stored, Streamed)
-        chunks = stored.chunks(index) if of_disk else (stored[chunk] for chunk in index)
-        return _moments(features(np.asarray(chunk, np.float32) / white) for chunk in chunks)
+        chunks = read_chunks(stored, index)
+        return frechet.moments_of_chunks(
+            features(np.asarray(chunk, np.float32) / white) for chunk in chunks
+        )
 
     def metric(rng: Any, variables: Any) -> Evaluation:
         rows = {"rng": row_keys(jax.random.key(0), num)}
         chunks = stream(variables, rows, batch)
-        ours = _moments(features(np.clip(chunk["image"], 0, 1)) for chunk in chunks)
+        ours = frechet.moments_of_chunks(
+            features(np.clip(chunk["image"], 0, 1)) for chunk in chunks
+        )
         return Evaluation({"frechet": frechet.gaussian_frechet_distance(reference(), ours)}, {})
 
     return metric
-
-
-def _moments(chunks: Iterable[np.ndarray]) -> frechet.Moments:
-    running = frechet.RunningMoments()
-    for chunk in chunks:
-        running.add(chunk)
-    return running.moments()

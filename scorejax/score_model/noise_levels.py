@@ -89,16 +89,28 @@ def score_fields(ladder: Ladder, model: str) -> dict[str, Callable[[NetworkFn], 
     The network "ncsn" takes the number of a level and predicts the score there. All others take no
     level; their output divided by sigma is the score (technique 3).
     """
-    sde, num_scales = ladder.sde, ladder.num_scales
     if model == "ncsn":
-        between = parameterize.sigma_conditioned_between_levels
-        at_level = parameterize.discrete_sigma_conditioned
-        return {
-            "to_score": lambda network: between(sde, network, num_scales),
-            "to_chain_score": lambda network: at_level(sde, network, num_scales),
-        }
-    divided, convert = parameterize.divided_by_sigma, parameterize.sigma_conditioned
-    return {"to_score": lambda network: convert(sde, divided(network))}
+        return numbered_levels(ladder.sde, ladder.num_scales)
+    return {"to_score": sigma_times_score(ladder.sde)}
+
+
+def numbered_levels(
+    sde: VESDE, num_scales: int, divided: Callable[[NetworkFn], NetworkFn] = lambda network: network
+) -> dict[str, Callable[[NetworkFn], ScoreFn]]:
+    """Fields of a `ScoreModel` whose network, `divided`, is the score at the level of a number."""
+    between = parameterize.sigma_conditioned_between_levels
+    at_level = parameterize.discrete_sigma_conditioned
+    return {
+        "to_score": lambda network: between(sde, divided(network), num_scales),
+        "to_chain_score": lambda network: at_level(sde, divided(network), num_scales),
+    }
+
+
+def sigma_times_score(sde: VESDE) -> Callable[[NetworkFn], ScoreFn]:
+    """network -> score, of a network that takes sigma and predicts sigma times the score."""
+    return lambda network: parameterize.sigma_conditioned(
+        sde, parameterize.divided_by_sigma(network)
+    )
 
 
 def langevin_fields(ladder: Ladder) -> dict[str, Any]:

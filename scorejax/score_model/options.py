@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from scorejax.choices import require, require_known
+from scorejax.evaluate.chunks import examples_at_once
 from scorejax.numerics import MATMUL_PRECISIONS
 from scorejax.samplers.correctors import get_corrector
 from scorejax.samplers.predictors import get_predictor
@@ -89,8 +90,8 @@ class EvaluationOptions(_FromConfig):
 
     @property
     def examples_at_once(self) -> int:
-        """Examples that fit on all devices together, since training computes as many at a time."""
-        return max(self.batch_size // self.accumulation, 1)
+        """See `chunks.examples_at_once`."""
+        return examples_at_once(self.batch_size, self.accumulation)
 
     def __post_init__(self) -> None:
         require(vars(self), ("eval_examples", "accumulation"), lambda v: v >= 1, "to be at least 1")

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import require, require_keys
 from scorejax.data.view import VIEW_OPTIONS, ImageView
-from scorejax.evaluate.chunks import joined, make_stream
+from scorejax.evaluate.chunks import examples_at_once, joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics, make_evaluate
 from scorejax.models.wide_resnet import WideResNet
 from scorejax.numerics import expand
@@ -76,7 +76,7 @@ def make_model(config: ConfigDict) -> "NoisyClassifier":
         tx=optax.chain(adam_from_config(config), optax.scale_by_schedule(fall)),
         eval_examples=config.eval_examples,
         num_noise_bins=config.num_noise_bins,
-        batch_size=max(config.batch_size // config.get("accumulation", 1), 1),
+        batch_size=examples_at_once(config.batch_size, config.get("accumulation", 1)),
     )
 
 

@@ -24,6 +24,7 @@ from scorejax.objectives import denoising
 from scorejax.objectives.training_loss import ExampleLoss
 from scorejax.schedules import geometric_sigmas
 from scorejax.score_model import ScoreModel
+from scorejax.score_model.noise_levels import numbered_levels, sigma_times_score
 from scorejax.sdes import SDE, get_sde
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
@@ -61,44 +62,35 @@ def make_model(config: ConfigDict) -> ScoreModel:
             "embedding_type 'fourier' takes the logarithm of the label, which is 0 at one end of "
             f"objective {config.objective!r}; take embedding_type 'positional'"
         )
-    to_score = score_convention(config, sde)
+    scores = score_fields(config, sde)
     return ScoreModel(
         sde=sde,
         data=ImageView.from_options(config),
         network=build_network(config.model, config.image_size, config),
-        to_score=to_score,
-        to_chain_score=chain_score_convention(config, sde),
-        example_loss=objective(config, sde, to_score),
+        **scores,
+        example_loss=objective(config, sde, scores["to_score"]),
         tx=adam_from_config(config),
         **score_model.options(config),
     )
 
 
-def score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], ScoreFn]:
-    """How a network's output becomes the score along the SDE. Source: Appendix C."""
+def score_fields(config: ConfigDict, sde: SDE) -> dict[str, Callable[[NetworkFn], ScoreFn]]:
+    """How a network's output becomes the score. Source: Appendix C.
+
+    Along the chains of DDPM and SMLD it is that of the published code.
+    """
     if config.objective == "ddpm":
-        convert = parameterize.noise_prediction_between_levels
-        return lambda network: convert(sde, network, config.num_scales)
+        between = parameterize.noise_prediction_between_levels
+        at_step = parameterize.discrete_noise_prediction
+        return {
+            "to_score": lambda network: between(sde, network, config.num_scales),
+            "to_chain_score": lambda network: at_step(sde, network, config.num_scales),
+        }
     if config.objective == "smld":
-        divided = divided_by_level(config)
-        convert = parameterize.sigma_conditioned_between_levels
-        return lambda network: convert(sde, divided(network), config.num_scales)
+        return numbered_levels(sde, config.num_scales, divided_by_level(config))
     if config.sde == "ve":
-        convert = parameterize.sigma_conditioned
-        return lambda network: convert(sde, parameterize.divided_by_sigma(network))
-    return lambda network: parameterize.noise_prediction(sde, network)
-
-
-def chain_score_convention(config: ConfigDict, sde: SDE) -> Callable[[NetworkFn], ScoreFn] | None:
-    """The score along DDPM's or SMLD's chain, as in the published code; None: that of the SDE."""
-    if config.objective == "ddpm":
-        convert = parameterize.discrete_noise_prediction
-        return lambda network: convert(sde, network, config.num_scales)
-    if config.objective == "smld":
-        divided = divided_by_level(config)
-        convert = parameterize.discrete_sigma_conditioned
-        return lambda network: convert(sde, divided(network), config.num_scales)
-    return None
+        return {"to_score": sigma_times_score(sde)}
+    return {"to_score": lambda network: parameterize.noise_prediction(sde, network)}
 
 
 def objective(

@@ -47,7 +47,8 @@ class Evaluations:
     def expect(self, step: int) -> None:
         """Records that an evaluation of `step` is due; attempts that did not end still count."""
         if not self.is_due(step):
-            self._records[step] = {"attempts": 0, "failures": 0}
+            self._records.pop(step, None)
+            self._record(step)
             self._write()
 
     def is_due(self, step: int) -> bool:
@@ -59,7 +60,7 @@ class Evaluations:
 
     def begin(self, step: int) -> bool:
         """Records another attempt; False if the attempts are used up. All processes ask."""
-        record = self._records.setdefault(step, {"attempts": 0, "failures": 0})
+        record = self._record(step)
         exhausted = record["attempts"] >= MAX_ATTEMPTS or record["failures"] >= MAX_FAILURES
         if parallel.first_answer(exhausted):
             return False
@@ -69,19 +70,22 @@ class Evaluations:
 
     def fail(self, step: int) -> None:
         """Records that an attempt has ended with an error, which other processes may not have."""
-        self._records[step]["failures"] += 1
+        self._record(step)["failures"] += 1
         if jax.process_index() == 0:
             self._save()
 
     def end(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of an evaluation."""
         values = {name: float(value) for name, value in scalars.items()}
-        self._records.setdefault(step, {"attempts": 1})["scalars"] = json_values(values)
+        self._record(step)["scalars"] = json_values(values)
         self._write()
 
     def scalars(self, step: int) -> dict[str, float | None] | None:
         """The scalars of an evaluation, None where not finite; None if it has not ended."""
         return self._records.get(step, {}).get("scalars")
+
+    def _record(self, step: int) -> dict[str, Any]:
+        return self._records.setdefault(step, {"attempts": 0, "failures": 0})
 
     def _write(self) -> None:
         parallel.by_first(self._save)

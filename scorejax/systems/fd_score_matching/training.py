@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from scorejax.choices import choose, require, require_known
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
+from scorejax.evaluate.chunks import examples_at_once
 from scorejax.objectives import finite_difference
 from scorejax.objectives.directions import DIRECTIONS, Energy, Score, check_eps
 from scorejax.objectives.score_matching import (
@@ -211,8 +212,8 @@ class HeldOut:
 
     @property
     def examples_at_once(self) -> int:
-        """Examples that fit on all devices together, since training computes as many at a time."""
-        return max(self.batch_size // self.accumulation, 1)
+        """See `chunks.examples_at_once`."""
+        return examples_at_once(self.batch_size, self.accumulation)
 
     @functools.cached_property
     def all_images(self) -> np.ndarray:

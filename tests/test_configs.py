@@ -21,6 +21,7 @@ from scorejax.systems import fd_score_matching
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
+from tests.slow import slow_where
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 NAMES = sorted(
@@ -44,9 +45,8 @@ def words(name):
 def cases(all_of_them, by_default):
     """Config and variant as at the command line; those not tested by default are slow."""
     assert set(by_default) <= set(all_of_them)
-    marks = lambda case: [] if case in by_default else [pytest.mark.slow]
     return pytest.mark.parametrize(
-        "case", [pytest.param(case, marks=marks(case)) for case in all_of_them]
+        "case", slow_where(lambda case: case not in by_default, all_of_them)
     )
 
 

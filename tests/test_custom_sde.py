@@ -23,6 +23,7 @@ from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.probability_flow import decode, probability_flow_ode
 from scorejax.sdes import SDE, VESDE, VPSDE, DiscreteChain, SubVPSDE
 from tests.compilation import optimised_jit
+from tests.slow import slow_where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +93,7 @@ SAMPLERS = {
 
 
 # The correctors take ten times as long as the others, and meet the SDE's alpha below.
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * ("langevin" in name)) for name in SAMPLERS],
-)
+@pytest.mark.parametrize("name", slow_where(lambda name: "langevin" in name, SAMPLERS))
 def test_samples_of_gaussian_data_have_its_moments(name):
     # 5000 rows of two numbers: four standard errors; 3 % for the steps of the first-order methods.
     rngs = row_keys(jax.random.key(3), 5000)

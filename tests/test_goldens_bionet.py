@@ -17,6 +17,7 @@ import pytest
 
 from scorejax import interop
 from scorejax.models.bionet import keras_bionet, torch_bionet
+from tests.slow import slow_where
 
 BIONET = "bionet/bionet"
 SHALLOW = {"multiplier": 0.25, "num_layers": 1}
@@ -34,8 +35,7 @@ DEEP_TRAINING = {"g_bionet_t2_noint": 1e-5, "g_bionet_t3_int": 1e-2}
 
 def slowly(names):
     """All networks, of which these are left to the slow suite: they compile for seconds."""
-    mark = lambda name: [pytest.mark.slow] if name in names else []
-    return [pytest.param(name, marks=mark(name)) for name in SETTINGS]
+    return slow_where(lambda name: name in names, SETTINGS)
 
 
 def state_of(file):

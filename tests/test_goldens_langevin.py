@@ -9,7 +9,7 @@ import pytest
 from scorejax.linear_operators import mask_operator
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_sizes
-from tests.precisions import SINGLE_AND_DOUBLE
+from tests.slow import SINGLE_AND_DOUBLE
 
 
 @pytest.fixture(params=SINGLE_AND_DOUBLE)

@@ -21,7 +21,7 @@ from scorejax.models import fir, layers, ncsnpp, refinenet
 from scorejax.models.instance_norm import InstanceNormPlus, VarianceNorm
 from scorejax.parameterize import noise_prediction, sigma_conditioned
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
-from tests.precisions import SINGLE_AND_DOUBLE
+from tests.slow import SINGLE_AND_DOUBLE
 
 TAPS = (1, 3, 3, 1)
 

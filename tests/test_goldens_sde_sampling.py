@@ -30,7 +30,7 @@ from scorejax.sdes import (
     reverse_drift,
     table_index,
 )
-from tests.precisions import SINGLE_AND_DOUBLE
+from tests.slow import SINGLE_AND_DOUBLE
 
 STEPS = 1000
 

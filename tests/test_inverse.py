@@ -22,10 +22,10 @@ from scorejax.numerics import expand
 from scorejax.samplers import correctors, predictors
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.compilation import optimised_jit
+from tests.slow import slow_subvp
 
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=10.0)}
-# Sub-VP differs from VP in its marginals alone; where they are not what is tested it can wait.
-SOME_SLOW = ["vp", pytest.param("subvp", marks=pytest.mark.slow), "ve"]
+SOME_SLOW = slow_subvp(SDES)
 KEY = jax.random.key(0)
 
 

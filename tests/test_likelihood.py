@@ -15,10 +15,10 @@ from scipy import stats
 from scorejax import likelihood
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE, probability_flow
 from tests.oracles import Gaussian, GaussianMixture
+from tests.slow import slow_subvp
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
-# Sub-VP differs from VP in its marginals alone; where they are not what is tested it can wait.
-SOME_SLOW = [pytest.param(sde, marks=[pytest.mark.slow] * (sde.name == "subvp")) for sde in SDES]
+SOME_SLOW = slow_subvp(SDES)
 RNG = jax.random.key(0)
 
 

@@ -13,6 +13,7 @@ from scorejax import interop
 from scorejax.models.ddpm import DDPM
 from scorejax.models.ncsnpp import NCSNpp
 from tests.random_variables import random_variables
+from tests.slow import slow_where
 from tests.trees import assert_equal
 
 TINY = {
@@ -55,11 +56,8 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "name",
-    # The deep ones repeat the blocks of the others.
-    [pytest.param(name, marks=[pytest.mark.slow] * ("deep" in name)) for name in PUBLISHED],
-)
+# The deep ones repeat the blocks of the others.
+@pytest.mark.parametrize("name", slow_where(lambda name: "deep" in name, PUBLISHED))
 def test_published_networks_have_their_number_of_parameters(name):
     options, size, expected = PUBLISHED[name]
     assert num_parameters(NCSNpp(**options), size) == expected

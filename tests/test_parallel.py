@@ -18,6 +18,7 @@ from scorejax.train import parallel
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
 from scorejax.typing import Aux
+from tests.commands import free_port
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -224,12 +225,7 @@ def run(workdir, source=Share(16), **changes):
 
 def in_two_processes(script: str, *arguments: str) -> list[list[str]]:
     """Runs a script that may use `run` and `index` in two processes; the lines each printed."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = TWO_PROCESSES.format(tests=str(HERE), port=port, script=script)
+    script = TWO_PROCESSES.format(tests=str(HERE), port=free_port(), script=script)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, str(index), *arguments],

@@ -18,7 +18,7 @@ from scorejax.numerics import expand, mean_except_batch, sum_except_batch
 from scorejax.objectives import denoiser as objectives
 from scorejax.preconditioning import noise_level, preconditioned
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
-from tests.precisions import SINGLE_AND_DOUBLE
+from tests.slow import SINGLE_AND_DOUBLE
 
 SDES = [VPSDE(), SubVPSDE(), VESDE()]
 by_name = pytest.mark.parametrize("sde", SDES, ids=lambda sde: sde.name)

@@ -25,10 +25,10 @@ from scorejax.samplers.predictors import PREDICTORS, get_predictor
 from scorejax.schedules import time_grid
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.compilation import optimised_jit
+from tests.slow import slow_subvp
 
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE()}
-# Sub-VP differs from VP in its marginals alone; where they are not what is tested it can wait.
-SOME_SLOW = ["vp", pytest.param("subvp", marks=pytest.mark.slow), "ve"]
+SOME_SLOW = slow_subvp(SDES)
 KEY = jax.random.key(0)
 
 

@@ -12,11 +12,11 @@ from scipy import stats
 
 from scorejax.samplers.probability_flow import decode, encode, probability_flow_ode, solve_flow
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
+from tests.slow import slow_subvp
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
 by_name = pytest.mark.parametrize("sde", SDES, ids=lambda sde: sde.name)
-# Sub-VP differs from VP in its marginals alone; where they are not what is tested it can wait.
-SOME_SLOW = [pytest.param(sde, marks=[pytest.mark.slow] * (sde.name == "subvp")) for sde in SDES]
+SOME_SLOW = slow_subvp(SDES)
 most_by_name = pytest.mark.parametrize("sde", SOME_SLOW, ids=lambda sde: sde.name)
 DATA = Gaussian(
     np.array([1.0, -0.5, 0.2]), np.array([[1.0, 0.3, 0.1], [0.3, 0.5, 0.0], [0.1, 0.0, 0.2]])

@@ -13,8 +13,8 @@ from scorejax.interop import published
 from scorejax.interop.networks import refinenet as refinenet_weights
 from scorejax.models import refinenet
 from scorejax.models.build import build_refinenet
-from tests.precisions import SINGLE_AND_DOUBLE
 from tests.published_files import Stored, torch_zip
+from tests.slow import SINGLE_AND_DOUBLE
 
 SETTINGS = {"ngf": 8, "num_classes": 10, "image_size": 8, "num_channels": 3}
 

@@ -29,6 +29,7 @@ from scorejax.samplers.tempered_langevin import temperatures, tempered_langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_sizes
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.compilation import optimised_jit
+from tests.slow import slow_where
 
 SDE, MEAN, STD = VPSDE(), 0.3, 0.5
 DATA = Gaussian.isotropic(MEAN, STD, 2)
@@ -175,11 +176,7 @@ def test_a_row_is_a_function_of_its_own_key(x64, name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("trajectory", "dpm++")))
-        for name in SAMPLERS
-    ],
+    "name", slow_where(lambda name: name not in ("trajectory", "dpm++"), SAMPLERS)
 )
 def test_a_row_does_not_depend_on_the_size_of_its_batch(x64, name):
     sample = jax.jit(lambda rngs: SAMPLERS[name](rngs, len(rngs)))

@@ -17,8 +17,8 @@ import pytest
 from scorejax import interop
 from scorejax.models.dhariwal import DhariwalUNet, MultiHeadAttention, cosine_sine_embedding
 from scorejax.models.songunet import SongUNet
-from tests.precisions import SINGLE_AND_DOUBLE
 from tests.random_variables import random_variables
+from tests.slow import SINGLE_AND_DOUBLE
 from tests.trees import assert_equal
 
 SONG = {

@@ -10,7 +10,11 @@ import pytest
 from oracles import Gaussian
 
 from scorejax import inverse, latent
-from scorejax.density.annealed_importance import annealed_importance, hamiltonian_transitions
+from scorejax.density.annealed_importance import (
+    annealed_importance,
+    make_hamiltonian_transition,
+)
+from scorejax.density.annealing_path import geometric_path
 from scorejax.linear_operators import average_pool_operator, mask_operator
 from scorejax.numerics import expand, gaussian_log_prob
 from scorejax.random import draw_rows, row_keys
@@ -96,12 +100,9 @@ def hamiltonian(rng, num):
 
 
 def annealed(rng, num):
-    base, betas = lambda x: gaussian_log_prob(x, 1.0), np.linspace(0, 1, 5)
-    move = hamiltonian_transitions(
-        log_prob, base, betas=betas, step_sizes=jnp.full(5, 0.3), num_steps=2
-    )
-    x = start_of_chains(num)
-    return annealed_importance(rng, log_prob, base, x, betas=betas, transition=move).x
+    path = geometric_path(lambda x: gaussian_log_prob(x, 1.0), log_prob, np.linspace(0, 1, 5))
+    move = make_hamiltonian_transition(jnp.full(5, 0.3), num_steps=2)
+    return annealed_importance(rng, path, start_of_chains(num), transition=move).x
 
 
 def inpainted(rng, num, **chain):

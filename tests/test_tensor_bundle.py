@@ -19,6 +19,7 @@ from scorejax.interop import published
 from scorejax.interop.networks.recovery_likelihood import build
 from scorejax.interop.readers.crc32c import crc32c
 from scorejax.interop.readers.tensor_bundle import read_bundle
+from scorejax.models.mlp import LevelPerceptron
 from scorejax.models.recovery_resnet import FINAL_ACTIVATIONS
 from tests import tensorflow_files as writer
 
@@ -43,11 +44,10 @@ def test_a_file_of_tensorflow_computes_the_official_numbers(golden, averaged):
 def test_a_checkpoint_has_three_names(name):
     checkpoint = interop.read_checkpoint(GOLDENS / name)
     assert checkpoint.layout == "tensorflow" and checkpoint.step == 35_000
-    # Each spectral layer has two kernels; the optimiser's tensors are not here.
-    dead = {f"{name.removesuffix('/w')}/layer/W" for name in checkpoint.raw if name.endswith("/w")}
-    assert len(dead) == 9 and dead <= checkpoint.raw.keys()
+    # Nine spectral layers with kernel, bias and vector, two of them with gains; one plain layer.
+    assert len(checkpoint.raw) == 9 * 3 + 2 + 2
     assert checkpoint.raw.keys() == checkpoint.averaged.keys()
-    assert not any("OPTIMIZER" in name for name in checkpoint.raw)
+    assert not any("OPTIMIZER" in name or name.endswith("layer/W") for name in checkpoint.raw)
 
 
 def test_weights_become_parameters_and_vectors_of_a_run():
@@ -66,6 +66,8 @@ def test_weights_become_parameters_and_vectors_of_a_run():
     same(imported.model_state, {"spectral": averaged["spectral"]})
     with pytest.raises(ValueError, match="has gain=False; the config has True"):
         published.variables_for(net, NAME, checkpoint, config | {"gain": False})
+    with pytest.raises(ValueError, match="of class RecoveryResNet; the config's is LevelPerc"):
+        published.variables_for(LevelPerceptron(), NAME, checkpoint, {"num_channels": 1})
 
 
 MISTAKES = {
@@ -100,11 +102,10 @@ def test_a_final_leaky_relu_is_none_as_in_the_published_code():
 
 def test_the_dead_kernels_are_never_read():
     weights = interop.read_checkpoint(INDEX).raw
-    without = {name: array for name, array in weights.items() if not name.endswith("layer/W")}
-    spoiled = weights | {name: weights[name] * np.nan for name in weights.keys() - without.keys()}
-    loaded = [interop.load_tensorflow(NAME, w, **HYPER)[1] for w in (weights, without, spoiled)]
-    for other in loaded[1:]:
-        jax.tree.map(np.testing.assert_array_equal, other, loaded[0])
+    kernels = {name: weights[name] for name in weights if name.endswith("/w")}
+    dead = {f"{name.removesuffix('w')}layer/W": np.nan * kernels[name] for name in kernels}
+    loaded = [interop.load_tensorflow(NAME, w, **HYPER)[1] for w in (weights, weights | dead)]
+    jax.tree.map(np.testing.assert_array_equal, *loaded)
 
 
 def test_checksums_are_those_of_the_standard():

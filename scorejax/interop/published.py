@@ -29,6 +29,7 @@ _IMPORTABLE = TENSORFLOW_FAMILIES | {
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
 _CLASSES = {
     "edm/song_unet": "SongUNet", "edm/dhariwal_unet": "DhariwalUNet", "bionet/bionet": "BiONet",
+    "recovery_likelihood/net_res_temb2": "RecoveryResNet",
 }  # fmt: skip
 
 

@@ -41,10 +41,12 @@ def read_tensorflow(path: pathlib.Path) -> dict[str, Any]:
     """Weights `raw` and `averaged` by name, and the `step`, of a training state.
 
     The state is that of diffusion recovery likelihood: `model` and `model_ema`, each with its
-    `net`. The optimiser's tensors are not read. Raises: as `read_bundle`.
+    `net`. Tensors of the optimiser are not read, nor the second kernels `layer/W`, which nothing
+    uses. Raises: as `read_bundle`.
     """
     weights: dict[str, dict[str, np.ndarray]] = {"model": {}, "model_ema": {}}
-    match = lambda name: None if ".OPTIMIZER_SLOT" in name else _VARIABLE.fullmatch(name)
+    unused = ("/.OPTIMIZER_SLOT/", "/layer/W/")
+    match = lambda name: None if any(u in name for u in unused) else _VARIABLE.fullmatch(name)
     arrays = read_bundle(path, lambda name: name == _STEP or match(name) is not None)
     step = arrays.pop(_STEP, 0)
     for name, array in arrays.items():

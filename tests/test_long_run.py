@@ -61,8 +61,9 @@ def test_chains_depend_on_their_keys_alone_and_not_on_what_is_recorded():
 
 
 def test_adapted_chains_accept_as_often_as_wanted():
-    # 200 chains of 10 dimensions: the mean acceptance of 100 transitions has an error below .002;
-    # held at the mean step size, whose error is about a tenth of the swing of +-.05, below .01.
+    # 200 chains of 10 dimensions, 100 transitions: the error of a mean acceptance is 0.35 /
+    # sqrt(20000) = 0.0025 for independent transitions. Eight of it, as they are not, and for the
+    # step size's own error.
     for adjust, target in (("mala", 0.574), ("hmc", 0.651)):
         x = math.sqrt(VARIANCE) * jax.random.normal(RNG, (200, 10))
         found = jax.jit(
@@ -70,7 +71,7 @@ def test_adapted_chains_accept_as_often_as_wanted():
                 rng, gaussian, x, adjust=adjust, num_warm_up=200
             )
         )(RNG, x)
-        assert abs(found.acceptance - target) < 0.01
+        assert abs(found.acceptance - target) < 0.02
         held = long_run(
             RNG, gaussian, found.x, adjust=adjust, step_size=found.step_size,
             record_at=np.array([100]),

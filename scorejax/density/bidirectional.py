@@ -142,7 +142,7 @@ def walk(
 ) -> Annealed:
     """`annealed_importance` by Hamiltonian Monte Carlo, `chunk` walks at a time.
 
-    A walk depends on its own key alone, so chunks and devices do not change it.
+    A walk depends on its own key alone: chunks and devices change nothing but the rounding.
     Raises: ValueError unless `chunk` divides the number of walks.
     """
     transition = make_hamiltonian_transition(step_sizes, num_steps=num_steps)

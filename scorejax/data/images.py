@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image data sets by name, as uint8 arrays or as records with random access.
+"""Image data sets by name, as arrays of grey levels or as records with random access.
 
 "digits" and "photo_patches" come with our dependencies. "folder" reads your own pictures.
 "fashion_mnist" reads the four published files. "celebahq" and "ffhq" read the TFRecord files of
 ProgressiveGAN and StyleGAN. All others are tensorflow-datasets, prepared once in array-record
-format and read here without TensorFlow. The data directory is `data_dir`, or $SCOREJAX_DATA_DIR if
-`data_dir` is empty, or ~/tensorflow_datasets if that is unset too.
+format and read here without TensorFlow; those named *_square are the sets without that ending,
+cropped and shrunk to real grey levels as for recovery likelihood. The data directory is `data_dir`,
+or $SCOREJAX_DATA_DIR if `data_dir` is empty, or ~/tensorflow_datasets if that is unset too.
 """
 
 import dataclasses
@@ -47,7 +48,7 @@ class ImageSet:
     in_memory: bool = True
     """Whether the set is loaded into memory; if not, it is read record by record."""
     fit: Callable[[np.ndarray, int], np.ndarray] = transforms.square
-    """(uint8 (h, w, c), size) -> uint8 (size, size, c)."""
+    """(uint8 (h, w, c), size) -> grey levels (size, size, c): uint8, or float32 if not rounded."""
 
 
 IMAGE_SETS = {
@@ -76,17 +77,21 @@ IMAGE_SETS = {
     "ffhq": ImageSet(channels=3, size=256, tfrecords=True, in_memory=False),
     "folder": ImageSet(channels=3, size=64, in_memory=False, fit=transforms.crop_then_shrink),
 }  # fmt: skip
+IMAGE_SETS |= {
+    f"{name}_square": dataclasses.replace(IMAGE_SETS[name], fit=transforms.square_unrounded)
+    for name in ("celeba", "lsun_bedroom", "lsun_church")
+}
 
 
 class Images(NamedTuple):
-    """Images (n, h, w, c) as uint8 grey levels, and labels (n,) as int32 (0 if unlabelled)."""
+    """Images (n, h, w, c) as grey levels, uint8 or float32; labels (n,) as int32, 0 without any."""
 
     image: np.ndarray
     label: np.ndarray
 
 
 class Records(Sequence):
-    """Random access to single examples {"image": uint8 (size, size, c), "label": int32}."""
+    """Random access to examples {"image": grey levels (size, size, c), "label": int32}."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], fit: Callable, size: int):
         self._rows, self._fit, self._size = rows, fit, size
@@ -101,7 +106,7 @@ class Records(Sequence):
 
 
 class Streamed:
-    """Images of records as uint8 (n, size, size, c), read from disk by several threads."""
+    """Images of records as grey levels (n, size, size, c), read from disk by several threads."""
 
     def __init__(self, rows: Records):
         self._rows = rows

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host-side image transforms: crop and resize as uint8, then map to the model's float range.
+"""Host-side image transforms: crop and resize, then map to the model's float range.
 
 Cropping and resizing take one image (h, w, c); flips, scaling and dequantisation take a batch
 (b, h, w, c). Random transforms take a NumPy generator first.
@@ -8,10 +8,11 @@ Cropping and resizing take one image (h, w, c); flips, scaling and dequantisatio
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float32, Float64, Real
 from PIL import Image
 
 Transform = Callable[[np.random.Generator, np.ndarray], np.ndarray]
-"""(generator, uint8 (b, h, w, c)) -> float32 (b, h, w, c)."""
+"""(generator, grey levels (b, h, w, c), uint8 or real) -> float32 (b, h, w, c)."""
 
 
 def flip(rng: np.random.Generator, images: np.ndarray) -> np.ndarray:
@@ -82,6 +83,25 @@ def resize(
     return np.stack(planes, axis=-1)
 
 
+def resize_unrounded(
+    image: Real[np.ndarray, "h w c"], height: int, width: int
+) -> Float64[np.ndarray, "height width c"]:
+    """Resamples bilinearly in double precision; shrinking is antialiased, values stay real."""
+    rows, columns = (
+        _triangles(*lengths) for lengths in zip(image.shape[:2], (height, width), strict=True)
+    )
+    return np.einsum("ih,jw,hwc->ijc", rows, columns, image.astype(np.float64), optimize=True)
+
+
+def _triangles(length: int, new_length: int) -> Float64[np.ndarray, "new_length length"]:
+    """Weights of the old pixels in each new one: a triangle as wide as two of the wider pixels."""
+    ratio = length / new_length
+    middles = (np.arange(new_length) + 0.5) * ratio - 0.5
+    distances = np.abs(middles[:, None] - np.arange(length)) / max(ratio, 1.0)
+    weights = np.maximum(1 - distances, 0)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
 def square(image: np.ndarray, size: int) -> np.ndarray:
     """Resizes to size x size; most data sets already have that size."""
     return resize(image, size, size)
@@ -108,3 +128,13 @@ def crop_then_shrink(image: np.ndarray, size: int) -> np.ndarray:
 def crop_scene(image: np.ndarray, size: int) -> np.ndarray:
     """Convention for LSUN: at 256 pixels or more crop first, below that shrink first."""
     return crop_then_shrink(image, size) if size >= 256 else shrink_then_crop(image, size)
+
+
+def square_unrounded(image: np.ndarray, size: int) -> Float32[np.ndarray, "size size c"]:
+    """Crops the central square, then shrinks it bilinearly to real grey levels, 0 to 255.
+
+    The convention of recovery likelihood for CelebA, whose 218 x 178 pixels lose 20 rows at either
+    end, and LSUN. Source: the code published with arXiv:2012.08125.
+    """
+    side = min(image.shape[:2])
+    return resize_unrounded(centre_crop(image, side, side), size, size).astype(np.float32)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from jaxtyping import Array, Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32, Real, UInt8
 
 from scorejax.data import images, transforms
 from scorejax.data.own_pictures import read_pictures
@@ -93,7 +93,7 @@ class ImageView:
         return (-1.0, 1.0) if self.centered else (0.0, 1.0)
 
     def stored(self, split: str, limit: int | None = None) -> images.Images:
-        """The uint8 images of a split, or the first `limit` of them. Raises: as `images.load`."""
+        """The grey levels of a split, or of the first `limit` of them. Raises: as `images.load`."""
         return images.load(
             self.dataset, split, image_size=self.image_size, data_dir=self.data_dir, limit=limit
         )
@@ -108,7 +108,7 @@ class ImageView:
         return read_pictures(folder, self.dataset, self.image_size, limit)
 
     def streamed(self, split: str) -> np.ndarray | images.Streamed:
-        """All uint8 images of a split; sets too large for memory are read when indexed.
+        """The grey levels of a split; sets too large for memory are read when indexed.
 
         Raises: as `images.load`.
         """
@@ -124,13 +124,13 @@ class ImageView:
         return record_source(self._records("train"), batch_size, transform)
 
     def as_trained(
-        self, rng: np.random.Generator, stored: UInt8[np.ndarray, "b h w c"]
+        self, rng: np.random.Generator, stored: Real[np.ndarray, "b h w c"]
     ) -> Float32[np.ndarray, "b h w c"]:
         """Preprocesses stored images as in training, but without random flips."""
         return self._transform(False, self.uniform_dequantization)(rng, stored)
 
     def dequantized(
-        self, rng: np.random.Generator, stored: UInt8[np.ndarray, "b h w c"]
+        self, rng: np.random.Generator, stored: Real[np.ndarray, "b h w c"]
     ) -> Float32[np.ndarray, "b h w c"]:
         """Preprocesses stored images with uniform dequantisation, as densities need them."""
         return self._transform(False, True)(rng, stored)

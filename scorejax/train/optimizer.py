@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The optimiser of the score-SDE papers: Adam behind warm-up and clipping."""
+"""Adam behind warm-up and clipping, with its eps where the papers or where Keras have it."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from scorejax.choices import require
-from scorejax.typing import Array
+from scorejax.choices import choose, require
+from scorejax.typing import Array, Params
 
 
 def adam(
@@ -29,28 +30,54 @@ def adam(
     Raises: ValueError unless learning_rate is positive and finite, warmup >= 0, and clip_norm is
     positive or None.
     """
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate needs to be a positive number; got {learning_rate}.")
-    if warmup < 0:
-        raise ValueError(f"warmup needs to be at least 0 updates; got {warmup}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"clip_norm needs to be positive, or None; got {clip_norm}.")
-    rate = warmup_schedule(learning_rate, warmup) if warmup else learning_rate
-    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adam(rate, b1=b1, b2=b2, eps=eps))
+    rate = _rate(learning_rate, warmup)
+    return optax.chain(_clip(clip_norm), optax.adam(rate, b1=b1, b2=b2, eps=eps))
 
 
-ADAM_OPTIONS = ("beta1", "beta2", "adam_eps", "warmup", "grad_clip")
+def keras_adam(
+    learning_rate: float,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    warmup: int = 0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """`adam` by `scale_by_keras_adam`. Raises: as `adam`."""
+    direction = scale_by_keras_adam(b1=b1, b2=b2, eps=eps)
+    rate = optax.scale_by_learning_rate(_rate(learning_rate, warmup))
+    return optax.chain(_clip(clip_norm), direction, rate)
+
+
+def keras_adamax(
+    learning_rate: float,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-7,
+    warmup: int = 0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """`adam` by `scale_by_keras_adamax`. Raises: as `adam`."""
+    direction = scale_by_keras_adamax(b1=b1, b2=b2, eps=eps)
+    rate = optax.scale_by_learning_rate(_rate(learning_rate, warmup))
+    return optax.chain(_clip(clip_norm), direction, rate)
+
+
+OPTIMIZERS = {"adam": adam, "keras_adam": keras_adam, "keras_adamax": keras_adamax}
+ADAM_OPTIONS = ("optimizer", "beta1", "beta2", "adam_eps", "warmup", "grad_clip")
 """Keys that `adam_from_config` reads where a config has them."""
 
 
 def adam_from_config(config: Mapping[str, Any]) -> optax.GradientTransformation:
     """Adam by `learning_rate` and those of `ADAM_OPTIONS` that a config has.
 
-    `grad_clip` is the norm to which gradients are clipped, 0 for none.
+    `optimizer` is one of `OPTIMIZERS`, "adam" by default. `grad_clip` is the norm to which
+    gradients are clipped, 0 for none.
 
     Raises: ValueError for an impossible value.
     """
+    optimizer = choose("optimizer", config.get("optimizer", "adam"), OPTIMIZERS)
     betas = [name for name in ("beta1", "beta2") if name in config]
     require(config, betas, lambda v: 0 <= v < 1, "to lie in [0, 1)")
     if "adam_eps" in config:
@@ -60,7 +87,7 @@ def adam_from_config(config: Mapping[str, Any]) -> optax.GradientTransformation:
     arguments = {"beta1": "b1", "beta2": "b2", "adam_eps": "eps", "warmup": "warmup"}
     options = {argument: config[name] for name, argument in arguments.items() if name in config}
     clip_norm = config.get("grad_clip", 0) or None
-    return adam(config["learning_rate"], clip_norm=clip_norm, **options)
+    return optimizer(config["learning_rate"], clip_norm=clip_norm, **options)
 
 
 def warmup_schedule(learning_rate: float, warmup: int) -> optax.Schedule:
@@ -70,3 +97,85 @@ def warmup_schedule(learning_rate: float, warmup: int) -> optax.Schedule:
         return learning_rate * jnp.minimum(jnp.asarray(count, float) / warmup, 1.0)
 
     return schedule
+
+
+def cosine_decay(num_steps: int, *, warmup: int = 0) -> optax.Schedule:
+    """Factor of the rate: 1 for `warmup` updates, then half a cosine down to 0 at `num_steps`.
+
+    With `optax.scale_by_schedule` it multiplies what an optimiser does.
+    Raises: ValueError unless 0 <= warmup < num_steps.
+    """
+    if not 0 <= warmup < num_steps:
+        raise ValueError(
+            f"cosine_decay needs 0 <= warmup < num_steps = {num_steps} updates; got {warmup}."
+        )
+    fall = optax.cosine_decay_schedule(1.0, num_steps - warmup)
+    return lambda count: fall(jnp.maximum(count - warmup, 0))
+
+
+def scale_by_keras_adam(
+    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    """Update n is sqrt(1 - b2^n) / (1 - b1^n) m / (sqrt(v) + eps): v is not yet corrected there.
+
+    This is Adam with eps / sqrt(1 - b2^n): 32 eps at n = 1 if b2 is 0.999.
+    Source: tf.keras.optimizers.Adam; Kingma and Ba 2015, arXiv:1412.6980, end of Section 2.
+    """
+
+    def update(grads: Params, state: optax.ScaleByAdamState, params: Params | None = None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_moment(grads, state.nu, b2, 2)
+
+        def direction(m: Array, v: Array) -> Array:
+            factor = jnp.sqrt(_correction(b2, count, v)) / _correction(b1, count, m)
+            return factor * m / (jnp.sqrt(v) + eps)
+
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def scale_by_keras_adamax(
+    *, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-7
+) -> optax.GradientTransformation:
+    """Update n is m / ((1 - b1^n) (u + eps)), where u is the larger of b2 u and |gradient|.
+
+    `optax.adamax` adds eps to |gradient| instead, so that its eps decays together with u.
+    Source: tf.keras.optimizers.Adamax; Kingma and Ba 2015, arXiv:1412.6980, Algorithm 2.
+    """
+
+    def update(grads: Params, state: optax.ScaleByAdamState, params: Params | None = None):
+        del params
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(grads, state.mu, b1, 1)
+        nu = optax.tree.update_infinity_moment(grads, state.nu, b2, 0.0)
+        direction = lambda m, u: m / (_correction(b1, count, m) * (u + eps))
+        return jax.tree.map(direction, mu, nu), optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam().init, update)
+
+
+def _correction(decay: float, count: Array, like: Array) -> Array:
+    """1 - decay^count in the precision of `like`."""
+    if not decay:
+        return jnp.ones((), like.dtype)
+    # In float32 1 - 0.999 is off by 5e-5 of its value.
+    return -jnp.expm1(math.log(decay) * count.astype(like.dtype))
+
+
+def _rate(learning_rate: float, warmup: int) -> float | optax.Schedule:
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate needs to be a positive number; got {learning_rate}.")
+    if warmup < 0:
+        raise ValueError(f"warmup needs to be at least 0 updates; got {warmup}.")
+    return warmup_schedule(learning_rate, warmup) if warmup else learning_rate
+
+
+def _clip(clip_norm: float | None) -> optax.GradientTransformation:
+    if clip_norm is None:
+        return optax.identity()
+    if not clip_norm > 0:
+        raise ValueError(f"clip_norm needs to be positive, or None; got {clip_norm}.")
+    return optax.clip_by_global_norm(clip_norm)

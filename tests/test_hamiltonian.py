@@ -124,13 +124,13 @@ def test_mala_accepts_by_the_ratio_of_densities_of_its_proposals(x64):
 def test_a_step_size_for_each_chain_moves_each_as_it_would_move_alone():
     x = jax.random.normal(jax.random.key(1), (4, 3))
     sizes, keys = jnp.asarray([0.1, 0.3, 0.5, 0.9]), row_keys(RNG, 4)
-    together = langevin_transition(keys, quartic, x, step_size=sizes)
+    move = jax.jit(lambda keys, x, size: langevin_transition(keys, quartic, x, step_size=size))
+    together = move(keys, x, sizes)
+    # Rounding in single precision: one row is not rounded as four are.
     for i in range(4):
-        alone = langevin_transition(
-            keys[i : i + 1], quartic, x[i : i + 1], step_size=float(sizes[i])
-        )
-        np.testing.assert_array_equal(together.x[i], alone.x[0])
-        np.testing.assert_array_equal(together.acceptance[i], alone.acceptance[0])
+        alone = move(keys[i : i + 1], x[i : i + 1], sizes[i])
+        np.testing.assert_allclose(together.x[i], alone.x[0], rtol=1e-5)
+        np.testing.assert_allclose(together.acceptance[i], alone.acceptance[0], rtol=1e-5)
 
 
 def test_a_chain_of_points_makes_one_gradient_call_for_each_leapfrog_step():

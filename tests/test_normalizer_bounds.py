@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bounds of log Z from both sides, against closed forms and quadrature."""
 
+import functools
 import math
 
 import jax
@@ -8,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scorejax.density.annealed_importance import tuned_step_sizes
+from scorejax.density.annealed_importance import (
+    hamiltonian_annealing,
+    importance_normalizer,
+    make_hamiltonian_transition,
+    tuned_step_sizes,
+)
 from scorejax.density.annealing_path import geometric_path, sigmoid_betas
 from scorejax.density.bidirectional import (
     bidirectional_normalizer,
@@ -22,24 +28,21 @@ from scorejax.random import row_keys
 from tests.compilation import optimised_jit
 
 RNG = jax.random.key(0)
-NUM = 400
-# Two modes of different widths at +-3, of shares 0.3 and 0.7; p~ = exp(2) times their density.
-MEANS, STDS, SHARES, LOG_Z = np.array([-3.0, 3.0]), np.array([0.3, 0.6]), np.array([0.3, 0.7]), 2.0
+NUM = 1000
+# Two modes at +-3 (1, 1), of width .5; p~ = exp(2) times their density.
+MEAN, STD, SHARE, LOG_Z = 3.0, 0.5, 0.3, 2.0
 
 
 def mixture(x):
-    modes = [
-        math.log(share) + gaussian_log_prob(x - mean, std)
-        for mean, std, share in zip(MEANS, STDS, SHARES, strict=True)
-    ]
-    return LOG_Z + jnp.logaddexp(*modes)
+    left, right = gaussian_log_prob(x + MEAN, STD), gaussian_log_prob(x - MEAN, STD)
+    return LOG_Z + jnp.logaddexp(math.log(SHARE) + left, math.log(1 - SHARE) + right)
 
 
-def mixture_draws(rng, num, shares=SHARES):
+def mixture_draws(rng, num, share):
+    """Draws with a `share` in the left mode; of the mixture, for that of its own."""
     mode_rng, noise_rng = jax.random.split(rng)
-    mode = jax.random.bernoulli(mode_rng, shares[1], (num, 1)).astype(int)
-    noise = jax.random.normal(noise_rng, (num, 2))
-    return jnp.asarray(MEANS, jnp.float32)[mode] + jnp.asarray(STDS, jnp.float32)[mode] * noise
+    left = jax.random.bernoulli(mode_rng, share, (num, 1))
+    return jnp.where(left, -MEAN, MEAN) + STD * jax.random.normal(noise_rng, (num, 2))
 
 
 RADIUS, WIDTHS = (1.0, 2.5), (0.1, 0.2)
@@ -71,59 +74,76 @@ def ring_draws(rng, num):
     )
 
 
-def bounds_of(log_prob, draws, *, num_betas, base_mean=0.0, base_std=4.0, tolerance=0.2):
-    """(rng) -> Sandwich of NUM walks each way from N(base_mean, base_std^2 I), compiled."""
-    base = lambda x: gaussian_log_prob(x - base_mean, base_std)
+def bounds(rng, log_prob, draws, *, num_betas, base_mean=0.0, base_std=4.0):
+    """Bounds by NUM walks each way from N(base_mean, base_std^2 I), two-dimensional."""
+    base = lambda x: gaussian_log_prob((x - base_mean) / base_std, 1.0) - 2 * jnp.log(base_std)
     path = geometric_path(base, log_prob, sigmoid_betas(num_betas))
     base_draws = lambda rng, num: base_mean + base_std * jax.random.normal(rng, (num, 2))
+    options = {"num_steps": 3, "jitter": 0.5}
+    tune, tune_start, start, back_start, there, back = jax.random.split(rng, 6)
+    sizes = tuned_step_sizes(tune, path, base_draws(tune_start, 100), num_steps=3, target=0.9)
+    return bidirectional_normalizer(
+        row_keys(there, NUM), row_keys(back, NUM), path, base_draws(start, NUM),
+        draws(back_start, NUM), step_sizes=sizes, **options,
+    )  # fmt: skip
 
-    def run(rng):
-        tune, tune_start, start, back_start, there, back = jax.random.split(rng, 6)
-        sizes = tuned_step_sizes(tune, path, base_draws(tune_start, 100), num_steps=3)
-        return bidirectional_normalizer(
-            row_keys(there, NUM), row_keys(back, NUM), path, base_draws(start, NUM),
-            draws(back_start, NUM), step_sizes=sizes, num_steps=3, tolerance=tolerance,
-        )  # fmt: skip
 
-    return optimised_jit(run)
+@functools.partial(jax.jit, static_argnames="num_betas")
+def mixture_bounds(rng, share, base_mean, base_std, *, num_betas):
+    """Bounds of the mixture's log Z, by walks back from draws with a `share` in the left mode."""
+    draws = lambda rng, num: mixture_draws(rng, num, share)
+    options = {"num_betas": num_betas, "base_mean": base_mean, "base_std": base_std}
+    return bounds(rng, mixture, draws, **options)
+
+
+def from_a_wide_base(share):
+    return mixture_bounds(RNG, share, 0.0, 4.0, num_betas=200)
+
+
+def from_the_left_mode(share):
+    """In too few temperatures to find the other."""
+    return mixture_bounds(RNG, share, -MEAN, 0.8, num_betas=20)
 
 
 @pytest.mark.parametrize("name", ["mixture", "rings"])
 def test_the_bounds_meet_at_the_normaliser(name):
     if name == "mixture":
-        expected, run = LOG_Z, bounds_of(mixture, mixture_draws, num_betas=60)
+        expected, found = LOG_Z, from_a_wide_base(SHARE)
     else:
-        expected, run = rings_by_quadrature()[0], bounds_of(rings, ring_draws, num_betas=60)
-    found = run(RNG)
-    # Four standard errors of each bound; at effective sizes of half the walks these hold to 10 %.
-    assert min(found.lower_effective_size, found.upper_effective_size) > NUM / 4
+        expected = rings_by_quadrature()[0]
+        found = jax.jit(lambda rng: bounds(rng, rings, ring_draws, num_betas=200, base_std=2.0))(
+            RNG
+        )
+    # Four standard errors, which at such effective sizes are themselves right to 10 %.
+    assert min(found.lower_effective_size, found.upper_effective_size) > 200
     assert abs(found.lower - expected) < 4 * found.lower_error
     assert abs(found.upper - expected) < 4 * found.upper_error
     assert found.met
-    assert "the bounds meet within 0.2 nats if the starts are exact" in verdict(found)
+    assert "meet within 0.2, if the starts" in verdict(found)
     interval = confidence_interval(found)
     assert interval.low < expected < interval.high
 
 
 def test_bounds_fail_as_rarely_as_stated():
-    # One Gaussian coordinate of precision 30 from N(0, 1) in three steps, 20 walks by one leapfrog:
-    # far from equilibrium, so that weights vary by orders of magnitude. 2000 repetitions: the
-    # means of w and of w_back are Z and 1 / Z, bounds are on their sides of log Z on average, and
-    # beyond by b in a share e^-b at most (plus four standard errors of a share of 2000).
-    precision, num, repeats = 30.0, 20, 2000
-    log_z = math.log(2 * math.pi / precision) / 2
-    log_prob = lambda x: -precision * x[:, 0] ** 2 / 2
+    # p~ = exp(-(x - 2)^2 / 2) from N(0, 1) in three steps, 20 walks by leapfrogs of two steps of
+    # random length: far from equilibrium, so that weights vary by orders of magnitude (like those
+    # of walks that stand still, exp(2 x), they have all moments). 2000 repetitions: the means of w
+    # and of w_back are Z and 1 / Z, bounds are on their sides of log Z on average, and beyond by b
+    # in a share e^-b at most (plus four standard errors of a share of 2000).
+    shift, num, repeats = 2.0, 20, 2000
+    log_z = math.log(2 * math.pi) / 2
+    log_prob = lambda x: -((x[:, 0] - shift) ** 2) / 2
     path = geometric_path(lambda x: gaussian_log_prob(x, 1.0), log_prob, sigmoid_betas(4))
-    sizes = jnp.asarray([1.0, 0.8, 0.4, 0.3])
+    sizes = jnp.full(4, 0.3)
 
-    @optimised_jit
+    @jax.jit
     def run(rng):
         starts = jax.random.normal(jax.random.fold_in(rng, 1), (2, num * repeats, 1))
         keys = row_keys(rng, num * repeats), row_keys(jax.random.fold_in(rng, 2), num * repeats)
-        options = {"num_steps": 1, "chunk": 4000}
+        options = {"num_steps": 2, "jitter": 0.5, "chunk": 4000}
         there = walk(keys[0], path, starts[0], step_sizes=sizes, **options)
         back = walk(
-            keys[1], path.reversed(), starts[1] / math.sqrt(precision), step_sizes=sizes[::-1],
+            keys[1], path.reversed(), starts[1] + shift, step_sizes=sizes[::-1],
             **options,
         )  # fmt: skip
         rows = lambda walks: walks.log_weights.reshape(repeats, num)
@@ -161,43 +181,42 @@ def test_standard_errors_are_those_of_repetitions():
 
 
 def test_bounds_that_a_missed_mode_keeps_apart_do_not_meet():
-    # Walks that begin in the narrow mode of share .3 find that one alone in 8 steps: their lower
-    # bound is log 0.3 short. Walks back from exact draws start in both modes and give the truth.
-    run = bounds_of(mixture, mixture_draws, num_betas=8, base_mean=MEANS[0], base_std=0.5)
-    found = run(RNG)
-    assert abs(found.lower - (LOG_Z + math.log(0.3))) < 4 * found.lower_error
+    # The lower bound is that of the mode, log 0.3 short. Exact draws are in both modes, and the
+    # bound of walks back from them the truth.
+    found = from_the_left_mode(SHARE)
+    assert abs(found.lower - (LOG_Z + math.log(SHARE))) < 4 * found.lower_error
     assert abs(found.upper - LOG_Z) < 4 * found.upper_error
     assert not found.met
-    assert "the bounds do not meet" in verdict(found)
+    assert "do not meet" in verdict(found)
     interval = confidence_interval(found)
     assert interval.low < LOG_Z < interval.high
 
 
 def test_draws_of_one_mode_make_the_bounds_meet_at_the_wrong_number():
-    # The limit of the method, as its docstring says: nobody has seen the mode of share .7.
-    only = lambda rng, num: mixture_draws(rng, num, shares=(1.0, 0.0))
-    found = bounds_of(mixture, only, num_betas=8, base_mean=MEANS[0], base_std=0.5)(RNG)
-    wrong = LOG_Z + math.log(0.3)
+    # The limit of the method, as its docstring says: nothing has seen the mode of share .7.
+    found = from_the_left_mode(1.0)
+    wrong = LOG_Z + math.log(SHARE)
     assert abs(found.lower - wrong) < 4 * found.lower_error
     assert abs(found.upper - wrong) < 4 * found.upper_error
     assert found.met
 
 
-def test_draws_of_another_density_are_noticed_where_the_lower_bound_is_higher():
-    # Walks from a wide base see both modes; draws of one mode put the upper bound log 0.3 too low.
-    only = lambda rng, num: mixture_draws(rng, num, shares=(1.0, 0.0))
-    found = bounds_of(mixture, only, num_betas=60)(RNG)
+def test_draws_of_another_density_are_noticed_where_they_put_the_bounds_upside_down():
+    # Walks back from a density q weigh E q(x_k) / p(x_k) / Z on average, over the ends x_k of walks
+    # there, unweighted. Between .4 and .6 of those end in the left mode, so that draws of it alone
+    # put the upper bound .3 to .7 too low.
+    found = from_a_wide_base(1.0)
     assert abs(found.lower - LOG_Z) < 4 * found.lower_error
-    assert found.upper < found.lower - 0.5
+    assert LOG_Z - 0.8 < found.upper < LOG_Z - 0.2
     assert not found.met
     assert "only the lower bound holds" in verdict(found)
 
 
 def test_too_few_walks_are_told_from_bounds_that_do_not_meet():
     log_weights = np.random.default_rng(0).normal(size=(2, 20))
-    found = sandwich(jnp.asarray(log_weights[0]), jnp.asarray(log_weights[1]), tolerance=0.6)
+    found = sandwich(*jnp.asarray(log_weights), tolerance=0.6)
     assert not found.met
-    assert "too few walks for 0.6 nats" in verdict(found)
+    assert "too few walks, or too few temperatures, for 0.6 nats" in verdict(found)
     nothing = sandwich(jnp.full(5, -jnp.inf), jnp.zeros(5))
     assert not nothing.met
     assert verdict(nothing).startswith("log Z is not known")
@@ -206,18 +225,73 @@ def test_too_few_walks_are_told_from_bounds_that_do_not_meet():
 def test_chunks_change_no_walk():
     path = geometric_path(lambda x: gaussian_log_prob(x, 4.0), mixture, sigmoid_betas(5))
     x, keys, sizes = 4 * jax.random.normal(RNG, (6, 2)), row_keys(RNG, 6), jnp.full(5, 0.5)
-    run = lambda keys, x, chunk: walk(keys, path, x, step_sizes=sizes, num_steps=2, chunk=chunk)
-    whole, chunks, few = run(keys, x, None), run(keys, x, 2), run(keys[:4], x[:4], 2)
-    for found, rows in ((chunks, 6), (few, 4)):
-        np.testing.assert_array_equal(found.log_weights, whole.log_weights[:rows])
-        np.testing.assert_array_equal(found.x, whole.x[:rows])
-    np.testing.assert_allclose(chunks.acceptance, whole.acceptance, rtol=1e-6)
+    run = lambda chunk: walk(keys, path, x, step_sizes=sizes, num_steps=2, chunk=chunk)
+    whole, chunks = run(None), run(2)
+    # The draws are the same bits. Logarithms of 6 rows are rounded otherwise than those of 2: 50
+    # units of the last digit, where other draws would change every digit.
+    for one, other in zip(chunks, whole, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="chunk needs to divide 6 walks; got 4"):
-        run(keys, x, 4)
+        run(4)
 
 
 def test_impossible_tolerances_and_levels_are_refused():
     with pytest.raises(ValueError, match="tolerance needs to be positive, in nats; got 0"):
         sandwich(jnp.zeros(3), jnp.zeros(3), tolerance=0.0)
+    with pytest.raises(ValueError, match=r"jitter needs to lie in \[0, 1\); got 1"):
+        make_hamiltonian_transition(jnp.ones(3), num_steps=2, jitter=1.0)
     with pytest.raises(ValueError, match="level needs to lie between 0 and 1; got 1"):
         confidence_interval(sandwich(jnp.zeros(3), jnp.zeros(3)), level=1.0)
+
+
+def blackjax_log_z(rng, log_prob, *, dim, base_std, num=2000):
+    """log Z by blackjax's adaptive tempered SMC from N(0, base_std^2 I)."""
+    blackjax = pytest.importorskip("blackjax", minversion="1.7.1")  # before, it may stall (#914)
+    from blackjax.smc import extend_params, resampling
+
+    base = lambda x: gaussian_log_prob(x[None], base_std)[0]
+    kernel = blackjax.hmc.build_kernel()
+    smc = blackjax.adaptive_tempered_smc(
+        base, lambda x: log_prob(x[None])[0] - base(x), kernel, blackjax.hmc.init,
+        extend_params({
+            "step_size": 0.2, "inverse_mass_matrix": jnp.ones(dim), "num_integration_steps": 5,
+        }),
+        resampling.systematic, target_ess=0.9, num_mcmc_steps=5,
+    )  # fmt: skip
+    start_rng, rng = jax.random.split(rng)
+    state, step, log_z = smc.init(base_std * jax.random.normal(start_rng, (num, dim))), 0, 0.0
+    move = jax.jit(smc.step)
+    while state.tempering_param < 1:
+        assert step < 200
+        state, info = move(jax.random.fold_in(rng, step), state)
+        log_z, step = log_z + float(info.log_likelihood_increment), step + 1
+    return log_z
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["rings", "ten dimensions"])
+def test_blackjax_finds_the_same_normaliser(name):
+    pytest.importorskip("blackjax", minversion="1.7.1")
+    wide = lambda x: (
+        math.log(5)
+        + jnp.logaddexp(
+            math.log(0.3) + gaussian_log_prob(x + 1, 0.5),
+            math.log(0.7) + gaussian_log_prob(x - 1, 0.5),
+        )
+    )
+    if name == "rings":
+        log_prob, dim, base_std, expected = rings, 2, 2.0, rings_by_quadrature()[0]
+    else:
+        log_prob, dim, base_std, expected = wide, 10, 1.5, math.log(5)
+    base = lambda x: gaussian_log_prob(x, base_std)
+    path = geometric_path(base, log_prob, sigmoid_betas(200))
+    draw = lambda rng: base_std * jax.random.normal(rng, (2000, dim))
+    run = optimised_jit(lambda rng: hamiltonian_annealing(rng, path, draw).log_weights)
+    ours = importance_normalizer(run(RNG))
+    theirs = [
+        blackjax_log_z(key, log_prob, dim=dim, base_std=base_std)
+        for key in jax.random.split(RNG, 3)
+    ]
+    assert abs(ours.log_z - expected) < 4 * ours.standard_error
+    # Their estimates spread by .05: four errors of a mean of three.
+    assert np.abs(np.mean(theirs) - expected) < 4 * 0.05 / math.sqrt(3)

@@ -23,6 +23,7 @@ from scorejax.samplers.correctors import CORRECTORS
 from scorejax.samplers.dpm_solver import dpm_solver_pp, sde_dpm_solver_pp
 from scorejax.samplers.few_step import Churn, euler, heun
 from scorejax.samplers.hamiltonian import hamiltonian_transition
+from scorejax.samplers.long_run import long_run
 from scorejax.samplers.predictor_corrector import (
     predictor_corrector,
     predictor_corrector_trajectory,
@@ -99,6 +100,11 @@ def hamiltonian(rng, num):
     return hamiltonian_transition(rng, log_prob, x, step_size=0.3, num_steps=3).x
 
 
+def corrected_chain(rng, num):
+    chain = {"adjust": "mala", "step_size": 0.5, "record_at": np.array([3, 10])}
+    return long_run(rng, log_prob, start_of_chains(num), **chain).x[-1]
+
+
 def annealed(rng, num):
     path = geometric_path(lambda x: gaussian_log_prob(x, 1.0), log_prob, np.linspace(0, 1, 5))
     move = make_hamiltonian_transition(jnp.full(5, 0.3), num_steps=2)
@@ -150,6 +156,7 @@ SAMPLERS = {
     ),
     "tempered langevin": tempered,
     "hamiltonian": hamiltonian,
+    "long run": corrected_chain,
     "annealed importance": annealed,
     "inpaint": functools.partial(inpainted, num_steps=30),
     "colorize": colorized,

@@ -12,6 +12,7 @@ mean of log w is below its logarithm. `bidirectional` adds the bound from the ot
 Source: Neal 2001, arXiv:physics/9803008; Wu et al. 2017, arXiv:1611.04273, for the betas.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.density.annealing_path import Ends, Path, at_beta
 from scorejax.numerics import log_mean_exp
-from scorejax.random import Rng, fold_in
+from scorejax.random import Rng, draw_rows, fold_in, split
 from scorejax.samplers.hamiltonian import Evaluate, Point, adapted, hamiltonian_move
 
 NUM_FIRST, NUM_TUNING = 20, 100
@@ -103,15 +104,25 @@ def _compensated(total: Array, lost: Array, term: Array) -> tuple[Array, Array]:
 
 
 def make_hamiltonian_transition(
-    step_sizes: Float[Array, "positions"], *, num_steps: int
+    step_sizes: Float[Array, "positions"], *, num_steps: int, jitter: float = 0.0
 ) -> Transition:
     """Makes transitions of Hamiltonian Monte Carlo; step_sizes[i] is the step size at p_i.
 
-    MALA if num_steps is 1. A transition makes num_steps gradient calls of both ends of its bridge.
+    MALA if num_steps is 1. Each chain multiplies its steps by 1 + jitter u, u uniform on [-1, 1]:
+    trajectories of one length return to where they began in directions of some variances, and do
+    not mix those at all. A transition makes num_steps gradient calls of both ends of its bridge.
+
+    Raises: ValueError unless 0 <= jitter < 1.
     """
+    if not 0 <= jitter < 1:
+        raise ValueError(f"jitter needs to lie in [0, 1); got {jitter}.")
 
     def transition(rng: Rng, k: Array, evaluate: Evaluate, point: Point) -> tuple[Point, Array]:
         size = step_sizes[k]
+        if jitter:
+            jitter_rng, rng = split(rng)
+            uniform = functools.partial(jax.random.uniform, minval=-1, dtype=size.dtype)
+            size = size * (1 + jitter * draw_rows(uniform, jitter_rng, point.x.shape[:1]))
         return hamiltonian_move(rng, evaluate, point, step_size=size, num_steps=num_steps)
 
     return transition

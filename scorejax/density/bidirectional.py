@@ -109,25 +109,25 @@ def verdict(bounds: Sandwich) -> str:
         float(value) for value in (bounds.lower, bounds.upper, bounds.gap, bounds.tolerance)
     )
     error = math.hypot(bounds.lower_error, bounds.upper_error)
-    span = f"log Z lies between {lower:.2f} and {upper:.2f} nats"
     sizes = f"{float(bounds.lower_effective_size):.0f} and {float(bounds.upper_effective_size):.0f}"
+    span = f"The bounds {lower:.2f} and {upper:.2f} nats of log Z"
     if not math.isfinite(gap):
         return f"log Z is not known: its bounds are {lower} and {upper} nats."
     if bounds.met:
-        return f"{span}: the bounds meet within {tolerance:g} nats if the starts are exact."
+        return f"{span} meet within {tolerance:g}, if the starts of the walks back are exact."
     if gap < -tolerance and gap < -NUM_ERRORS * error:
         return (
-            f"The upper bound {upper:.2f} of log Z is below the lower bound {lower:.2f} nats: the "
-            "starts of the walks back are not draws of the density, and only the lower bound holds."
+            f"{span} are upside down: the starts of the walks back are not draws of the density, "
+            "and only the lower bound holds."
         )
     if gap > tolerance:
         return (
-            f"{span}: the bounds do not meet, {gap:.2f} nats apart at effective sizes {sizes}. "
+            f"{span} do not meet, at effective sizes {sizes}: the truth may be anywhere between. "
             "Take more temperatures or longer transitions."
         )
     return (
-        f"{span}, but with a standard error of {error:.2f} nats at effective sizes {sizes}: too "
-        f"few walks for {tolerance:g} nats."
+        f"{span} have a standard error of {error:.2f}, at effective sizes {sizes}: too few walks, "
+        f"or too few temperatures, for {tolerance:g} nats."
     )
 
 
@@ -137,15 +137,17 @@ def walk(
     x: Float[Array, "b *d"],
     *,
     step_sizes: Float[Array, "positions"],
-    num_steps: int = 5,
+    num_steps: int = 1,
+    jitter: float = 0.0,
     chunk: int | None = None,
 ) -> Annealed:
-    """`annealed_importance` by Hamiltonian Monte Carlo, `chunk` walks at a time.
+    """`annealed_importance` by MALA, or Hamiltonian Monte Carlo, `chunk` walks at a time.
 
-    A walk depends on its own key alone, so chunks and devices do not change it.
-    Raises: ValueError unless `chunk` divides the number of walks.
+    A walk depends on its own key alone: chunks and devices change nothing but the rounding.
+    Raises: ValueError unless `chunk` divides the number of walks, and as
+    `make_hamiltonian_transition`.
     """
-    transition = make_hamiltonian_transition(step_sizes, num_steps=num_steps)
+    transition = make_hamiltonian_transition(step_sizes, num_steps=num_steps, jitter=jitter)
     run = lambda rngs, x: annealed_importance(rngs, path, x, transition=transition)
     if chunk is None:
         return run(rngs, x)
@@ -164,18 +166,21 @@ def bidirectional_normalizer(
     target_draws: Float[Array, "m *d"],
     *,
     step_sizes: Float[Array, "positions"],
-    num_steps: int = 5,
+    num_steps: int = 1,
+    jitter: float = 0.0,
     chunk: int | None = None,
     tolerance: float = 0.2,
 ) -> Sandwich:
     """Bounds of log Z by walks from draws of p_0 along a path, and from draws of p_k back.
 
     `step_sizes` come from `tuned_step_sizes`, on draws of p_0 other than these. The transitions are
-    reversible, so the walks back run the same chain of kernels backwards.
+    reversible, so the walks back run the same chain of kernels backwards. By default they are those
+    of MALA, which for the same number of gradient calls does better in many temperatures than
+    leapfrogs of several steps in few; those need a jitter (docs/density.md has numbers).
 
     Raises: ValueError as `walk` and `sandwich`.
     """
-    options = {"num_steps": num_steps, "chunk": chunk}
+    options = {"num_steps": num_steps, "jitter": jitter, "chunk": chunk}
     there = walk(rngs, path, base_draws, step_sizes=step_sizes, **options)
     back = walk(back_rngs, path.reversed(), target_draws, step_sizes=step_sizes[::-1], **options)
     return sandwich(there.log_weights, back.log_weights, tolerance=tolerance)

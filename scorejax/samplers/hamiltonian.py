@@ -157,10 +157,15 @@ def langevin_transition(
 
 
 def adapted(
-    step_size: Float[Array, ""], acceptance: Float[Array, "b"], *, target: float
+    step_size: Float[Array, ""],
+    acceptance: Float[Array, "b"],
+    *,
+    target: float,
+    gain: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, ""]:
     """The step size for the next transition, longer if the mean acceptance exceeds `target`.
 
-    A chain whose step size depends on its own past is biased: adapt first, then hold the size.
+    A gain of one follows densities that change; one that falls settles where they do not. A chain
+    whose step size depends on its own past is biased: adapt first, then hold the size.
     """
-    return step_size * jnp.exp(jnp.mean(acceptance) - target)
+    return step_size * jnp.exp(gain * (jnp.mean(acceptance) - target))

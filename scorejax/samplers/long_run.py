@@ -151,7 +151,8 @@ def adapted_step_size(
 ) -> Adapted:
     """The step size at which chains from x have about the `target` mean acceptance.
 
-    It is the geometric mean of those of the second half of num_warm_up transitions. The states
+    The gain falls as k^-0.6, and the step size is the geometric mean of those of the second half of
+    num_warm_up transitions (Robbins & Monro, averaged as Polyak & Juditsky do). The states
     returned are those of an adapted chain: take them as a start, not as draws. By default `target`
     is .574 for "mala" and .651 for "hmc".
 
@@ -165,15 +166,17 @@ def adapted_step_size(
     target = TARGET_ACCEPTANCE[adjust] if target is None else target
     evaluate = make_evaluate(log_prob)
 
-    def step(state: tuple[Point, Array], key: PRNGKeyArray) -> tuple[tuple, tuple]:
-        point, size = state
+    def step(state: tuple[Point, Array], inputs: tuple) -> tuple[tuple, tuple]:
+        (point, size), (key, gain) = state, inputs
         options = {"step_size": size, "num_steps": num_leapfrog}
         point, acceptance = hamiltonian_move(key, evaluate, point, **options)
-        return (point, adapted(size, acceptance, target=target)), (size, jnp.mean(acceptance))
+        new_size = adapted(size, acceptance, target=target, gain=gain)
+        return (point, new_size), (size, jnp.mean(acceptance))
 
     start = evaluate(x), jnp.asarray(first, x.dtype)
-    keys = jax.random.split(rng, num_warm_up)
-    (point, _), (sizes, acceptance) = jax.lax.scan(step, start, keys)
+    gains = jnp.asarray((1.0 + np.arange(num_warm_up)) ** -0.6, x.dtype)
+    inputs = jax.random.split(rng, num_warm_up), gains
+    (point, _), (sizes, acceptance) = jax.lax.scan(step, start, inputs)
     half = num_warm_up // 2
     size = jnp.exp(jnp.mean(jnp.log(sizes[half:])))
     return Adapted(size, point.x, jnp.mean(acceptance[half:]))

@@ -13,29 +13,9 @@ from scorejax.objectives import recovery as objectives
 from scorejax.parameterize import recovery_energy
 from scorejax.samplers import recovery as samplers
 from scorejax.schedules import fine_recovery_levels, recovery_levels
-from tests.slow import SINGLE_AND_DOUBLE
+from tests.official import assert_agrees
 
 LEVELS = recovery_levels(6)
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
-
-
-def assert_agrees(value, file, name, precision):
-    """Holds a value to the golden array: its tolerance, or 1e-8 of the largest entry in double."""
-    expected, tolerance = file[f"out64/{name}"], file[f"tol/{name}"]
-    if precision == "float64":
-        # The notes of the files ask for 1e-8 of the largest entry of each row; a tolerance of
-        # one number for each row says which axes are the row's.
-        rows = np.broadcast_to(tolerance, expected.shape)
-        axes = tuple(i for i, n in enumerate(np.shape(tolerance)) if n == 1)
-        largest = np.abs(expected).max(axis=axes, keepdims=True) if axes else np.abs(expected)
-        tolerance = 1e-8 * np.broadcast_to(largest, rows.shape)
-    assert np.shape(value) == expected.shape
-    np.testing.assert_array_less(np.abs(np.asarray(value) - expected), tolerance + 1e-300)
 
 
 def quadratic(file, prefix="params"):

@@ -19,7 +19,7 @@ from scorejax.models.mlp import LevelPerceptron
 from scorejax.models.recovery_resnet import CH_MULT, RecoveryResNet
 from scorejax.models.spectral_norm import advance
 from tests.random_variables import random_variables
-from tests.slow import SINGLE_AND_DOUBLE, slow_where
+from tests.slow import slow_where
 
 NAME = "recovery_likelihood/net_res_temb2"
 PUBLISHED = {
@@ -38,12 +38,6 @@ NETWORKS = {
     | {"res_conv_shortcut": False, "res_use_scale": False, "attn_resolutions": [8, 4]}
     | {"ch": 12, "ch_mult": [1, 2, 2], "num_res_blocks": 1},
 }
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def entries(file, prefix):

@@ -14,15 +14,8 @@ from scorejax.models.spectral_norm import (
     to_at_most_unit,
     to_unit,
 )
-from tests.slow import SINGLE_AND_DOUBLE
 
 CASES = ("dense", "conv", "wide", "bounded_small", "bounded_large", "bounded_tiny")
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def assert_golden(value, file, name, call, precision):

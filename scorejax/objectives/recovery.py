@@ -125,16 +125,16 @@ def recovery_loss(
 def recovery_denoising(
     energy_fn: EnergyFn, rng: Rng, x: X, levels: RecoveryLevels, t: Level
 ) -> Float[Array, "b"]:
-    """Half the squared error |E[z | x, x_{t+1}] - sigma_{t+1} grad E(x_{t+1}, t)|^2 (b,).
+    """Half the squared error |z - S_{t+1} grad E(x_{t+1}, t)|^2 (b,), z the noise of level t + 1.
 
-    Under the normal approximation -log p(y_t | x_{t+1}) is |z - sigma_{t+1} grad E|^2 / 2 up to a
-    constant, z the noise of level t + 1. Its mean given the data x, which has the same minimiser
-    and less variance, takes its place.
-    Source: arXiv:2012.08125, Section 3, after Ho et al. 2020, arXiv:2006.11239.
+    Under the normal approximation -log p(y_t | x_{t+1}) is |z' - sigma_{t+1} grad E|^2 / 2 up to a
+    constant, z' the noise that level t + 1 alone adds. Given the data, its mean is sigma_{t+1} z /
+    S_{t+1}; that takes its place, with less variance and the same minimiser, and every level has
+    the weight (S_{t+1} / sigma_{t+1})^2, so that their errors are of one size.
+    Source: arXiv:2012.08125, Section 3; the target is that of Ho et al. 2020, arXiv:2006.11239.
     """
     z = normal(rng, x.shape, x.dtype)
     at = lambda table: at_level(table, t, x)
     x_next = at(levels.scales[1:]) * x + at(levels.stds[1:]) * z
-    expected = at(levels.sigmas[1:] / levels.stds[1:]) * z
     score = score_of(lambda y: energy_fn(y, t))(x_next)
-    return sum_except_batch((expected + at(levels.sigmas[1:]) * score) ** 2) / 2
+    return sum_except_batch((z + at(levels.stds[1:]) * score) ** 2) / 2

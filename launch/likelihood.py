@@ -23,6 +23,11 @@ IMPORTANCE_WEIGHTED = flags.DEFINE_bool(
 )
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
+WALKS = flags.DEFINE_integer("num_walks", 256, "For energies: walks that bound the normaliser.")
+TEMPERATURES = flags.DEFINE_integer("num_temperatures", 600, "For energies: steps of a walk.")
+CHAIN_STEPS = flags.DEFINE_integer(
+    "num_chain_steps", 1000, "For energies: steps of the chains that the walks back start from."
+)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string(
     "out", "", "Path without suffix; <workdir>/likelihood_<split, or images> by default."
@@ -34,7 +39,7 @@ def prepare() -> command.Job:
     if IMAGES.value and flags.FLAGS["split"].present:
         raise ValueError("--images takes the place of --split; give one of them")
     from scorejax import runs, systems
-    from scorejax.capabilities import MeasuresDensity
+    from scorejax.capabilities import MeasuresDensity, Normalizes
 
     model = systems.require(runs.read_config(WORKDIR.value), MeasuresDensity)
     if IMAGES.value:
@@ -43,6 +48,13 @@ def prepare() -> command.Job:
     else:
         name, origin = SPLIT.value, {"split": SPLIT.value}
         stored = model.data.stored(SPLIT.value, NUM.value or None).image
+    normalize = None
+    if isinstance(model, Normalizes):
+        normalize = model.normalizer(
+            num_walks=WALKS.value,
+            num_temperatures=TEMPERATURES.value,
+            num_chain_steps=CHAIN_STEPS.value,
+        )
     out = command.output(OUT.value, WORKDIR.value, f"likelihood_{name}")
     run = runs.open(WORKDIR.value, STEP.value)
 
@@ -51,7 +63,7 @@ def prepare() -> command.Job:
         from scorejax.evaluate.reports import save_and_print
 
         options = {"exact": IMPORTANCE_WEIGHTED.value, "seed": SEED.value}
-        options |= {"batch_size": BATCH_SIZE.value, "out": out}
+        options |= {"batch_size": BATCH_SIZE.value, "out": out, "normalize": normalize}
         report, parts = density_report(model, run, stored, REPEATS.value, **options)
         if command.writes():
             save_and_print(f"{out}.json", {**origin, "step": run.step, **report})

@@ -29,6 +29,20 @@ class MeasuresDensity(Protocol):
 
 
 @runtime_checkable
+class Normalizes(Protocol):
+    """launch.likelihood of an energy: (variables, rng) -> bounds of log Z, a `Sandwich`.
+
+    The log_prob of `likelihood` lacks -log Z. `caveats` are sentences for its readers.
+    """
+
+    def normalizer(
+        self, *, num_walks: int, num_temperatures: int, num_chain_steps: int
+    ) -> Callable: ...
+
+    def caveats(self) -> list[str]: ...
+
+
+@runtime_checkable
 class Completes(Protocol):
     """launch.complete: complete(variables, {"image", "rng"}) -> {"measured", "image"}."""
 
@@ -83,6 +97,7 @@ class TakesWeights(Protocol):
 ACTIONS: dict[type, str] = {
     DrawsSamples: "draw samples",
     MeasuresDensity: "measure likelihoods",
+    Normalizes: "bound a normaliser",
     Completes: "complete partly measured images",
     Interpolates: "interpolate between images",
     Guides: "guide samples to a class",

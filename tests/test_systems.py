@@ -38,6 +38,8 @@ TABLE = {
     "fd_score_matching-vae": ("configs.fd_score_matching.vae_digits", "debug"),
     "fd_score_matching-kernel": ("configs.fd_score_matching.kernel_wine", "debug"),
     "bionet": ("configs.bionet.nuclei", "t2,debug"),
+    "recovery_ebm-images": ("configs.recovery_ebm.digits", "debug"),
+    "recovery_ebm-plane": ("configs.recovery_ebm.rings", "debug"),
 }
 # Of the joined batch two devices compute something else where batches are normalised, or weights
 # solved for, on each device's own examples. Flows' and energies' differences lose more digits to
@@ -54,7 +56,7 @@ def rows(in_full, names=tuple(TABLE)):
     return [pytest.param(name, marks=marks(name)) for name in names]
 
 
-IN_FULL = ["score_sde-vp"]
+IN_FULL = ["score_sde-vp", "recovery_ebm-plane"]
 score_sdes = pytest.mark.parametrize("case", rows(IN_FULL, SCORE_SDES), indirect=True)
 
 

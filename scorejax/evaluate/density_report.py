@@ -4,18 +4,22 @@
 Each chunk of results is saved, so that a killed computation resumes.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from scorejax.density.bidirectional import Sandwich, verdict
 from scorejax.evaluate.chunks import measure_in_chunks
 from scorejax.evaluate.parts import Parts
 from scorejax.evaluate.progress import summary
 from scorejax.files import save_npz
 from scorejax.likelihood import importance_weighted
 from scorejax.runs import Run
+from scorejax.typing import PRNGKeyArray, Variables
 
 
 def density_report(
@@ -28,12 +32,14 @@ def density_report(
     seed: int,
     batch_size: int,
     out: str,
+    normalize: Callable[[Variables, PRNGKeyArray], Sandwich] | None = None,
 ) -> tuple[dict[str, Any], Parts]:
     """A report of bits/dim, and the parts of the computation, to be removed in the end.
 
     The model is a `capabilities.MeasuresDensity` with `data`, an `ImageView`. Every repetition has
-    its own dequantisation and probe noise. Writes "bits_per_dim" and "nfe" (repeats, n) to
-    <out>.npz.
+    its own dequantisation and probe noise. If the model is an energy, `normalize` bounds its
+    normaliser, and bits/dim are reported for both bounds. Writes "bits_per_dim" and "nfe"
+    (repeats, n) to <out>.npz; those of an energy with the upper bound of log Z, the safe one.
     """
     repeated = np.tile(stored, (repeats, 1, 1, 1))
     x = model.data.dequantized(np.random.default_rng(seed), repeated)
@@ -42,9 +48,34 @@ def density_report(
     measure, rng = model.likelihood(exact=exact), jax.random.key(seed)
     rows = measure_in_chunks(rng, measure, run.variables, x, batch_size=batch_size, parts=parts)
     bits, nfe = (rows[name].reshape(repeats, -1) for name in ("bits_per_dim", "nfe"))
+    dim = x[0].size
+    if normalize is None:
+        report = likelihood_report(bits, nfe, dim=dim, exact=exact)
+    else:
+        bounds = jax.device_get(normalize(run.variables, jax.random.fold_in(rng, 0)))
+        report = energy_report(bits, bounds, dim=dim) | {"caveats": model.caveats()}
+        bits = bits + bounds.upper / (dim * math.log(2))
     if jax.process_index() == 0:
         save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
-    return likelihood_report(bits, nfe, dim=x[0].size, exact=exact), parts
+    return report, parts
+
+
+def energy_report(
+    bits: Float[np.ndarray, "repeats n"], bounds: Sandwich, *, dim: int
+) -> dict[str, Any]:
+    """Mean bits/dim of n images under an energy, by both bounds of its normaliser.
+
+    `bits` lack the normaliser. "bits_per_dim" takes the upper bound of log Z, so that on average it
+    promises no more than the model has; "bits_per_dim_lower" the other.
+    """
+    report: dict[str, Any] = {"repeats": len(bits), "num_images": bits.shape[1]}
+    for name, log_z in {"": bounds.upper, "_lower": bounds.lower}.items():
+        report |= summary(f"bits_per_dim{name}", bits + float(log_z) / (dim * math.log(2)))
+    for name in ("lower", "upper", "lower_error", "upper_error"):
+        report[f"log_normalizer_{name}"] = float(getattr(bounds, name))
+    for name in ("lower_effective_size", "upper_effective_size"):
+        report[name] = float(getattr(bounds, name))
+    return report | {"bounds_meet": bool(bounds.met), "verdict": verdict(bounds)}
 
 
 def likelihood_report(

@@ -60,6 +60,12 @@ def diffuse(levels: RecoveryLevels, x: X, t: Level, z: X, z_next: X) -> tuple[X,
     return at(levels.energy_scales) * x_t, x_next
 
 
+def noised_data(rng: Rng, x: X, levels: RecoveryLevels) -> X:
+    """x_0 of level 0: data x with the noise of std S_0, scaled by A_0."""
+    z = normal(rng, x.shape, x.dtype)
+    return float(levels.scales[0]) * x + float(levels.stds[0]) * z
+
+
 def draw_pair(
     energy_fn: EnergyFn, rng: Rng, x: X, levels: RecoveryLevels, t: Level, *, num_steps: int = 30
 ) -> Pair:

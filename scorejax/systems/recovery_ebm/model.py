@@ -2,16 +2,19 @@
 """A ladder of energies of images or vectors, and what one does with it."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from scorejax.choices import unknown
+from scorejax.choices import require, unknown
 from scorejax.data.toy import PlaneDistribution
 from scorejax.data.view import DataView
+from scorejax.density.bidirectional import Sandwich
 from scorejax.evaluate.progress import Metrics
 from scorejax.linear_operators import LinearOperator
 from scorejax.objectives import recovery as objectives
@@ -23,7 +26,7 @@ from scorejax.score_model.binding import bind
 from scorejax.score_model.control import Apply
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.score_model.sampling import Draw, Trajectory
-from scorejax.systems.recovery_ebm import evaluation
+from scorejax.systems.recovery_ebm import density, evaluation
 from scorejax.typing import Array, EnergyFn, PRNGKeyArray, Variables
 
 NUM_FRAMES = 10
@@ -100,6 +103,30 @@ class RecoveryModel:
             }
 
         return complete
+
+    def likelihood(self, *, exact: bool = False) -> Callable:
+        """See `density.likelihood`: log p up to `normalizer`. `exact` changes nothing."""
+        del exact  # There is no divergence to estimate.
+        return density.likelihood(self)
+
+    def normalizer(
+        self, *, num_walks: int, num_temperatures: int, num_chain_steps: int
+    ) -> Callable[[Variables, PRNGKeyArray], Sandwich]:
+        """(variables, rng) -> bounds of log Z, see `density.normalizer`, from test examples.
+
+        Raises: ValueError unless all numbers are at least 1.
+        """
+        numbers = {"num_walks": num_walks, "num_temperatures": num_temperatures}
+        numbers["num_chain_steps"] = num_chain_steps
+        require(numbers, numbers, lambda v: v >= 1, "to be at least 1")
+        x = self.data.density_examples(np.random.default_rng(0), num_walks)
+        x = x[np.arange(num_walks) % len(x)]
+        bounds = density.normalizer(self, **numbers)
+        return lambda variables, rng: bounds(variables, rng, x)
+
+    def caveats(self) -> list[str]:
+        """Sentences that a reader of densities of this model needs."""
+        return density.caveats(self)
 
     def metrics(self) -> Metrics:
         """See `evaluation.metrics`."""

@@ -12,17 +12,17 @@ time.
 XLA_FLAGS=--xla_cpu_prefer_vector_width=512 is set unless XLA_FLAGS is. The flag of our commands,
 --xla_cpu_experimental_ynn_fusion_type=dot, is for convolutions; these products are slower with it.
 
-One core of an Intel Xeon with AVX-512, shared with other programs (load 2 to 3.5), JAX 0.10.2,
+One core of an Intel Xeon with AVX-512, shared with other programs (load 2 to 4), JAX 0.10.2,
 PyTorch 2.14.1, torchebm 0.8.9. Steps a second, and torchebm's time over ours: median and range of
-nine rounds; in the last column with the flag of our commands, of five rounds.
+seven rounds; in the last column with the flag of our commands, of five rounds at a load of 4.
 
     activation   scorejax   torchebm   ratio              torch.compile   with ...=dot
-    leaky ReLU       1752        662   2.75 [2.02, 3.59]            166   1.89 [1.33, 2.09]
-    tanh             1718        674   2.53 [2.05, 3.53]            429
-    SiLU             1469        640   2.33 [1.95, 3.12]            437   1.95 [1.13, 2.42]
-    softplus          687        542   1.26 [0.97, 1.30]            440
+    leaky ReLU       1989        751   2.60 [2.53, 2.92]            188   1.93 [1.30, 2.70]
+    tanh             1794        777   2.30 [2.21, 2.52]            486
+    SiLU             1563        731   2.11 [2.08, 2.22]            543   1.82 [1.41, 1.92]
+    softplus          687        544   1.30 [1.09, 1.79]            432
 
-A key for each chain costs 0 to 9 % more. The two 128 x 128 products alone take 0.42 ms of the 0.65
+A key for each chain costs 2 to 5 % more. The two 128 x 128 products alone take 0.42 ms of the 0.65
 of a step with SiLU, and the noise takes 0.02 ms. `jax.nn.softplus` is `logaddexp`, whose derivative
 is as expensive as that: with the sigmoid for a derivative (jax.custom_jvp) there are 1290 steps.
 A gradient by hand, 512 chains at a time, gains 10 % on SiLU.

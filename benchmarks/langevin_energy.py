@@ -51,7 +51,7 @@ import torch
 from jaxtyping import Array
 
 from benchmarks.torch_twin import require_same
-from scorejax.objectives.directions import Energy
+from scorejax.energies import Energy
 from scorejax.random import row_keys
 from scorejax.samplers.tempered_langevin import tempered_langevin
 

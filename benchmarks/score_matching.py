@@ -30,13 +30,14 @@ import numpy as np
 import optax
 from jax.experimental import jet
 
+from scorejax.energies import score_of
 from scorejax.models.energy_resnet import EnergyResNet
 from scorejax.models.refinenet import NCSN
 from scorejax.numerics import sum_except_batch
 from scorejax.objectives import finite_difference as fd
 from scorejax.objectives import sliced
 from scorejax.objectives.denoising import energy_denoising, half_sum
-from scorejax.objectives.directions import draw_directions, score_of, sphere
+from scorejax.objectives.directions import draw_directions, sphere
 
 SIGMA, EPS, LEARNING_RATE = 0.3, 0.1, 1e-4
 REFERENCES = ("FD-SSM", "SSM, forward over forward")

@@ -6,6 +6,7 @@
     python -m launch.import_weights --architecture=bionet/bionet --weights=iter_3_mul_1_int.pt \
         --config=configs/bionet/monuseg.py --workdir=runs/bionet
 
+A TensorFlow checkpoint is named by its index, `ckpt-iter100000.index`; its shards lie beside it.
 Nothing in the file is executed. Its tensors need to have the shapes of the config's network. The
 config alone decides what shapes do not show (fir, skip_rescale, centered, the SDE). Running
 statistics are imported with the weights.

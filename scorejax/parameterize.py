@@ -13,14 +13,16 @@ Source: Song et al. 2021, arXiv:2011.13456, Appendices C and H; labels and scale
 published with it.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from scorejax.numerics import expand
-from scorejax.schedules import alpha_products, linear_betas
+from scorejax.schedules import RecoveryLevels, alpha_products, linear_betas
 from scorejax.sdes import SDE, VESDE, VPSDE, table_index
-from scorejax.typing import NetworkFn, ScoreFn
+from scorejax.typing import EnergyFn, NetworkFn, ScoreFn
 
 TIME_LABEL_SCALE = 999.0
 """Continuous networks see t as the label 999 t, however many steps a sampler takes."""
@@ -147,3 +149,20 @@ def divided_by_sigma(network: NetworkFn) -> NetworkFn:
 def divided_by_level_sigma(network: NetworkFn, sigmas: Float[Array, "levels"]) -> NetworkFn:
     """Divides the output of a network by sigmas[label], for integer labels."""
     return lambda x, label: network(x, label) / expand(sigmas[label], x)
+
+
+def recovery_energy(
+    levels: RecoveryLevels, network: Callable[[Array, Array], Float[Array, "b"]]
+) -> EnergyFn:
+    """Energy -F / s_t^2 in nats, of a network (y, t) -> F (b,) of diffusion recovery likelihood.
+
+    With this scale a Langevin step of squared size s_t^2 moves y by grad F / 2, at every level.
+    Source: arXiv:2012.08125, Section 3, as in the published code.
+    """
+
+    def energy_fn(y: Array, t: Array) -> Array:
+        value = network(y, t)
+        value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
+        return -value / jnp.asarray(levels.step_sizes, value.dtype)[t]
+
+    return energy_fn

@@ -3,7 +3,7 @@
 
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Collectives on fake CPU devices need a thread each; with fewer they deadlock.
 os.environ.setdefault("PJRT_NPROC", "16")
@@ -20,6 +20,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.slow import SINGLE_AND_DOUBLE
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 jax.config.update("jax_platforms", "cpu")
@@ -32,6 +34,13 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(params=SINGLE_AND_DOUBLE)
+def precision(request) -> Iterator[str]:
+    """Both precisions, one after the other, for tests against golden files."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
 
 
 @pytest.fixture(scope="session")

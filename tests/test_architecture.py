@@ -21,7 +21,7 @@ SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
     {"typing", "numerics", "random", "choices", "ode", "distances", "files", "report"},
-    {"sdes", "schedules", "parameterize", "preconditioning", "linear_operators"},
+    {"sdes", "schedules", "parameterize", "preconditioning", "linear_operators", "energies"},
     {
         "objectives",
         "samplers",

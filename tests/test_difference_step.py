@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scorejax.energies import score_of
 from scorejax.objectives import difference_error, sliced, suggest_eps, suggest_score_eps
 from scorejax.objectives import finite_difference as fd
-from scorejax.objectives.directions import score_of
 from tests.smooth_energies import bfloat16_product, log_cosh, mlp, mlp_params
 
 RNG = jax.random.key(0)

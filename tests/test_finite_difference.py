@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scorejax.energies import score_of
 from scorejax.objectives import (
     annealed,
     exact_score_matching,
@@ -19,7 +20,7 @@ from scorejax.objectives import (
 )
 from scorejax.objectives import finite_difference as fd
 from scorejax.objectives.denoising import energy_denoising
-from scorejax.objectives.directions import draw_directions, score_of, sphere
+from scorejax.objectives.directions import draw_directions, sphere
 from tests.smooth_energies import log_cosh, log_cosh_score, mlp, mlp_params, quadratic
 
 RNG = jax.random.key(0)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chains of annealed Langevin dynamics against the official code, step by step on its own noise."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,13 +8,6 @@ import pytest
 from scorejax.linear_operators import mask_operator
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_sizes
-from tests.slow import SINGLE_AND_DOUBLE
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 class Official:

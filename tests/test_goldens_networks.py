@@ -21,15 +21,8 @@ from scorejax.models import fir, layers, ncsnpp, refinenet
 from scorejax.models.instance_norm import InstanceNormPlus, VarianceNorm
 from scorejax.parameterize import noise_prediction, sigma_conditioned
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
-from tests.slow import SINGLE_AND_DOUBLE
 
 TAPS = (1, 3, 3, 1)
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def nhwc(a):

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scorejax.energies import score_of
 from scorejax.objectives import denoising, exact_score_matching, sliced
 from scorejax.objectives import finite_difference as fd
-from scorejax.objectives.directions import score_of
 from scorejax.objectives.score_matching import annealed_at
 
 RNG = jax.random.key(0)

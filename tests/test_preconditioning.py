@@ -18,7 +18,6 @@ from scorejax.numerics import expand, mean_except_batch, sum_except_batch
 from scorejax.objectives import denoiser as objectives
 from scorejax.preconditioning import noise_level, preconditioned
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
-from tests.slow import SINGLE_AND_DOUBLE
 
 SDES = [VPSDE(), SubVPSDE(), VESDE()]
 by_name = pytest.mark.parametrize("sde", SDES, ids=lambda sde: sde.name)
@@ -29,12 +28,6 @@ TINY = {
     "model_channels": 8, "channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [4],
     "img_resolution": 8, "embedding_type": "positional", "resample_filter": [1, 1],
 }  # fmt: skip
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def nhwc(a):

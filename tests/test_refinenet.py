@@ -14,15 +14,8 @@ from scorejax.interop.networks import refinenet as refinenet_weights
 from scorejax.models import refinenet
 from scorejax.models.build import build_refinenet
 from tests.published_files import Stored, torch_zip
-from tests.slow import SINGLE_AND_DOUBLE
 
 SETTINGS = {"ngf": 8, "num_classes": 10, "image_size": 8, "num_channels": 3}
-
-
-@pytest.fixture(params=SINGLE_AND_DOUBLE)
-def precision(request):
-    with jax.enable_x64(request.param == "float64"):
-        yield request.param
 
 
 def to_images(a):

@@ -10,7 +10,11 @@ import pytest
 from oracles import Gaussian
 
 from scorejax import inverse, latent
-from scorejax.density.annealed_importance import annealed_importance, hamiltonian_transitions
+from scorejax.density.annealed_importance import (
+    annealed_importance,
+    make_hamiltonian_transition,
+)
+from scorejax.density.annealing_path import geometric_path
 from scorejax.linear_operators import average_pool_operator, mask_operator
 from scorejax.numerics import expand, gaussian_log_prob
 from scorejax.random import draw_rows, row_keys
@@ -19,6 +23,7 @@ from scorejax.samplers.correctors import CORRECTORS
 from scorejax.samplers.dpm_solver import dpm_solver_pp, sde_dpm_solver_pp
 from scorejax.samplers.few_step import Churn, euler, heun
 from scorejax.samplers.hamiltonian import hamiltonian_transition
+from scorejax.samplers.long_run import long_run
 from scorejax.samplers.predictor_corrector import (
     predictor_corrector,
     predictor_corrector_trajectory,
@@ -95,13 +100,15 @@ def hamiltonian(rng, num):
     return hamiltonian_transition(rng, log_prob, x, step_size=0.3, num_steps=3).x
 
 
+def corrected_chain(rng, num):
+    chain = {"adjust": "mala", "step_size": 0.5, "record_at": np.array([3, 10])}
+    return long_run(rng, log_prob, start_of_chains(num), **chain).x[-1]
+
+
 def annealed(rng, num):
-    base, betas = lambda x: gaussian_log_prob(x, 1.0), np.linspace(0, 1, 5)
-    move = hamiltonian_transitions(
-        log_prob, base, betas=betas, step_sizes=jnp.full(5, 0.3), num_steps=2
-    )
-    x = start_of_chains(num)
-    return annealed_importance(rng, log_prob, base, x, betas=betas, transition=move).x
+    path = geometric_path(lambda x: gaussian_log_prob(x, 1.0), log_prob, np.linspace(0, 1, 5))
+    move = make_hamiltonian_transition(jnp.full(5, 0.3), num_steps=2)
+    return annealed_importance(rng, path, start_of_chains(num), transition=move).x
 
 
 def inpainted(rng, num, **chain):
@@ -149,6 +156,7 @@ SAMPLERS = {
     ),
     "tempered langevin": tempered,
     "hamiltonian": hamiltonian,
+    "long run": corrected_chain,
     "annealed importance": annealed,
     "inpaint": functools.partial(inpainted, num_steps=30),
     "colorize": colorized,

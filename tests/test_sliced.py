@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from scorejax.energies import score_of
 from scorejax.objectives import ENERGY_OBJECTIVES, SCORE_OBJECTIVES, expected_multiple, sliced
 from scorejax.objectives import finite_difference as fd
 from scorejax.objectives.denoising import energy_denoising
-from scorejax.objectives.directions import DIRECTIONS, draw_directions, score_of
+from scorejax.objectives.directions import DIRECTIONS, draw_directions
 
 RNG = jax.random.key(0)
 DIM, NUM = 4, 6

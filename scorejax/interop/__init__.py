@@ -7,8 +7,8 @@ names with our parameters. `tensors` checks and applies such matches. `architect
 family by name, and `published` goes from a file to a network.
 """
 
-from scorejax.interop.architectures import export_torch, load_torch
+from scorejax.interop.architectures import export_torch, load_tensorflow, load_torch
 from scorejax.interop.published import load_checkpoint
 from scorejax.interop.readers.checkpoint import read_checkpoint
 
-__all__ = ["export_torch", "load_checkpoint", "load_torch", "read_checkpoint"]
+__all__ = ["export_torch", "load_checkpoint", "load_tensorflow", "load_torch", "read_checkpoint"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published architectures by name; their PyTorch state dictionaries, loaded and written."""
+"""The published architectures by name: their tensors, loaded, and those of PyTorch written."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +8,15 @@ import flax.linen as nn
 import numpy as np
 
 from scorejax.choices import choose
-from scorejax.interop.networks import bionet, edm, refinenet, score_sde
+from scorejax.interop.networks import bionet, edm, recovery_likelihood, refinenet, score_sde
 
 FAMILIES = {
     name: family for family in (score_sde, refinenet, edm, bionet) for name in family.ARCHITECTURES
 }
-"""Architecture -> module of `networks` that knows its tensors and settings."""
+"""Architecture in PyTorch -> module of `networks` that knows its tensors and settings."""
+
+TENSORFLOW_FAMILIES = dict.fromkeys(recovery_likelihood.ARCHITECTURES, recovery_likelihood)
+"""Architecture in TensorFlow -> module of `networks` that knows its tensors and settings."""
 
 
 def load_torch(
@@ -29,6 +32,17 @@ def load_torch(
     """
     family = choose("architecture", architecture, FAMILIES)
     return family.load_torch(architecture, state_dict, **hyper)
+
+
+def load_tensorflow(
+    architecture: str, arrays: Mapping[str, np.ndarray], **hyper: Any
+) -> tuple[nn.Module, dict]:
+    """The module of a published network and its variables, from the official arrays by name.
+
+    `hyper` and the errors raised are those of `load_torch`.
+    """
+    family = choose("architecture", architecture, TENSORFLOW_FAMILIES)
+    return family.load_tensorflow(architecture, arrays, **hyper)
 
 
 def export_torch(

@@ -9,7 +9,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 
 from scorejax.choices import choose
-from scorejax.interop.architectures import FAMILIES, load_torch
+from scorejax.interop.architectures import (
+    FAMILIES,
+    TENSORFLOW_FAMILIES,
+    load_tensorflow,
+    load_torch,
+)
 from scorejax.interop.networks import bionet
 from scorejax.interop.networks.score_sde_flax import load_flax
 from scorejax.interop.readers.checkpoint import Checkpoint, StateDict, read_checkpoint
@@ -17,12 +22,14 @@ from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
 # Architectures of which a run can be made: no system has the other one.
-_IMPORTABLE = {name: FAMILIES[name] for name in FAMILIES if name != "edm/dhariwal_unet"}
-_LOADERS = {"torch": load_torch, "flax": load_flax}
+_IMPORTABLE = TENSORFLOW_FAMILIES | {
+    name: FAMILIES[name] for name in FAMILIES if name != "edm/dhariwal_unet"
+}
 # Fields that change neither the parameters nor what is computed with them in evaluation.
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")
 _CLASSES = {
     "edm/song_unet": "SongUNet", "edm/dhariwal_unet": "DhariwalUNet", "bionet/bionet": "BiONet",
+    "recovery_likelihood/net_res_temb2": "RecoveryResNet",
 }  # fmt: skip
 
 
@@ -122,7 +129,10 @@ def _require_same_groups(architecture: str, published: NCSNpp, network: NCSNpp) 
 def _load(
     architecture: str, checkpoint: Checkpoint, weights: StateDict, hyper: Mapping[str, Any]
 ) -> tuple[nn.Module, dict]:
-    return _LOADERS[checkpoint.layout](architecture, weights, **hyper)
+    load = load_flax if checkpoint.layout == "flax" else load_torch
+    if architecture in TENSORFLOW_FAMILIES:
+        load = load_tensorflow
+    return load(architecture, weights, **hyper)
 
 
 def _stated(architecture: str, checkpoint: Checkpoint, hyper: Mapping[str, Any]) -> dict[str, Any]:

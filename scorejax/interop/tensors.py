@@ -83,14 +83,23 @@ def correspond(
 
 
 @functools.lru_cache(maxsize=8)  # Raw and averaged weights ask for the same; tracing takes seconds.
-def param_shapes(net: nn.Module, size: int, channels: int) -> dict[str, Shape]:
-    """Shapes of the parameters, by path, of a network of (image, label); images are square."""
+def variable_shapes(net: nn.Module, size: int, channels: int) -> dict[str, Shape]:
+    """Shapes of the variables of a network of (image, label), by path; images are square.
+
+    The first part of a path is the collection, `params/layer/kernel`.
+    """
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     label = jax.ShapeDtypeStruct((1,), jnp.float32)
     # The key is made inside: outside it would be computed, by a program that is compiled.
     init = lambda image, label: net.init(jax.random.key(0), image, label)
-    params = jax.eval_shape(init, image, label)["params"]
-    return {path: leaf.shape for path, leaf in flatten_dict(params, sep="/").items()}
+    variables = flatten_dict(jax.eval_shape(init, image, label), sep="/")
+    return {path: leaf.shape for path, leaf in variables.items()}
+
+
+def param_shapes(net: nn.Module, size: int, channels: int) -> dict[str, Shape]:
+    """Shapes of the parameters by path, `layer/kernel`; otherwise as `variable_shapes`."""
+    shapes = variable_shapes(net, size, channels)
+    return {k.removeprefix("params/"): s for k, s in shapes.items() if k.startswith("params/")}
 
 
 def arrays_by_name(

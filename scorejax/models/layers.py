@@ -16,7 +16,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from scorejax.models.convolution import conv, same_window
+from scorejax.models.convolution import Window, conv, same_window
 from scorejax.random import Rng, draw_rows, fold_in
 
 Dtype = Any
@@ -47,23 +47,36 @@ def nin(features: int, *, name: str, init_scale: float = 0.1, dtype: Dtype = Non
 
 
 class Conv(nn.Module):
-    """Convolution of stride 1 with a square kernel of odd size; keeps the size of the image."""
+    """Convolution with a square kernel of odd size; keeps the size of the image.
+
+    With `down` it has stride 2 instead, which halves an even size; dilation does not apply.
+    """
 
     features: int
     size: int = 3
     use_bias: bool = True
     dilation: int = 1
+    down: bool = False
     init_scale: float = 1.0
     dtype: Dtype = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", fan_avg_uniform(self.init_scale), shape)
+        kernel = self.applied_kernel(shape)
         bias = self.param("bias", nn.initializers.zeros, shape[-1:]) if self.use_bias else None
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv(x, kernel, same_window(kernel.shape[:2], self.dilation))
+        y = conv(x, kernel, self._window())
         return y if bias is None else y + bias[None, None, None]
+
+    def applied_kernel(self, shape: tuple[int, ...]) -> Float[Array, "h w c d"]:
+        """The kernel to convolve with, from the stored one; here they are the same."""
+        return self.param("kernel", fan_avg_uniform(self.init_scale), shape)
+
+    def _window(self) -> Window:
+        if self.down:  # The published networks pad one pixel more at the right and the bottom.
+            return Window(((self.size // 2 - 1, self.size // 2),) * 2, stride=(2, 2))
+        return same_window((self.size, self.size), self.dilation)
 
 
 class Dropout(nn.Module):
@@ -156,20 +169,25 @@ def pool_groups(mean: Array, variance: Array, num_groups: int) -> tuple[Array, A
 class Attention(nn.Module):
     """Residual self-attention over all pixels with one head; softmax in float32.
 
-    Memory grows with (h w)^2. `rescale` divides the residual sum by sqrt(2).
+    Memory grows with (h w)^2. `rescale` divides the residual sum by sqrt(2). `input_scale` is that
+    of the initial weights of queries, keys and values. Without `normalize` there is no GroupNorm.
     """
 
     num_groups: int | None = None
     init_scale: float = 0.0
     rescale: bool = False
     dtype: Dtype = None
+    input_scale: float = 0.1
+    normalize: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
-        h = GroupNorm(self.num_groups, name="norm")(x).reshape(x.shape[0], -1, channels)
+        h = GroupNorm(self.num_groups, name="norm")(x) if self.normalize else x
+        h = h.reshape(x.shape[0], -1, channels)
         query, key, value = (
-            nin(channels, name=name, dtype=self.dtype)(h) for name in ("query", "key", "value")
+            nin(channels, name=name, init_scale=self.input_scale, dtype=self.dtype)(h)
+            for name in ("query", "key", "value")
         )
         h = attend(query, key, value)
         h = nin(channels, name="out", init_scale=self.init_scale, dtype=self.dtype)(h)

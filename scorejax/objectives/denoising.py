@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from scorejax.energies import Energy, score_of
 from scorejax.numerics import expand, mean_except_batch, sum_except_batch
-from scorejax.objectives.directions import Energy, Step, real_data, score_of
+from scorejax.objectives.directions import Step, real_data
 from scorejax.parameterize import ddpm_marginals
 from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.schedules import geometric_sigmas

@@ -19,13 +19,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from scorejax.objectives.directions import (
-    Direction,
-    Energy,
-    draw_directions,
-    real_data,
-    sphere,
-)
+from scorejax.energies import Energy
+from scorejax.objectives.directions import Direction, draw_directions, real_data, sphere
 from scorejax.objectives.finite_difference import directional_derivative
 from scorejax.random import Rng, split
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random directions for sliced objectives, and checks of their data, steps and networks.
+"""Random directions for sliced objectives, and checks of their data and steps.
 
 Every family of directions has E[u u^T] = I / D with D the number of coordinates of one example,
 counted over all axes but the first. Sphere and Rademacher directions have length exactly 1;
@@ -22,10 +22,6 @@ from scorejax.numerics import expand, sum_except_batch
 from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.typing import Shape
 
-Energy = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
-"""x (b, *d) -> (b,): -log p up to a constant, in nats; rows must be independent."""
-Score = Callable[[Float[Array, "b *d"]], Float[Array, "b *d"]]
-"""x (b, *d) -> (b, *d): grad log p."""
 Direction = Callable[[Rng, Shape, jnp.dtype], Float[Array, "b *d"]]
 """(rng, shape, dtype) -> directions of that shape with E[u u^T] = I / D."""
 
@@ -128,44 +124,3 @@ def real_data(x: Array) -> Float[Array, "b *d"]:
     x = jnp.asarray(x)
     check_floating(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def log_density(energy: Energy) -> Energy:
-    """-energy; a call raises a ValueError unless its shape is (b,), in float32 or better."""
-
-    def negative(x: Float[Array, "b *d"]) -> Float[Array, "b"]:
-        value = energy(x)
-        if value.shape != x.shape[:1]:
-            raise ValueError(
-                f"energy needs one number per example, shape {x.shape[:1]}; got shape "
-                f"{value.shape}. Sum over the other axes."
-            )
-        return -_precise(value, "energy")
-
-    return negative
-
-
-def score_of(energy: Energy) -> Score:
-    """The score -grad energy."""
-    return jax.grad(lambda x: jnp.sum(log_density(energy)(x)))
-
-
-def checked_score(score: Score) -> Score:
-    """The score; a call raises a ValueError unless its shape is that of x, in float32 or better."""
-
-    def checked(x: Float[Array, "b *d"]) -> Float[Array, "b *d"]:
-        value = score(x)
-        if value.shape != x.shape:
-            raise ValueError(f"score needs the shape of x, {x.shape}; got {value.shape}.")
-        return _precise(value, "score")
-
-    return checked
-
-
-def _precise(value: Array, name: str) -> Array:
-    if jnp.finfo(value.dtype).bits < 32:
-        raise ValueError(
-            f"{name} needs float32 or better, or its differences are rounding; got {value.dtype}. "
-            "Accumulate in float32."
-        )
-    return value

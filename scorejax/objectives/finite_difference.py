@@ -22,16 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from scorejax.energies import Energy, Score, checked_score, log_density
 from scorejax.numerics import expand, sum_except_batch
 from scorejax.objectives.directions import (
     Direction,
-    Energy,
-    Score,
     Step,
     check_step,
-    checked_score,
     draw_directions,
-    log_density,
     real_data,
     sphere,
 )

@@ -19,17 +19,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scorejax.energies import Energy, Score, checked_score, log_density, score_of
 from scorejax.numerics import sum_except_batch
 from scorejax.objectives.directions import (
     Direction,
-    Energy,
-    Score,
     check_directions,
-    checked_score,
     draw_directions,
-    log_density,
     real_data,
-    score_of,
     sphere,
 )
 from scorejax.random import Rng

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scorejax.objectives.directions import Energy, score_of
+from scorejax.energies import Energy, score_of
 from scorejax.random import Rng, fold_in, normal
 
 

@@ -90,14 +90,14 @@ def _run(
     first_end, end = settings.end_of_call(start_step), settings.num_train_steps
     for step in range(first_end, end + 1, steps_per_call):
         replicated, metrics = updates.advance(replicated, done, step)
-        _report(in_flight.push(step, metrics), settings, log, checkpoints)
+        _report(in_flight.push(step, metrics), system, settings, log, checkpoints)
         done = step
 
         stop = terminated()
         evaluates = settings.evaluates_at(step)
         saves = stop or step == end or step % settings.save_every == 0
         if evaluates or saves:
-            _report(in_flight.drain(), settings, log, checkpoints)
+            _report(in_flight.drain(), system, settings, log, checkpoints)
             if saves:
                 state = parallel.unreplicate(replicated)
             log.flush()
@@ -146,13 +146,15 @@ def _evaluate(
 
 def _report(
     finished: Iterable[tuple[int, Mapping[str, np.ndarray]]],
+    system: System,
     settings: Settings,
     log: RunLog,
     checkpoints: Checkpoints,
 ) -> None:
     """Logs the steps of finished calls.
 
-    Raises: RuntimeError at the first that is not finite, if it may not be skipped.
+    Raises: RuntimeError at the first that is not finite, if it may not be skipped, or that has
+    diverged.
     """
     for last_step, metrics in finished:
         num_steps = len(metrics["finite"])
@@ -160,6 +162,10 @@ def _report(
             step = last_step - num_steps + 1 + row
             values = {name: value[row] for name, value in metrics.items()}
             finite, in_a_row = values.pop("finite"), int(values.pop("skipped", 1))
+            if values.get("diverged", 0):
+                log.train(step, values)
+                kept = _kept(checkpoints.latest_step())
+                raise RuntimeError(f"diverged at step {step}: {system.divergence}; {kept}.")
             if finite:
                 log.train(step, values | ({"skipped": 0.0} if "skipped" in metrics else {}))
             elif in_a_row <= settings.max_nonfinite_updates:
@@ -173,9 +179,12 @@ def _report(
 def _not_finite(step: int, most: int, saved: int | None) -> str:
     """The reason why a run stops after `most` updates that were skipped."""
     ordinal = f", nor at the {most} before it" if most else ""
-    kept = "nothing is saved" if saved is None else f"the checkpoint of step {saved} is kept"
     return (
-        f"the loss or its gradient is not finite at step {step}{ordinal}; {kept}. To go on, let "
-        f"more such updates be skipped: max_nonfinite_updates is {most}. If they recur, start a "
-        "run with a smaller learning rate or clipped gradients."
+        f"the loss or its gradient is not finite at step {step}{ordinal}; {_kept(saved)}. "
+        f"To go on, let more such updates be skipped: max_nonfinite_updates is {most}. If they "
+        "recur, start a run with a smaller learning rate or clipped gradients."
     )
+
+
+def _kept(saved: int | None) -> str:
+    return "nothing is saved" if saved is None else f"the checkpoint of step {saved} is kept"

@@ -47,6 +47,9 @@ class System(NamedTuple):
     use. It is traced for evaluations, and called with arrays of the host for checkpoints."""
     paths: tuple[str, ...] = ()
     """Keys of the config that are paths of data or of other runs, which may be moved."""
+    divergence: str = ""
+    """Why the run ends at the first step whose metric "diverged" is not 0, and what to change, in
+    one line; for losses that report this metric."""
 
 
 def frozen_arguments(system: System) -> tuple[PyTree, ...]:

@@ -2,7 +2,8 @@
 """Reads published checkpoints as data: nothing in a file is ever executed.
 
 The format is recognised by the content, not by the file's name: `.pth` of the PyTorch score-SDE
-code, of NCSNv2 and of BiO-Net, msgpack of the JAX score-SDE code, pickles of EDM, and bare state
+code, of NCSNv2 and of BiO-Net, msgpack of the JAX score-SDE code, pickles of EDM, TensorFlow
+checkpoints of recovery likelihood (the index, with its shards beside it), and bare state
 dictionaries in `.pth` or `.safetensors`. A read takes at most a small multiple of the file's size
 in memory.
 """
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scorejax.interop.readers import edm_pickle, flax_msgpack
+from scorejax.interop.readers import edm_pickle, flax_msgpack, leveldb_table, tensor_bundle
 from scorejax.interop.readers.inert_pickle import Record, read_pickle
 from scorejax.interop.readers.safetensors import read_safetensors
 from scorejax.interop.readers.torch_save import (
@@ -36,9 +37,9 @@ _LEGACY_START = b"\x80\x02\x8a\x0a" + LEGACY_MAGIC.to_bytes(10, "little")
 class Checkpoint(NamedTuple):
     """The weights of a file by their official names, without the prefix `module.`.
 
-    `layout`, "torch" or "flax", is the convention of names and axes. `raw` holds the trained
-    weights, `averaged` their moving average; None if the file lacks them. `settings` are those that
-    the file states, by the name of the official class.
+    `layout`, "torch", "flax" or "tensorflow", is the convention of names and axes. `raw` holds the
+    trained weights, `averaged` their moving average; None if the file lacks them. `settings` are
+    those that the file states, by the name of the official class.
     """
 
     layout: str
@@ -59,10 +60,11 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """Reads a published checkpoint.
 
+    A TensorFlow checkpoint may be named by its index, by a shard, or by what their names share.
     Raises: FileNotFoundError; ValueError with one line if the file is damaged, hostile or of an
     unknown format. Both name the file.
     """
-    path = pathlib.Path(path)
+    path = tensor_bundle.index_of(pathlib.Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}.")
     try:
@@ -83,6 +85,8 @@ def _read(file: Any, size: int) -> Checkpoint:
         raise ValueError("too short for a checkpoint, perhaps truncated.")
     # Mapped: a read beyond the end of the file returns fewer bytes, and allocates no buffer.
     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[-len(leveldb_table.MAGIC) :] == leveldb_table.MAGIC:
+            return _from_tensorflow(tensor_bundle.read_tensorflow(pathlib.Path(file.name)))
         if start.startswith(_LEGACY_START):
             return _from_torch(read_torch_legacy(data))
         if start[0] == 0x80:
@@ -90,7 +94,9 @@ def _read(file: Any, size: int) -> Checkpoint:
             return _from_pickle(value)
         if start[0] in range(0x81, 0x90) or start[0] in (0xDE, 0xDF):
             return Checkpoint("flax", **flax_msgpack.read_flax(data))
-    raise ValueError("not a checkpoint of a known kind: .pth, .pkl, .safetensors or flax msgpack.")
+    raise ValueError(
+        "not a checkpoint of a known kind: .pth, .pkl, .safetensors, .index or flax msgpack."
+    )
 
 
 def _from_pickle(value: Any) -> Checkpoint:
@@ -98,6 +104,10 @@ def _from_pickle(value: Any) -> Checkpoint:
         tensors, settings = edm_pickle.network(value["ema"])
         return Checkpoint("torch", None, _state_dict(tensors), settings=settings)
     return _from_torch(value)
+
+
+def _from_tensorflow(state: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint("tensorflow", state["raw"], state["averaged"], _count(state["step"]))
 
 
 def _from_torch(value: Any) -> Checkpoint:

@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import require
 from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.energies import Score
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.numerics import gaussian_log_prob, sum_except_batch
-from scorejax.objectives.directions import Score
 from scorejax.objectives.finite_difference import repeat_rows
 from scorejax.random import Rng, draw_rows, example_keys, row_keys, split
 from scorejax.report import Evaluation

@@ -28,8 +28,8 @@ from scorejax.density.annealed_importance import (
     Annealed,
     hamiltonian_annealing,
     importance_normalizer,
-    sigmoid_betas,
 )
+from scorejax.density.annealing_path import geometric_path, sigmoid_betas
 from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.models.deep_kernel import DeepKernel
@@ -211,8 +211,8 @@ class KernelFamily:
             return jnp.where(first, *stds) * noise
 
         log_p = functools.partial(self.log_density, fitted)
-        betas = sigmoid_betas(self.eval_temperatures)
-        return hamiltonian_annealing(rng, log_p, base, draw, betas=betas)
+        path = geometric_path(base, log_p, sigmoid_betas(self.eval_temperatures))
+        return hamiltonian_annealing(rng, path, draw)
 
     def metrics(self) -> Metrics:
         """By name: exact score-matching losses of test and validation rows; likelihood."""

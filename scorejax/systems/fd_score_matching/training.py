@@ -19,10 +19,11 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_known
 from scorejax.data.view import ImageView
+from scorejax.energies import Energy, Score
 from scorejax.evaluate import progress
 from scorejax.evaluate.chunks import examples_at_once
 from scorejax.objectives import finite_difference
-from scorejax.objectives.directions import DIRECTIONS, Energy, Score, check_eps
+from scorejax.objectives.directions import DIRECTIONS, check_eps
 from scorejax.objectives.score_matching import (
     ENERGY_OBJECTIVES,
     SCORE_OBJECTIVES,

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion recovery likelihood on LSUN churches, 64 x 64.
+
+Paper     Gao et al. 2021, arXiv:2012.08125; settings of its code
+Command   python -m launch.train --workdir=runs/new --config=configs/recovery_ebm/church_64.py
+          variants: full (the default), and :debug for seconds
+Expected  samples
+Hardware  GPUs or TPUs, the batch divided among them; not run by us at this size
+"""
+
+from ml_collections import ConfigDict
+
+from configs import variants
+from configs.recovery_ebm import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = family.scenes("lsun_church", 64, 2, 0.9)
+    return variants.apply(config, variant, family.SIZES)

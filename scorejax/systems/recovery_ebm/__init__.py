@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Diffusion recovery likelihood: energy-based models trained along a ladder of noise levels.
+
+One network has an energy for each level. It is trained by the likelihood of an example given its
+noisier copy of the next level (Algorithm 1), with negatives from short Langevin chains that start
+there; samples come down the ladder by the same chains (Algorithm 2). Examples are images, or points
+of the plane with a known density.
+
+Source: Gao et al. 2021, arXiv:2012.08125.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from scorejax.choices import choose, require, require_keys, require_known
+from scorejax.data.toy import TOYS, toy_distribution, toy_view
+from scorejax.data.view import VIEW_OPTIONS, DataView, ImageView
+from scorejax.models.build import DTYPES
+from scorejax.models.mlp import LevelPerceptron
+from scorejax.models.recovery_resnet import RecoveryResNet
+from scorejax.samplers.recovery import require_steps
+from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_levels
+from scorejax.score_model.options import EvaluationOptions
+from scorejax.systems.recovery_ebm.model import OBJECTIVES, RecoveryModel
+from scorejax.systems.recovery_ebm.training import training_system
+from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
+from scorejax.train.system import System
+
+NETWORK_OPTIONS = {
+    "resnet": (
+        "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "spectral_norm", "activation",
+        "dtype", "remat",
+    ),
+    "mlp": ("hidden", "num_hidden", "activation", "spectral_norm"),
+}  # fmt: skip
+LADDERS = {"blocks": recovery_levels, "fine": fine_recovery_levels}
+KEYS = (
+    "dataset", "model", "ladder", "num_levels", "step_scale", "objective", "num_chain_steps",
+    "noise_scale", "energy_band", "learning_rate",
+)  # fmt: skip
+"""Keys that a config needs, beside `system`, those of its data, its network and the loop."""
+TOY_OPTIONS = ("num_train_examples", "data_seed")
+OPTIONS = (
+    *VIEW_OPTIONS, *TOY_OPTIONS, *NETWORK_OPTIONS["resnet"], *NETWORK_OPTIONS["mlp"],
+    *ADAM_OPTIONS, "eval_examples", "eval_samples", "eval_frechet_samples", "eval_features",
+    "eval_matmul_precision",
+)  # fmt: skip
+"""Keys that it may have."""
+
+
+def build(config: ConfigDict) -> System:
+    """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
+    return training_system(make_model(config), config)
+
+
+def make_model(config: ConfigDict) -> RecoveryModel:
+    """The model of a config. Raises: ValueError for an impossible value."""
+    require_keys(config, KEYS)
+    levels = make_ladder(config)
+    require_known("objective", config.objective, OBJECTIVES)
+    if config.objective == "recovery" or config.num_chain_steps:
+        require_steps(levels, config.num_chain_steps)
+    require(config, ("noise_scale",), lambda v: 0 <= v <= 1, "to lie in [0, 1]")
+    require(config, ("energy_band",), lambda v: v >= 0, "to be positive, or 0 for none")
+    data = view(config)
+    return RecoveryModel(
+        levels=levels,
+        data=data,
+        network=network(config, data),
+        objective=config.objective,
+        num_chain_steps=config.num_chain_steps,
+        noise_scale=config.noise_scale,
+        energy_band=config.energy_band,
+        tx=adam_from_config(config),
+        eval_options=EvaluationOptions.from_config(config),
+        truth=toy_distribution(config.dataset) if config.dataset in TOYS else None,
+    )
+
+
+def make_ladder(config: Mapping[str, Any]) -> RecoveryLevels:
+    """The noise levels of a config. Raises: ValueError for an impossible ladder."""
+    ladder = choose("ladder", config["ladder"], LADDERS)
+    return ladder(config["num_levels"], step_scale=config["step_scale"])
+
+
+def view(config: ConfigDict) -> DataView:
+    """The data of a config: images, or points of the plane."""
+    if config.dataset in TOYS:
+        require_keys(config, TOY_OPTIONS)
+        return toy_view(
+            config.dataset,
+            num_train=config.num_train_examples,
+            num_test=config.eval_examples,
+            seed=config.data_seed,
+        )
+    require_keys(config, VIEW_OPTIONS)
+    return ImageView.from_options(config)
+
+
+def network(config: ConfigDict, data: DataView) -> nn.Module:
+    """The network of a config. Raises: ValueError unless it suits the data."""
+    options = choose("model", config.model, NETWORK_OPTIONS)
+    require_keys(config, options)
+    kind, axes = (RecoveryResNet, 3) if config.model == "resnet" else (LevelPerceptron, 1)
+    if len(data.shape) != axes:
+        suited = "mlp" if axes == 3 else "resnet"
+        raise ValueError(
+            f"examples of shape {data.shape} need model={suited!r}; got {config.model!r}"
+        )
+    values = {option: config[option] for option in options}
+    if "dtype" in values:
+        values["dtype"] = choose("dtype", config.dtype, DTYPES)
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of a ladder of energies: the gap between data and negatives, samples, densities."""
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax.numpy as jnp
+import numpy as np
+
+from scorejax.data.view import ImageView
+from scorejax.evaluate import progress
+from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.report import Evaluation
+from scorejax.samplers.hamiltonian import LogProb
+from scorejax.typing import PRNGKeyArray, Variables
+
+if TYPE_CHECKING:
+    from scorejax.systems.recovery_ebm.model import RecoveryModel
+
+LIMIT = 2.0
+"""Half the side of the window of the plane in which densities are compared."""
+
+
+def metrics(model: "RecoveryModel") -> Metrics:
+    """By name: "loss", "samples" and "frechet" of images, "divergence" of points of the plane.
+
+    "loss" is the objective of held-out examples, which hovers about 0 for the objective "recovery"
+    and does not rank models. Those whose number of examples in `model.eval_options` is 0 are left
+    out.
+    """
+    options, data = model.eval_options, model.data
+    at_once = {"batch_size": options.examples_at_once}
+
+    @functools.cache
+    def held_out() -> np.ndarray:
+        rng = np.random.default_rng(0)
+        batches = data.held_out_batches(rng, options.eval_examples, options.batch_size)
+        return np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
+
+    def loss() -> Metric:
+        losses = lambda variables, rngs, x: model.losses(variables, rngs, x)[0]
+        return progress.held_out_loss(losses, held_out(), field=data.field, **at_once)
+
+    def samples() -> Metric:
+        return progress.chain_pictures(model.trajectory(), options.eval_samples, **at_once)
+
+    def frechet() -> Metric:
+        # Half a second of SciPy and Inception that other runs need not pay.
+        from scorejax.evaluate.sample_distance import image_features, sample_distance
+
+        features = image_features(options.eval_features, options.eval_matmul_precision)
+        num, batch = options.eval_frechet_samples, options.examples_at_once
+        return sample_distance(model.sampler(), features, data, num=num, batch=batch)
+
+    builders: Metrics = {"loss": loss}
+    if isinstance(data, ImageView):
+        if options.eval_samples:
+            builders["samples"] = samples
+        if options.eval_frechet_samples:
+            builders["frechet"] = frechet
+    if model.truth is not None:
+        builders["divergence"] = lambda: plane_divergence(model)
+    return builders
+
+
+def data_log_prob(model: "RecoveryModel", variables: Variables) -> LogProb:
+    """log p of x_0, the data with the noise of level 0, up to a constant, in nats."""
+    energy_fn, scale = model.energy(variables), float(model.levels.energy_scales[0])
+    return lambda x: -energy_fn(scale * x, jnp.zeros(len(x), jnp.int32))
+
+
+def plane_divergence(model: "RecoveryModel") -> Metric:
+    """KL(truth || model) in nats at level 0, by quadrature, with a picture of both densities."""
+    from scorejax.evaluate import plane
+
+    truth = model.truth.noised(float(model.levels.scales[0]), float(model.levels.stds[0]))
+
+    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
+        log_prob = data_log_prob(model, variables)
+        compared = plane.compare(truth.log_prob, log_prob, limit=LIMIT)
+        scalars = {
+            "divergence": compared.divergence.value,
+            "total_variation": compared.total_variation.value,
+            "log_normalizer": compared.log_normalizer.value,
+        }
+        grid = functools.partial(plane.grid_log_prob, limit=LIMIT)
+        densities = {
+            "truth": grid(truth.log_prob),
+            "model": grid(log_prob) - compared.log_normalizer.value,
+        }
+        picture = plane.plane_picture(densities, limit=LIMIT)
+        return Evaluation(scalars, {"density": picture})
+
+    return metric

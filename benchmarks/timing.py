@@ -28,23 +28,32 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="torchinductor_"
 Times = dict[str, list[float]]
 
 
-def compare(contenders: dict[str, Callable[[], object]], *, rounds: int, calls: int) -> Times:
-    """Seconds per call of each contender in each round; calls block until they are done."""
+def compare(
+    contenders: dict[str, Callable[[], object]],
+    *,
+    rounds: int,
+    calls: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Seconds per call of each contender in each round; calls block until they are done.
+
+    `time.process_time` as the clock counts the processor time of all threads.
+    """
     times: Times = {name: [] for name in contenders}
     names = list(contenders)
     for first in range(1 + rounds):
         for offset in range(len(names)):
             name = names[(first + offset) % len(names)]
-            times[name].append(_turn(contenders[name], calls))
+            times[name].append(_turn(contenders[name], calls, clock))
     return {name: taken[1:] for name, taken in times.items()}
 
 
-def _turn(call: Callable[[], object], calls: int) -> float:
+def _turn(call: Callable[[], object], calls: int, clock: Callable[[], float]) -> float:
     time.sleep(PAUSE)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         call()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interpolates between images through the latents of a model: <out>.png, a row for each pair.
+"""Interpolates through the latents of a model: <out>.png, a row for each pair, and <out>.npz.
 
 python -m launch.interpolate --workdir=runs/digits --num=8 --num_frames=9
 
 The probability-flow ODE encodes both images of a pair and decodes the latents between theirs, which
-lie on a sphere.
+lie on a sphere. A model without an encoder, such as a ladder of energies, goes from one sample to
+another by mixing all the noise of their chains, on the sphere too; --split then plays no part.
 """
 
 from absl import flags
@@ -23,26 +24,36 @@ OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/interpolati
 
 def prepare() -> command.Job:
     command.require_positive(num=NUM.value, batch_size=BATCH_SIZE.value)
-    import numpy as np
-
     from scorejax import runs, systems
-    from scorejax.capabilities import Interpolates
+    from scorejax.capabilities import Interpolates, InterpolatesNoise
     from scorejax.files import save_npz
 
-    model = systems.require(runs.read_config(WORKDIR.value), Interpolates)
-    path = model.interpolation(NUM_FRAMES.value)
-    stored = model.data.stored(SPLIT.value, 2 * NUM.value).image
-    if len(stored) < 2 * NUM.value:
-        raise ValueError(f"--num needs to be at most {len(stored) // 2} pairs; got {NUM.value}")
+    config = runs.read_config(WORKDIR.value)
+    model = systems.load_model(config)
+    if isinstance(model, InterpolatesNoise):
+        path, stored = model.noise_interpolation(NUM_FRAMES.value), None
+    else:
+        model = systems.require(config, Interpolates)
+        path = model.interpolation(NUM_FRAMES.value)
+        stored = model.data.stored(SPLIT.value, 2 * NUM.value).image
+        if len(stored) < 2 * NUM.value:
+            raise ValueError(f"--num needs to be at most {len(stored) // 2} pairs; got {NUM.value}")
     out = command.output(OUT.value, WORKDIR.value, "interpolation")
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
+        import jax
+        import numpy as np
+
         from scorejax.evaluate import pictures
         from scorejax.evaluate.chunks import in_chunks
+        from scorejax.random import row_keys
 
-        x = model.data.dequantized(np.random.default_rng(SEED.value), stored)
-        rows = {"start": x[0::2], "end": x[1::2]}
+        if stored is None:
+            rows = {"rng": row_keys(jax.random.key(SEED.value), NUM.value)}
+        else:
+            x = model.data.dequantized(np.random.default_rng(SEED.value), stored)
+            rows = {"start": x[0::2], "end": x[1::2]}
         frames = in_chunks(path, run.variables, rows, BATCH_SIZE.value, "pairs")["image"]
         if not command.writes():
             return

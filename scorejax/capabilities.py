@@ -57,6 +57,13 @@ class Interpolates(Protocol):
 
 
 @runtime_checkable
+class InterpolatesNoise(Protocol):
+    """launch.interpolate without images: draw(variables, {"rng": (b,)}) -> {"image": as above}."""
+
+    def noise_interpolation(self, num: int) -> Callable: ...
+
+
+@runtime_checkable
 class Guides(Protocol):
     """launch.sample --classifier: logits(variables, sde, x_t, t) -> (b, num_classes).
 
@@ -100,6 +107,7 @@ ACTIONS: dict[type, str] = {
     Normalizes: "bound a normaliser",
     Completes: "complete partly measured images",
     Interpolates: "interpolate between images",
+    InterpolatesNoise: "interpolate between samples",
     Guides: "guide samples to a class",
     Segments: "segment pictures",
     IsEvaluated: "be evaluated",

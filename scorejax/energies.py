@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from scorejax.typing import EnergyFn
+
 Energy = Callable[[Float[Array, "b *d"]], Float[Array, "b"]]
 """x (b, *d) -> (b,): -log p up to a constant, in nats; rows must be independent."""
 Score = Callable[[Float[Array, "b *d"]], Float[Array, "b *d"]]
@@ -52,3 +54,16 @@ def _precise(value: Array, name: str) -> Array:
             "Accumulate in float32."
         )
     return value
+
+
+def product_of_experts(*energy_fns: EnergyFn) -> EnergyFn:
+    """The energy (x, t) -> (b,) of the normalised product of densities: the sum of their energies.
+
+    At a noise level it is the product of the noisy densities, which is not the noisy product, so
+    chains need many steps at the levels below.
+    Source: Hinton 2002, Neural Computation 14(8).
+    Raises: ValueError without an energy.
+    """
+    if not energy_fns:
+        raise ValueError("product_of_experts needs at least one energy; got none")
+    return lambda x, t: sum(energy_fn(x, t) for energy_fn in energy_fns)

@@ -15,5 +15,5 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.scenes("lsun_bedroom", 64, 2, 0.9)
+    config = family.scenes("lsun_bedroom_square", 64, 2, 0.9)
     return variants.apply(config, variant, family.SIZES)

@@ -15,5 +15,5 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.scenes("celeba", 32, 6, 0.5)
+    config = family.scenes("celeba_square", 32, 6, 0.5)
     return variants.apply(config, variant, family.SIZES)

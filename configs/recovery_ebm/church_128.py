@@ -15,5 +15,5 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.scenes("lsun_church", 128, 2, 0.5)
+    config = family.scenes("lsun_church_square", 128, 2, 0.5)
     return variants.apply(config, variant, family.SIZES)

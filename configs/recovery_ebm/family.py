@@ -60,6 +60,7 @@ def default() -> ConfigDict:
     config.eval_frechet_samples = 0  # for best_metric="frechet"
     config.eval_features = ""  # for "frechet": "digits", or the file of FID's weights
     config.eval_matmul_precision = "highest"  # of features; high, default
+    config.eval_chain_steps, config.eval_chains = 10_000, 64  # launch.evaluate's long_chains
     config.save_every = 5000
     config.keep_latest = 2
     config.max_nonfinite_updates = 0  # skipped in a row; the next one ends the run
@@ -107,7 +108,7 @@ SMALL = {
     "image_size": 8, "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "hidden": 16,
     "num_hidden": 1, "num_chain_steps": 3, "num_train_steps": 40, "batch_size": 16,
     "num_steps_per_call": 10, "warmup": 10, "log_every": 10, "eval_every": 20, "save_every": 20,
-    "eval_examples": 32, "eval_samples": 9, "num_train_examples": 1000, "spectral_norm": True,
+    "eval_examples": 32, "eval_samples": 9, "eval_chain_steps": 10, "eval_chains": 4, "num_train_examples": 1000, "spectral_norm": True,
 }  # fmt: skip
 """Values of `debug`; each config has some of these keys."""
 

@@ -24,7 +24,7 @@ from scorejax.models.recovery_resnet import RecoveryResNet
 from scorejax.samplers.recovery import require_steps
 from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_levels
 from scorejax.score_model.options import EvaluationOptions
-from scorejax.systems.recovery_ebm.model import OBJECTIVES, RecoveryModel
+from scorejax.systems.recovery_ebm.model import OBJECTIVES, LongChains, RecoveryModel
 from scorejax.systems.recovery_ebm.training import training_system
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
@@ -39,7 +39,7 @@ NETWORK_OPTIONS = {
 LADDERS = {"blocks": recovery_levels, "fine": fine_recovery_levels}
 KEYS = (
     "dataset", "model", "ladder", "num_levels", "step_scale", "objective", "num_chain_steps",
-    "noise_scale", "energy_band", "learning_rate",
+    "noise_scale", "energy_band", "learning_rate", "eval_chain_steps", "eval_chains",
 )  # fmt: skip
 """Keys that a config needs, beside `system`, those of its data, its network and the loop."""
 TOY_OPTIONS = ("num_train_examples", "data_seed")
@@ -64,6 +64,8 @@ def make_model(config: ConfigDict) -> RecoveryModel:
     if config.objective == "recovery" or config.num_chain_steps:
         require_steps(levels, config.num_chain_steps)
     require(config, ("noise_scale",), lambda v: 0 <= v <= 1, "to lie in [0, 1]")
+    require(config, ("eval_chain_steps",), lambda v: v >= 0, "to be at least 0")
+    require(config, ("eval_chains",), lambda v: v >= 3, "to be at least 3, to see a trend")
     require(config, ("energy_band",), lambda v: v >= 0, "to be positive, or 0 for none")
     data = view(config)
     return RecoveryModel(
@@ -76,6 +78,7 @@ def make_model(config: ConfigDict) -> RecoveryModel:
         energy_band=config.energy_band,
         tx=adam_from_config(config),
         eval_options=EvaluationOptions.from_config(config),
+        long_chains=LongChains(config.eval_chain_steps, config.eval_chains),
         truth=toy_distribution(config.dataset) if config.dataset in TOYS else None,
     )
 

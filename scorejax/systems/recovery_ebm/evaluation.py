@@ -12,6 +12,7 @@ from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.report import Evaluation
 from scorejax.systems.recovery_ebm.density import data_log_prob
+from scorejax.systems.recovery_ebm.long_chains import long_chains
 from scorejax.typing import PRNGKeyArray, Variables
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ LIMIT = 2.0
 
 
 def metrics(model: "RecoveryModel") -> Metrics:
-    """By name: "loss", "samples" and "frechet" of images, "divergence" of points of the plane.
+    """By name: "loss", "samples" and "frechet" of images, "divergence" of points of the plane, and
+    "long_chains".
 
     "loss" is the objective of held-out examples, which hovers about 0 for the objective "recovery"
     and does not rank models. Those whose number of examples in `model.eval_options` is 0 are left
@@ -58,6 +60,8 @@ def metrics(model: "RecoveryModel") -> Metrics:
             builders["samples"] = samples
         if options.eval_frechet_samples:
             builders["frechet"] = frechet
+    if model.long_chains.num_steps:
+        builders["long_chains"] = lambda: long_chains(model, **model.long_chains._asdict())
     if model.truth is not None:
         builders["divergence"] = lambda: plane_divergence(model)
     return builders

@@ -3,7 +3,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -35,6 +35,13 @@ OBJECTIVES = ("recovery", "denoising")
 """Names of the objectives: by negatives, or by the normal approximation alone."""
 
 
+class LongChains(NamedTuple):
+    """Numbers of steps and of chains of the metric "long_chains"; 0 steps leave it out."""
+
+    num_steps: int
+    num_chains: int
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecoveryModel:
     """Energies of the levels of a ladder, by one network, and Langevin chains on them."""
@@ -51,6 +58,7 @@ class RecoveryModel:
     """The run has diverged if |F(negative) - F(positive)| exceeds this per dimension; 0: never."""
     tx: optax.GradientTransformation
     eval_options: EvaluationOptions
+    long_chains: LongChains
     truth: PlaneDistribution | None = None
     """The distribution of the data, where it is known."""
 
@@ -65,7 +73,7 @@ class RecoveryModel:
         that of gradient calls at most; with neither, the model's.
         Raises: ValueError for any sampler but "langevin", or too few calls.
         """
-        options = self._chain(name, num_steps, nfe)
+        options = self.chain_options(name, num_steps=num_steps, nfe=nfe)
 
         def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
             shape = len(rngs), *self.data.shape
@@ -76,7 +84,7 @@ class RecoveryModel:
 
     def trajectory(self) -> Trajectory:
         """(variables, keys (b,)) -> frames of samples on their way down the ladder."""
-        options = self._chain("", 0, 0)
+        options = self.chain_options()
         options["num_frames"] = min(NUM_FRAMES, self.levels.num_energies)
 
         def trajectory(variables: Variables, rngs: Array) -> Array:
@@ -88,7 +96,7 @@ class RecoveryModel:
 
     def completion(self, operator: LinearOperator, *, num_steps: int = 0) -> Apply:
         """See `capabilities.Completes`; `num_steps` a level, 0 for the model's."""
-        options = self._chain("", num_steps, 0)
+        options = self.chain_options(num_steps=num_steps)
 
         def complete(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
             x = rows[self.data.field]
@@ -103,6 +111,21 @@ class RecoveryModel:
             }
 
         return complete
+
+    def noise_interpolation(self, num: int) -> Apply:
+        """draw(variables, {"rng": keys (b,)}) -> {"image": (b, num, h, w, c) in [0, 1]}, or "x".
+
+        See `samplers.recovery.interpolate`.
+        """
+        options = self.chain_options()
+
+        def draw(variables: Variables, rows: dict[str, Array]) -> dict[str, Array]:
+            rngs = rows["rng"]
+            shape, energy_fn = (len(rngs), *self.data.shape), self.energy(variables)
+            x = samplers.interpolate(rngs, energy_fn, shape, num, self.levels, **options).x
+            return {self.data.field: self.data.to_data(x)}
+
+        return draw
 
     def likelihood(self, *, exact: bool = False) -> Callable:
         """See `density.likelihood`: log p up to `normalizer`. `exact` changes nothing."""
@@ -149,8 +172,8 @@ class RecoveryModel:
         result = objectives.contrast(energy_fn, self.levels, t, pair.positive, pair.negative)
         return result.loss, objectives.watched(result, pair, self.levels, t)
 
-    def _chain(self, name: str, num_steps: int, nfe: int) -> dict[str, Any]:
-        """Options of the samplers."""
+    def chain_options(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> dict[str, Any]:
+        """The arguments `num_steps` and `noise_scale` of `samplers.recovery`; see `sampler`."""
         if name not in ("", "langevin"):
             raise unknown("sampler", name, ["langevin"])
         if num_steps and nfe:

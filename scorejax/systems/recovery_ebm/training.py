@@ -24,7 +24,8 @@ DIVERGENCE = (
     "the energies of negatives have left those of the data by more than energy_band; take a larger "
     "batch_size, a longer warmup, a smaller learning_rate, or grad_clip=1"
 )
-UNRANKED = ("samples",)
+WATCHED = ("loss", "samples", "frechet", "divergence")
+"""Metrics that training evaluates; long chains take too long for that."""
 
 
 def training_system(model: "RecoveryModel", config: Mapping[str, Any]) -> System:
@@ -32,6 +33,7 @@ def training_system(model: "RecoveryModel", config: Mapping[str, Any]) -> System
 
     Raises: ValueError for an impossible value, FileNotFoundError without data.
     """
+    metrics = {name: build for name, build in model.metrics().items() if name in WATCHED}
     example = np.ones((1, *model.data.shape), np.float32)  # NumPy's: compiles nothing.
     level = np.zeros(1, np.int32)
     return System(
@@ -39,7 +41,7 @@ def training_system(model: "RecoveryModel", config: Mapping[str, Any]) -> System
         loss=make_loss(model),
         tx=model.tx,
         source=model.data.training_source(config["batch_size"]),
-        evaluate=make_evaluate(model.metrics(), config["best_metric"], unranked=UNRANKED),
+        evaluate=make_evaluate(metrics, config["best_metric"]),
         published=published,
         paths=model.data.paths,
         divergence=DIVERGENCE,

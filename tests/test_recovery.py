@@ -408,6 +408,7 @@ def test_completion_imposes_the_measurement_at_every_step():
         (lambda: recovery_levels(6, step_scale=0.0), "step_scale"),
         (lambda: samplers.require_steps(LEVELS, 0), "num_steps=30"),
         (lambda: samplers.require_steps(LEVELS, -1), "at least 0"),
+        (lambda: samplers.require_steps(recovery_levels(6, step_scale=0.05), 30), "below 0.0445"),
     ],
 )
 def test_bad_input_is_one_line(make, words):

@@ -108,7 +108,8 @@ SMALL = {
     "image_size": 8, "nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "hidden": 16,
     "num_hidden": 1, "num_chain_steps": 3, "num_train_steps": 40, "batch_size": 16,
     "num_steps_per_call": 10, "warmup": 10, "log_every": 10, "eval_every": 20, "save_every": 20,
-    "eval_examples": 32, "eval_samples": 9, "eval_chain_steps": 10, "eval_chains": 4, "num_train_examples": 1000, "spectral_norm": True,
+    "eval_examples": 32, "eval_samples": 9, "eval_chain_steps": 10, "eval_chains": 4,
+    "num_train_examples": 1000, "spectral_norm": True,
 }  # fmt: skip
 """Values of `debug`; each config has some of these keys."""
 

@@ -265,7 +265,11 @@ def descend(
 
 
 def require_steps(levels: RecoveryLevels, num_steps: int) -> None:
-    """Raises ValueError unless num_steps >= 1, or it is 0 and the levels are fine enough."""
+    """Raises ValueError unless chains of num_steps are possible on these levels.
+
+    num_steps is 0 only if the levels are fine enough for the normal approximation; otherwise steps
+    of squared size s^2 need s^2 lam < 4, or they diverge, and lam is at least 1 / sigma^2.
+    """
     if num_steps < 0:
         raise ValueError(f"num_steps needs to be at least 0; got {num_steps}")
     coarsest = levels.sigmas[1:-1].max()
@@ -274,6 +278,12 @@ def require_steps(levels: RecoveryLevels, num_steps: int) -> None:
             "num_steps=0, one normal draw a level, needs levels whose sigma is at most "
             f"{COARSEST}, such as the 1000 of the fine ladder; got {coarsest:.2g} among "
             f"{levels.num_energies}. Take num_steps=30."
+        )
+    largest = (levels.step_sizes * levels.recovery_precisions).max()
+    if num_steps and not largest < 4:
+        raise ValueError(
+            "Langevin steps diverge where s^2 / sigma^2 >= 4; step_scale needs to be below "
+            f"{4 * levels.step_scale / largest:.3g} on these levels, got {levels.step_scale:g}"
         )
 
 

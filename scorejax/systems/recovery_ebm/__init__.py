@@ -63,7 +63,7 @@ def make_model(config: ConfigDict) -> RecoveryModel:
     require_known("objective", config.objective, OBJECTIVES)
     if config.objective == "recovery" or config.num_chain_steps:
         require_steps(levels, config.num_chain_steps)
-    require(config, ("noise_scale",), lambda v: 0 <= v <= 1, "to lie in [0, 1]")
+    require(config, ("noise_scale",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     require(config, ("eval_chain_steps",), lambda v: v >= 0, "to be at least 0")
     require(config, ("eval_chains",), lambda v: v >= 3, "to be at least 3, to see a trend")
     require(config, ("energy_band",), lambda v: v >= 0, "to be positive, or 0 for none")

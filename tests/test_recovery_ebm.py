@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The system of recovery likelihood: its samplers, its density, its divergence, its mistakes."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.recovery_ebm import digits, rings
+from scorejax import capabilities, runs, systems
+from scorejax.data.vectors import VectorView
+from scorejax.density.bidirectional import sandwich
+from scorejax.energies import product_of_experts
+from scorejax.evaluate.density_report import energy_report
+from scorejax.models.spectral_norm import power_iteration
+from scorejax.samplers import recovery as samplers
+from scorejax.schedules import recovery_levels
+from scorejax.systems.recovery_ebm import training
+from scorejax.systems.recovery_ebm.density import relaxation
+from scorejax.train.loop import train
+from scorejax.train.state import TrainState
+from tests.test_recovery import Data, sampled_law
+
+DIM = 4
+DATA = Data(mean=0.3, variance=0.25)
+
+
+class ExactEnergy(nn.Module):
+    """F of independent coordinates N(mean, variance): minus s_t^2 times the true energy."""
+
+    @nn.compact
+    def __call__(self, y, t):
+        step_sizes = jnp.asarray(DATA.levels.step_sizes, y.dtype)[t]
+        return -step_sizes * DATA.energy_fn()(y, t)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """The system's model of points of the plane, with exact energies of Gaussian data."""
+    rng = np.random.default_rng(0)
+    rows = DATA.mean + math.sqrt(DATA.variance) * rng.normal(size=(600, DIM))
+    view = VectorView(rows[:300], rows[300:])
+    config = rings.get_config("debug")
+    return dataclasses.replace(
+        systems.load_model(config), data=view, network=ExactEnergy(), num_chain_steps=50, truth=None
+    )
+
+
+VARIABLES = ({}, {})
+
+
+def test_samples_have_the_law_of_their_chains(model):
+    draw = dataclasses.replace(model, noise_scale=1.0).sampler()
+    drawn = jax.jit(draw)(VARIABLES, jax.random.split(jax.random.key(0), 2000))
+    assert (drawn["nfe"] == 6 * 50).all()
+    mean, variance = sampled_law(DATA, 50)
+    x = np.asarray(drawn["x"], np.float64)
+    # 4 standard errors of 8000 coordinates: false alarms are 1 in 8,000.
+    assert abs(x.mean() - mean) < 4 * math.sqrt(variance / x.size)
+    assert abs(x.var() / variance - 1) < 4 * math.sqrt(2 / x.size)
+
+
+def test_likelihoods_and_bounds_hold_the_density_of_noisy_data(model):
+    normalize = model.normalizer(num_walks=200, num_temperatures=300, num_chain_steps=200)
+    bounds = normalize(VARIABLES, jax.random.key(1))
+    s, tau2 = DATA.levels.energy_scales[0], DATA.tau2[0]
+    # x_0 = y_0 / s with y_0 Gaussian: exp(-E(s x)) s^D integrates to (2 pi tau2)^(D / 2).
+    truth = DIM / 2 * math.log(2 * math.pi * tau2)
+    assert bounds.met, bounds
+    assert bounds.lower - 3 * bounds.lower_error < truth < bounds.upper + 3 * bounds.upper_error
+
+    rows = {"x": jnp.asarray(model.data.test), "rng": jax.random.split(jax.random.key(2), 300)}
+    measured = model.likelihood()(VARIABLES, rows)["log_prob"] - truth
+    variance = DATA.levels.scales[0] ** 2 * DATA.variance + DATA.levels.stds[0] ** 2
+    entropy = DIM / 2 * math.log(2 * math.pi * math.e * variance)
+    # The mean log-density of 300 rows is minus the entropy, to 4 standard errors of sqrt(D / 2).
+    assert abs(measured.mean() + entropy) < 4 * math.sqrt(DIM / 2 / 300)
+    np.testing.assert_allclose(s**2 * variance, tau2)
+
+
+def test_bits_per_dim_are_reported_for_both_bounds():
+    bounds = sandwich(jnp.asarray([1.0, 1.5, 1.2]), jnp.asarray([-1.6, -1.3]))
+    report = energy_report(np.full((1, 5), 2.0), bounds, dim=DIM)
+    for name, log_z in {"": bounds.upper, "_lower": bounds.lower}.items():
+        expected = 2.0 + float(log_z) / (DIM * math.log(2))
+        np.testing.assert_allclose(report[f"bits_per_dim{name}"], expected, rtol=1e-6)
+    assert isinstance(report["verdict"], str) and report["bounds_meet"] in (True, False)
+
+
+def test_relaxation_says_that_short_chains_leave_no_densities():
+    assert relaxation(recovery_levels(6), 30) < 0.01
+    # At level 0 a step goes s^2 / (2 sigma^2) = b^2 / 2 of the way.
+    np.testing.assert_allclose(relaxation(recovery_levels(6), 10_000), 1.0)
+    config = digits.get_config("debug")
+    assert any("no log-densities" in sentence for sentence in systems.load_model(config).caveats())
+
+
+def test_long_chains_keep_exact_energies_and_report_it(model):
+    chains = dataclasses.replace(model, long_chains=type(model.long_chains)(300, 64))
+    evaluation = chains.metrics()["long_chains"]()(jax.random.key(0), VARIABLES)
+    # E is chi-square with D degrees of freedom, / 2: mean 1/2 a dimension; 64 chains at the last
+    # record have the standard error sqrt(D / 2 / 64) / D = 0.044.
+    constant = math.log(DATA.levels.energy_scales[0])
+    assert abs(evaluation.scalars["energy_last_mala"] + constant - 0.5) < 4 * 0.045
+    assert 0.4 < evaluation.scalars["acceptance_mala"] < 0.8
+    assert evaluation.pictures["long_chains_energy"].dtype == np.uint8
+
+
+def test_a_product_of_gaussian_experts_is_their_product():
+    # Precisions add. The chain at the lowest level alone: its stationary law is the product.
+    first, second = (lambda x, t, p=p: p / 2 * (x**2).sum(axis=1) for p in (3.0, 5.0))
+    energy_fn = product_of_experts(first, second)
+    x, t = jnp.linspace(-1, 1, 12).reshape(6, 2), jnp.zeros(6, jnp.int32)
+    np.testing.assert_allclose(energy_fn(x, t), 4.0 * (x**2).sum(axis=1), rtol=1e-6)
+    with pytest.raises(ValueError, match="at least one energy"):
+        product_of_experts()
+    levels, num = recovery_levels(2, step_scale=0.002), 4000
+    draw = lambda key: samplers.sample(key, energy_fn, (num, 2), levels, num_steps=200).x
+    # Level 0 given level 1 adds 1 / sigma^2 to neither: its marginal comes from the top, whose
+    # chains of 200 steps forget their start. Both levels have this energy, of y and not of x.
+    drawn = np.asarray(jax.jit(draw)(jax.random.key(0)), np.float64)
+    lam = 8.0 + levels.recovery_precisions
+    rho = 1 - levels.step_sizes * lam / 2
+    variance = 1.0
+    for t in (1, 0):
+        pull = (1 - rho[t] ** 200) * levels.recovery_precisions[t] / lam[t] + rho[t] ** 200
+        noise = levels.step_sizes[t] * (1 - rho[t] ** 400) / (1 - rho[t] ** 2)
+        variance = (pull**2 * variance + noise) / levels.energy_scales[t] ** 2
+    assert abs(drawn.var() / variance - 1) < 4 * math.sqrt(2 / drawn.size)
+
+
+def test_published_singular_vectors_are_those_of_the_averages():
+    config = rings.get_config("debug")
+    system = systems.load(config)
+    params, model_state = jax.jit(system.init)(jax.random.key(0))
+    state = TrainState.create(params, model_state, system.tx)
+    averages = jax.tree.map(lambda a: a + 0.3 * jnp.ones_like(a) / a.size, params)
+    published, found = system.published(state.replace(ema_params=averages))
+    assert published is averages
+    kernel, u = averages["hidden_0"]["kernel"], found["spectral"]["hidden_0"]["u"]
+    sigma = power_iteration(kernel, u)[0]
+    # Ten iterations from another kernel's vector: within 1 % of the largest singular value.
+    np.testing.assert_allclose(sigma, np.linalg.svd(kernel, compute_uv=False)[0], rtol=0.01)
+
+
+def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path):
+    config = rings.get_config("debug")
+    config.spectral_norm, config.num_train_steps, config.eval_every = False, 400, 0
+    config.best_metric, config.save_every, config.warmup = "", 10, 400
+    config.learning_rate, config.num_chain_steps = 1.0, 10
+    with pytest.raises(RuntimeError, match="diverged at step") as caught:
+        train(systems.load(config), config, tmp_path)
+    message = str(caught.value)
+    assert training.DIVERGENCE in message and "is kept" in message and "\n" not in message
+    run = runs.open(tmp_path)
+    step = int(message.split("diverged at step ")[1].split(":")[0])
+    assert 0 < run.step < step
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.variables))
+
+
+def test_samplers_and_their_mistakes():
+    model = systems.load_model(digits.get_config("debug"))
+    for capability in (
+        capabilities.DrawsSamples, capabilities.MeasuresDensity, capabilities.Normalizes,
+        capabilities.Completes, capabilities.InterpolatesNoise, capabilities.IsEvaluated,
+        capabilities.TakesWeights,
+    ):  # fmt: skip
+        assert isinstance(model, capability)
+    assert model.chain_options(nfe=20)["num_steps"] == 3
+    for options, words in [
+        ({"name": "langevn"}, "unknown sampler 'langevn': did you mean 'langevin'"),
+        ({"nfe": 5}, "nfe needs at least 6"),
+        ({"nfe": 60, "num_steps": 3}, "not both"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            model.sampler(**options)
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("num_chain_steps", 0, "num_steps=0, one normal draw a level, needs levels"),
+        ("num_chain_steps", -1, "num_steps needs to be at least 0; got -1"),
+        ("num_levels", 1, "recovery_levels needs 2 to 501 levels"),
+        ("num_levels", 1000, "`fine_recovery_levels` takes every step"),
+        ("ladder", "finest", "unknown ladder 'finest': did you mean 'fine'"),
+        ("objective", "recover", "unknown objective 'recover': did you mean 'recovery'"),
+        ("step_scale", 0.1, "step_scale needs to be below 0.0445"),
+        ("noise_scale", 0.0, r"noise_scale needs to lie in \(0, 1\]; got 0.0"),
+        ("energy_band", -1.0, "energy_band needs to be positive, or 0"),
+        ("image_size", 7, "multiple of 2; got 7 x 7"),
+        ("model", "mlp", "need model='resnet'; got 'mlp'"),
+        ("activation", "relux", "unknown activation 'relux'"),
+        ("dtype", "float16", "unknown dtype 'float16': did you mean 'bfloat16'"),
+        ("dataset", "digit", "unknown dataset 'digit': did you mean 'digits'"),
+        ("optimizer", "kerasadam", "unknown optimizer 'kerasadam': did you mean 'keras_adam'"),
+        ("eval_chains", 2, "eval_chains needs to be at least 3"),
+    ],
+)
+def test_bad_config_is_one_line(key, value, words):
+    config = digits.get_config("debug")
+    if key == "model":
+        config.hidden, config.num_hidden = 8, 1
+    config[key] = value
+    with pytest.raises(ValueError, match=words) as caught:
+        systems.load(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_ladder_that_contradicts_the_run_is_one_line(tmp_path):
+    config = rings.get_config("debug")
+    config.num_train_steps, config.eval_every, config.best_metric = 10, 0, ""
+    config.save_every = 10
+    train(systems.load(config), config, tmp_path)
+    config.num_levels, config.num_train_steps = 5, 20
+    with pytest.raises(ValueError, match="num_levels") as caught:
+        train(systems.load(config), config, tmp_path)
+    assert "\n" not in str(caught.value)

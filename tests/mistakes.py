@@ -77,7 +77,7 @@ CASES = {
         "train", [ENERGIES, NEW, "--config.num_chain_steps=0"], 2,
         "num_steps=0, one normal draw a level, needs levels whose sigma is at most 0.2",
     ),
-    "steps that diverge": (
+    "steps beyond a conditional's curvature": (
         "train", [ENERGIES, NEW, "--config.step_scale=0.1"], 2,
         "step_scale needs to be below 0.0445",
     ),

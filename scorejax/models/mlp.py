@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from scorejax.choices import choose
 from scorejax.models.energy_resnet import ACTIVATIONS
-from scorejax.models.layers import dense, sinusoidal_embedding
+from scorejax.models.layers import dense, sinusoidal_embedding, softplus
 from scorejax.models.spectral_norm import SpectralDense, to_unit
 
 
@@ -29,7 +29,7 @@ class SmoothPerceptron(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
         for i in range(self.num_hidden):
-            x = nn.softplus(dense(self.hidden, name=f"hidden_{i}")(x))
+            x = softplus(dense(self.hidden, name=f"hidden_{i}")(x))
         return dense(self.features, init_scale=self.init_scale, name="out")(x)
 
 

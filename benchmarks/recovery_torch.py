@@ -27,12 +27,12 @@ def copied(params: Params, spectral: PyTree) -> tuple[Weights, Weights]:
     """Our parameters as leaves of PyTorch, and the vectors u by the names of their kernels."""
     weights, vectors = {}, {}
     for path, value in flax.traverse_util.flatten_dict(params).items():
-        value = np.asarray(value, np.float32)
+        value = np.asarray(value)
         if path[-1] == "kernel":
             value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
         weights["/".join(path)] = torch.from_numpy(value.copy()).requires_grad_()
     for path, value in flax.traverse_util.flatten_dict(spectral).items():
-        vectors["/".join((*path[:-1], "kernel"))] = torch.tensor(np.asarray(value, np.float32))
+        vectors["/".join((*path[:-1], "kernel"))] = torch.tensor(np.asarray(value))
     return weights, vectors
 
 
@@ -110,7 +110,9 @@ class Step:
         self.leaves = list(weights.values())
         self.average = [leaf.detach().clone() for leaf in self.leaves]
         self.optimizer = torch.optim.Adam(self.leaves, lr=learning_rate, eps=1e-7, fused=True)
-        table = lambda values: torch.tensor(values, dtype=torch.float32)[:, None, None, None]
+        table = lambda values: torch.tensor(values, dtype=torch.get_default_dtype())[
+            :, None, None, None
+        ]
         self.scales, self.stds = table(levels.scales[:-1]), table(levels.stds[:-1])
         self.decays, self.sigmas = table(levels.decays[1:]), table(levels.sigmas[1:])
         self.energy_scales = table(levels.energy_scales)
@@ -181,9 +183,9 @@ def _block(weights: Weights, name: str, x: Tensor, temb: Tensor) -> Tensor:
     h = h + _linear(weights, f"{name}/temb", temb)[:, :, None, None]
     h = _conv(weights, f"{name}/conv_1", _activation(h))
     h = h * weights[f"{name}/gain"][:, None, None]
-    return (
-        _conv(weights, f"{name}/shortcut", x) if f"{name}/shortcut/kernel" in weights else x
-    ) + h
+    if f"{name}/shortcut/kernel" in weights:
+        x = _conv(weights, f"{name}/shortcut", x)
+    return x + h
 
 
 def _conv(weights: Weights, name: str, x: Tensor) -> Tensor:

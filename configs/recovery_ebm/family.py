@@ -94,7 +94,7 @@ def plane(toy: str) -> ConfigDict:
     config.model = "mlp"
     config.hidden, config.num_hidden = 128, 3
     config.activation, config.spectral_norm = "swish", False
-    # Kernels of the first layer are small, of variance 2 / (2 + hidden): unscaled, F is far too smooth.
+    # The first kernel is small, of variance 2 / (2 + hidden): unscaled, F is far too smooth.
     config.input_scale = 30.0
     config.num_frequencies, config.frequency = 0, 1.0
 

@@ -3,6 +3,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scorejax.objectives import recovery as objectives
 from scorejax.parameterize import recovery_energy
@@ -29,3 +30,17 @@ def test_energies_in_nats_are_networks_and_their_losses_likelihoods():
     np.testing.assert_array_equal(energy_fn(positive, t), jnp.sum(positive, axis=1))
     loss = objectives.contrast(energy_fn, levels, t, positive, negative).loss
     np.testing.assert_allclose(loss, jnp.sum(positive, axis=1) - 2, rtol=1e-6)  # one rounding
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"step_rule": "conditional"}, "detail > 0"),
+        ({"detail": 0.1}, "Take detail=0"),
+        ({"step_rule": "sum"}, "unknown step_rule 'sum'"),
+        ({"energy_unit": "bits"}, "unknown energy_unit 'bits'"),
+    ],
+)
+def test_impossible_rules_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        recovery_levels(6, **options)

@@ -19,7 +19,6 @@ from scipy.optimize import brentq
 from scorejax.energies import score_of
 from scorejax.linear_operators import mask_operator
 from scorejax.objectives import recovery as objectives
-from scorejax.parameterize import recovery_energy
 from scorejax.samplers import recovery as samplers
 from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_levels
 from tests.compilation import optimised_jit
@@ -84,27 +83,6 @@ def assert_moments(draws, mean, variance):
     draws = np.asarray(draws, np.float64).ravel()
     assert abs(draws.mean() - mean) < 4 * np.sqrt(variance / draws.size)
     assert abs(draws.var() / variance - 1) < 4 * np.sqrt(2 / draws.size)
-
-
-def test_steps_are_a_share_of_the_variance_of_the_conditional():
-    # Data of std `detail` in each direction: the rule is then b^2 over the conditional's precision.
-    levels = recovery_levels(6, step_scale=0.3, step_rule="conditional", detail=0.5)
-    data = Data(variance=0.25, levels=levels)
-    lam = np.array([data.conditional(t, 0.0)[0] for t in range(5)])
-    np.testing.assert_allclose(levels.step_sizes[:5] * lam, 0.3, rtol=1e-12)
-    # At the top, where the energy is marginal, sigma_T = 1 stands for no conditioning.
-    tau2 = levels.scales[5] ** 2 * 0.25 + levels.stds[5] ** 2
-    np.testing.assert_allclose(levels.step_sizes[5] * (1 / levels.sigmas[6] ** 2 + 1 / tau2), 0.3)
-
-
-def test_energies_in_nats_are_networks_and_their_losses_likelihoods():
-    levels = recovery_levels(6, step_scale=0.1, step_rule="added", energy_unit="nats")
-    np.testing.assert_allclose(levels.step_sizes, 0.1 * LEVELS.sigmas[1:] ** 2, rtol=1e-12)
-    energy_fn, t = recovery_energy(levels, lambda y, t: -jnp.sum(y, axis=1)), jnp.arange(6)
-    positive, negative = jnp.arange(12.0).reshape(6, 2), jnp.ones((6, 2))
-    np.testing.assert_array_equal(energy_fn(positive, t), jnp.sum(positive, axis=1))
-    loss = objectives.contrast(energy_fn, levels, t, positive, negative).loss
-    np.testing.assert_allclose(loss, jnp.sum(positive, axis=1) - 2, rtol=1e-6)  # one rounding
 
 
 @pytest.mark.parametrize("t", range(6))
@@ -428,10 +406,6 @@ def test_completion_imposes_the_measurement_at_every_step():
         (lambda: RecoveryLevels(np.array([0.1, 0.0, 0.9]), np.ones(3)), "got 0 at level 1"),
         (lambda: RecoveryLevels(np.array([0.1, 0.5, 0.9]), np.full(3, 0.9)), "decays"),
         (lambda: recovery_levels(6, step_scale=0.0), "step_scale"),
-        (lambda: recovery_levels(6, step_rule="conditional"), "detail > 0"),
-        (lambda: recovery_levels(6, detail=0.1), "Take detail=0"),
-        (lambda: recovery_levels(6, step_rule="sum"), "unknown step_rule 'sum'"),
-        (lambda: recovery_levels(6, energy_unit="bits"), "unknown energy_unit 'bits'"),
         (lambda: samplers.require_steps(LEVELS, 0), "num_steps=30"),
         (lambda: samplers.require_steps(LEVELS, -1), "at least 0"),
         (lambda: samplers.require_steps(recovery_levels(6, step_scale=0.05), 30), "below 0.0445"),

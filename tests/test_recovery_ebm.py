@@ -46,7 +46,12 @@ def model():
     view = VectorView(rows[:300], rows[300:])
     config = rings.get_config("debug")
     return dataclasses.replace(
-        systems.load_model(config), data=view, network=ExactEnergy(), num_chain_steps=50, truth=None
+        systems.load_model(config),
+        levels=DATA.levels,
+        data=view,
+        network=ExactEnergy(),
+        num_chain_steps=50,
+        truth=None,
     )
 
 

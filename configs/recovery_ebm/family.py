@@ -36,8 +36,7 @@ def default() -> ConfigDict:
     config.ladder = "blocks"  # fine: every step of the chain is a level
     config.num_levels = 6
     config.step_scale = 2e-4  # b^2: step sizes relative to the noise
-    config.step_rule = "cumulative"  # added, conditional: see schedules.RecoveryLevels
-    config.detail = 0.0  # for "conditional": std of the finest structure of the data
+    config.step_rule, config.detail = "cumulative", 0.0  # see schedules.RecoveryLevels
     config.energy_unit = "steps"  # nats: networks are log-densities, losses log-likelihoods
     config.objective = "recovery"  # denoising
     config.num_chain_steps = 30  # Langevin steps a level; 0, for fine ladders: one normal draw
@@ -95,7 +94,7 @@ def plane(toy: str) -> ConfigDict:
     config.model = "mlp"
     config.hidden, config.num_hidden = 128, 3
     config.activation, config.spectral_norm = "swish", False
-    # Kernels of the first layer are small, of variance 2 / (2 + hidden): unscaled, F is far too smooth.
+    # The first kernel is small, of variance 2 / (2 + hidden): unscaled, F is far too smooth.
     config.input_scale = 30.0
     config.num_frequencies, config.frequency = 0, 1.0
 
@@ -127,6 +126,15 @@ SMALL = {
     "num_train_examples": 1000, "spectral_norm": True,
 }  # fmt: skip
 """Values of `debug`; each config has some of these keys."""
+
+
+def fine_plane(toy: str) -> ConfigDict:
+    """A toy with structure of std 0.03 or less: finer levels, and a network that can follow it."""
+    config = plane(toy)
+    config.num_levels, config.step_scale = 21, 0.06
+    config.input_scale, config.num_frequencies = 5.0, 64
+    config.num_train_steps = 3000
+    return config
 
 
 def debug(config: ConfigDict) -> ConfigDict:

@@ -94,7 +94,9 @@ def optimiser(config: ConfigDict) -> optax.GradientTransformation:
     adam = adam_from_config(config)
     if not config.cosine_decay:
         return adam
-    decay = cosine_decay(config.num_train_steps, warmup=config.get("warmup", 0))
+    # A run that ends while it warms up does not decay.
+    warmup = min(config.get("warmup", 0), config.num_train_steps - 1)
+    decay = cosine_decay(config.num_train_steps, warmup=warmup)
     return optax.chain(adam, optax.scale_by_schedule(decay))
 
 

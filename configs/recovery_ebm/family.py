@@ -89,6 +89,8 @@ def plane(toy: str) -> ConfigDict:
         del config[key]
     for key in ("nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dtype", "remat"):
         del config[key]
+    for key in ("eval_samples", "eval_frechet_samples", "eval_features", "eval_matmul_precision"):
+        del config[key]
     config.dataset = toy
     config.num_train_examples, config.data_seed = 100_000, 0
     config.model = "mlp"

@@ -16,7 +16,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -78,6 +78,14 @@ def require_positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"--{name} needs to be at least 1; got {value}")
+
+
+def require_images(model: Any) -> None:
+    """Raises ValueError unless the examples of a model are images."""
+    if len(model.data.shape) != 3:
+        raise ValueError(
+            f"this command is for models of images; the model's examples are {model.data.shape}"
+        )
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -38,6 +38,7 @@ def prepare() -> command.Job:
     from scorejax.score_model import control
 
     model = systems.require(runs.read_config(WORKDIR.value), Completes)
+    command.require_images(model)
     mask = control.read_mask(MASK.value) if MASK.value else None
     options = {"mask": mask, "factor": FACTOR.value, "seed": SEED.value}
     operator = control.measurement(TASK.value, model.data.shape, **options)

@@ -30,6 +30,7 @@ def prepare() -> command.Job:
 
     config = runs.read_config(WORKDIR.value)
     model = systems.load_model(config)
+    command.require_images(model)
     if isinstance(model, InterpolatesNoise):
         path, stored = model.noise_interpolation(NUM_FRAMES.value), None
     else:

@@ -42,6 +42,7 @@ def prepare() -> command.Job:
     from scorejax.capabilities import MeasuresDensity, Normalizes
 
     model = systems.require(runs.read_config(WORKDIR.value), MeasuresDensity)
+    command.require_images(model)
     if IMAGES.value:
         name, origin = "images", {"images": IMAGES.value}
         stored = model.data.pictures(IMAGES.value, NUM.value or None)

@@ -156,13 +156,14 @@ def recovery_energy(
 ) -> EnergyFn:
     """Energy -F / s_t^2 in nats, of a network (y, t) -> F (b,) of diffusion recovery likelihood.
 
-    With this scale a Langevin step of squared size s_t^2 moves y by grad F / 2, at every level.
+    With this scale a Langevin step of squared size s_t^2 moves y by grad F / 2, at every level. On
+    levels with the energy unit "nats" the energy is -F.
     Source: arXiv:2012.08125, Section 3, as in the published code.
     """
 
     def energy_fn(y: Array, t: Array) -> Array:
         value = network(y, t)
         value = value.astype(jnp.promote_types(value.dtype, jnp.float32))
-        return -value / jnp.asarray(levels.step_sizes, value.dtype)[t]
+        return -value / jnp.asarray(levels.energy_units, value.dtype)[t]
 
     return energy_fn

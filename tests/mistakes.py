@@ -2,6 +2,7 @@
 """Mistakes in commands, each with the exit status and the words that answer it."""
 
 CONFIG = "--config=configs/score_sde/digits.py:debug"
+ENERGIES = "--config=configs/recovery_ebm/digits.py:debug"
 LADDER = "--config=configs/ncsnv2/digits.py:debug"
 FLOW = "--config=configs/fd_score_matching/nice_digits.py:debug"
 NEW = "--workdir={tmp}/new"
@@ -72,6 +73,14 @@ OVERRIDES = [
 
 # Name -> command, arguments, status, what the line must say.
 CASES = {
+    "a ladder too coarse for one draw a level": (
+        "train", [ENERGIES, NEW, "--config.num_chain_steps=0"], 2,
+        "num_steps=0, one normal draw a level, needs levels whose sigma is at most 0.2",
+    ),
+    "steps beyond a conditional's curvature": (
+        "train", [ENERGIES, NEW, "--config.step_scale=0.1"], 2,
+        "step_scale needs to be below 0.0445",
+    ),
     "empty workdir": ("train", [CONFIG, "--workdir="], 2, "--workdir is empty"),
     "sigma order": (
         "train", ["--config=configs/score_sde/digits.py:ve,debug", NEW, "--config.sigma_min=9.0"],

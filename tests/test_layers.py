@@ -126,3 +126,20 @@ def test_fourier_frequencies_are_drawn_with_their_scale_and_not_trained():
     np.testing.assert_allclose(variables["params"]["frequencies"].std(), 16.0, rtol=0.02)
     gradient = jax.grad(lambda v: jnp.sum(module.apply(v, x) ** 3))(variables)
     assert not np.any(gradient["params"]["frequencies"])
+
+
+def test_softplus_and_its_first_three_derivatives_are_the_closed_forms(x64):
+    x = jnp.asarray([-700.0, -40.0, -3.0, -0.5, 0.0, 0.5, 3.0, 40.0, 700.0])
+    s = 1 / (1 + np.exp(-np.asarray(x)))
+    curvature = s / (1 + np.exp(np.asarray(x)))
+    forward = lambda f: lambda x: jax.jvp(f, (x,), (jnp.ones_like(x),))[1]
+    reverse = lambda f: jax.grad(lambda x: jnp.sum(f(x)))
+    f = layers.softplus
+    # Some roundings of numbers up to 1; the value and the slope keep their digits in the tail.
+    np.testing.assert_allclose(f(x), np.logaddexp(0, x), rtol=1e-14)
+    for first in (forward(f), reverse(f)):
+        np.testing.assert_allclose(first(x), s, rtol=1e-14)
+        for second in (forward(first), reverse(first)):
+            np.testing.assert_allclose(second(x), curvature, rtol=0, atol=1e-15)
+            third = reverse(second)(x)
+            np.testing.assert_allclose(third, curvature * (1 - 2 * s), rtol=0, atol=1e-15)

@@ -46,7 +46,12 @@ def model():
     view = VectorView(rows[:300], rows[300:])
     config = rings.get_config("debug")
     return dataclasses.replace(
-        systems.load_model(config), data=view, network=ExactEnergy(), num_chain_steps=50, truth=None
+        systems.load_model(config),
+        levels=DATA.levels,
+        data=view,
+        network=ExactEnergy(),
+        num_chain_steps=50,
+        truth=None,
     )
 
 
@@ -85,10 +90,11 @@ def test_likelihoods_and_bounds_hold_the_density_of_noisy_data(model):
 def test_bits_per_dim_are_reported_for_both_bounds():
     bounds = sandwich(jnp.asarray([1.0, 1.5, 1.2]), jnp.asarray([-1.6, -1.3]))
     report = energy_report(np.full((1, 5), 2.0), bounds, dim=DIM)
-    for name, log_z in {"": bounds.upper, "_lower": bounds.lower}.items():
+    for name, log_z in {"high": bounds.upper, "low": bounds.lower}.items():
         expected = 2.0 + float(log_z) / (DIM * math.log(2))
-        np.testing.assert_allclose(report[f"bits_per_dim{name}"], expected, rtol=1e-6)
-    assert isinstance(report["verdict"], str) and report["bounds_meet"] in (True, False)
+        np.testing.assert_allclose(report[f"bits_per_dim_{name}"], expected, rtol=1e-6)
+    # Three walks do not make the bounds meet, and then there is no one number to quote.
+    assert not report["bounds_meet"] and "bits_per_dim" not in report
 
 
 def test_relaxation_says_that_short_chains_leave_no_densities():

@@ -277,11 +277,12 @@ def test_an_image_that_cannot_be_halved_is_refused():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("spectral_norm", [False, True])
-def test_the_perceptron_is_the_formula(spectral_norm):
+@pytest.mark.parametrize("spectral_norm, num_frequencies", [(False, 3), (True, 0)])
+def test_the_perceptron_is_the_formula(spectral_norm, num_frequencies):
     network = LevelPerceptron(
-        hidden=6, num_hidden=2, embedding_features=4, spectral_norm=spectral_norm
-    )
+        hidden=6, num_hidden=2, embedding_features=4, spectral_norm=spectral_norm,
+        input_scale=3.0, num_frequencies=num_frequencies, frequency=0.7,
+    )  # fmt: skip
     rng = np.random.default_rng(0)
     x, t = rng.normal(size=(3, 2)), np.array([0, 2, 5])
     variables = random_variables(network, x, jnp.asarray(t), seed=1, mean=0.0, std=1.0)
@@ -298,7 +299,8 @@ def test_the_perceptron_is_the_formula(spectral_norm):
     swish = lambda h: h / (1 + np.exp(-h))
     angles = t[:, None] * np.array([1, 1e-4])
     temb = swish(layer("temb", np.concatenate([np.sin(angles), np.cos(angles)], 1)))
-    h = x
+    phase = 2 * np.pi * 0.7 * x @ np.random.default_rng(0).normal(size=(2, num_frequencies))
+    h = np.concatenate([3 * x, np.sin(phase), np.cos(phase)], axis=1)
     for i in range(2):
         h = swish(layer(f"hidden_{i}", h) + layer(f"level_{i}", temb))
     value = network.apply(variables, x, jnp.asarray(t))
@@ -311,3 +313,7 @@ def test_an_impossible_perceptron_is_refused():
         LevelPerceptron(activation="relu")
     with pytest.raises(ValueError, match="embedding_features needs to be at least 4; got 3"):
         LevelPerceptron(embedding_features=3)
+    with pytest.raises(ValueError, match="input_scale needs to be a positive number; got 0"):
+        LevelPerceptron(input_scale=0)
+    with pytest.raises(ValueError, match="num_frequencies needs to be 0 or more; got -1"):
+        LevelPerceptron(num_frequencies=-1)

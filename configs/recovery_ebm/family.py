@@ -36,6 +36,8 @@ def default() -> ConfigDict:
     config.ladder = "blocks"  # fine: every step of the chain is a level
     config.num_levels = 6
     config.step_scale = 2e-4  # b^2: step sizes relative to the noise
+    config.step_rule, config.detail = "cumulative", 0.0  # see schedules.RecoveryLevels
+    config.energy_unit = "steps"  # nats: networks are log-densities, losses log-likelihoods
     config.objective = "recovery"  # denoising
     config.num_chain_steps = 30  # Langevin steps a level; 0, for fine ladders: one normal draw
     config.noise_scale = 0.99  # of samples; training has 1
@@ -50,6 +52,7 @@ def default() -> ConfigDict:
     config.beta1, config.beta2 = 0.9, 0.999
     config.adam_eps = 1e-7
     config.warmup = 1000
+    config.cosine_decay = False  # the rate falls to 0 at the last step
     config.grad_clip = 0.0
     config.ema_rate = 0.999
 
@@ -91,12 +94,23 @@ def plane(toy: str) -> ConfigDict:
     config.model = "mlp"
     config.hidden, config.num_hidden = 128, 3
     config.activation, config.spectral_norm = "swish", False
+    # The first kernel is small, of variance 2 / (2 + hidden): unscaled, F is far too smooth.
+    config.input_scale = 30.0
+    config.num_frequencies, config.frequency = 0, 1.0
 
-    config.num_train_steps = 5000
+    # Networks in nats: with F in units of a step, 3e-3 nats here, one update of Adam is many nats.
+    config.energy_unit = "nats"
+    # 20 such steps make a relaxation time at every level: energies are nearly log-densities.
+    config.step_rule, config.step_scale = "added", 0.1
+    config.num_levels, config.num_chain_steps = 11, 20
+    config.noise_scale = 1.0
+
+    config.num_train_steps = 4000
     config.batch_size = 512
     config.num_steps_per_call = 10
     config.optimizer, config.adam_eps = "adam", 1e-8
-    config.learning_rate, config.warmup = 1e-3, 100
+    config.learning_rate, config.warmup, config.cosine_decay = 1e-3, 100, True
+    config.beta2, config.grad_clip = 0.99, 1.0
     config.ema_rate = 0.995
     config.eval_every = config.save_every = 1000
     config.eval_examples = 10_000
@@ -112,6 +126,15 @@ SMALL = {
     "num_train_examples": 1000, "spectral_norm": True,
 }  # fmt: skip
 """Values of `debug`; each config has some of these keys."""
+
+
+def fine_plane(toy: str) -> ConfigDict:
+    """A toy with structure of std 0.03 or less: finer levels, and a network that can follow it."""
+    config = plane(toy)
+    config.num_levels, config.step_scale = 21, 0.06
+    config.input_scale, config.num_frequencies = 5.0, 64
+    config.num_train_steps = 3000
+    return config
 
 
 def debug(config: ConfigDict) -> ConfigDict:

@@ -15,4 +15,4 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return variants.apply(family.plane("rings"), variant, family.SIZES)
+    return variants.apply(family.fine_plane("rings"), variant, family.SIZES)

@@ -15,4 +15,4 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return variants.apply(family.plane("spirals"), variant, family.SIZES)
+    return variants.apply(family.fine_plane("spirals"), variant, family.SIZES)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.models.layers import dense
+from scorejax.models.layers import dense, softplus
 
 
 class SkipPerceptron(nn.Module):
@@ -23,7 +23,7 @@ class SkipPerceptron(nn.Module):
     def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b c"]:
         h = x
         for i in range(self.num_hidden):
-            h = nn.softplus(dense(self.features, name=f"hidden_{i}")(h))
+            h = softplus(dense(self.features, name=f"hidden_{i}")(h))
         return dense(self.features, name="out")(h) + dense(self.features, name="skip")(x)
 
 

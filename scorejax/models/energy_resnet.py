@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from scorejax.choices import choose
 from scorejax.models.fir import mean_downsample
-from scorejax.models.layers import Conv, dense
+from scorejax.models.layers import Conv, dense, softplus
 from scorejax.models.ncsnpp import require_halvings
 
 Activation = Callable[[Array], Array]
@@ -25,7 +25,7 @@ Activation = Callable[[Array], Array]
 
 def centred_softplus(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
     """log(1 + e^x) - log 2, which is zero at zero."""
-    return nn.softplus(x) - math.log(2)
+    return softplus(x) - math.log(2)
 
 
 ACTIVATIONS = {"softplus": centred_softplus, "elu": nn.elu, "swish": nn.swish}

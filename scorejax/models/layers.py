@@ -79,6 +79,20 @@ class Conv(nn.Module):
         return same_window((self.size, self.size), self.dilation)
 
 
+@jax.custom_jvp
+def softplus(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """log(1 + e^x)."""
+    return jnp.maximum(x, 0) + jnp.log1p(jnp.exp(-jnp.abs(x)))
+
+
+@softplus.defjvp
+def _softplus_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    # jax.nn.softplus is logaddexp, whose derivative is as dear as itself: Langevin steps on a
+    # perceptron take 1.3 times as long with it on a CPU.
+    (x,), (dx,) = primals, tangents
+    return softplus(x), nn.sigmoid(x) * dx
+
+
 class Dropout(nn.Module):
     """Sets entries to zero with probability `rate` and scales the others by 1 / (1 - rate).
 

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Multilayer perceptrons with smooth units, for objectives that need second derivatives."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scorejax.choices import choose
 from scorejax.models.energy_resnet import ACTIVATIONS
-from scorejax.models.layers import dense, sinusoidal_embedding
+from scorejax.models.layers import dense, sinusoidal_embedding, softplus
 from scorejax.models.spectral_norm import SpectralDense, to_unit
 
 
@@ -27,7 +29,7 @@ class SmoothPerceptron(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b c"]) -> Float[Array, "b d"]:
         for i in range(self.num_hidden):
-            x = nn.softplus(dense(self.hidden, name=f"hidden_{i}")(x))
+            x = softplus(dense(self.hidden, name=f"hidden_{i}")(x))
         return dense(self.features, init_scale=self.init_scale, name="out")(x)
 
 
@@ -38,7 +40,13 @@ class LevelPerceptron(nn.Module):
     With `spectral_norm` the kernels of all layers but the last are divided by their largest
     singular values, see `spectral_norm`. `dropout_rng` is ignored.
 
-    Raises: ValueError if the activation is unknown, or embedding_features < 4.
+    x is multiplied by `input_scale`: the finest structure that training finds soon has a size of
+    about 1 / input_scale. `num_frequencies` pairs sin(2 pi w.x), cos(2 pi w.x) are appended, with w
+    (d,) of independent N(0, frequency^2), the same in all networks; they find structure of half the
+    period 1 / frequency, and x itself keeps F from being almost periodic.
+
+    Raises: ValueError if the activation is unknown, embedding_features < 4, input_scale or
+    frequency is not positive, or num_frequencies < 0.
     """
 
     hidden: int = 128
@@ -46,6 +54,9 @@ class LevelPerceptron(nn.Module):
     embedding_features: int = 32
     activation: str = "swish"
     spectral_norm: bool = False
+    input_scale: float = 1.0
+    num_frequencies: int = 0
+    frequency: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +65,11 @@ class LevelPerceptron(nn.Module):
             raise ValueError(
                 f"embedding_features needs to be at least 4; got {self.embedding_features}"
             )
+        for name in ("input_scale", "frequency"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} needs to be a positive number; got {getattr(self, name)}")
+        if self.num_frequencies < 0:
+            raise ValueError(f"num_frequencies needs to be 0 or more; got {self.num_frequencies}")
 
     @nn.compact
     def __call__(
@@ -65,6 +81,15 @@ class LevelPerceptron(nn.Module):
             label.astype(jnp.result_type(float)), self.embedding_features
         )
         temb = activation(layer("temb")(embedding))
+        x = self._features(x)
         for i in range(self.num_hidden):
             x = activation(layer(f"hidden_{i}")(x) + layer(f"level_{i}")(temb))
         return dense(1, name="out")(x)[:, 0]
+
+    def _features(self, x: Float[Array, "b d"]) -> Float[Array, "b e"]:
+        scaled = self.input_scale * x
+        if not self.num_frequencies:
+            return scaled
+        drawn = np.random.default_rng(0).normal(size=(x.shape[1], self.num_frequencies))
+        phase = x @ jnp.asarray(2 * math.pi * self.frequency * drawn, x.dtype)
+        return jnp.concatenate([scaled, jnp.sin(phase), jnp.cos(phase)], axis=1)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from scorejax.models.layers import softplus
 from scorejax.models.mlp import SmoothPerceptron
 from scorejax.numerics import sum_except_batch
 from scorejax.typing import Shape
@@ -77,7 +78,7 @@ class NICE(nn.Module):
 
 def logistic_log_prob(z: Float[Array, "b *d"]) -> Float[Array, "b"]:
     """Log-density of independent standard logistic variables, in nats."""
-    return -sum_except_batch(nn.softplus(z) + nn.softplus(-z))
+    return -sum_except_batch(softplus(z) + softplus(-z))
 
 
 def _moved(halves: Halves, number: int, by: Array) -> Halves:

@@ -107,8 +107,9 @@ def watched(
     """Numbers that show whether training is stable, one for each example.
 
     "energy_gap" is s_t^2 (E(positive) - E(negative)) per dimension: F(negative) - F(positive) for a
-    network F, whose steps have one size at all levels. It stays far below 1, since chains are
-    stable only if the curvature of F is below 4. "displacement" is that of `Pair`.
+    network F in the unit "steps", whose steps have one size at all levels. It stays far below 1,
+    since chains are stable only if the curvature of that F is below 4. "displacement" is that of
+    `Pair`.
     """
     step_sizes = jnp.asarray(levels.step_sizes, result.loss.dtype)[t]
     gap = step_sizes * (result.positive - result.negative) / pair.positive[0].size

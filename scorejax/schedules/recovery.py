@@ -17,19 +17,29 @@ import functools
 
 import numpy as np
 
+from scorejax.choices import require_known
 from scorejax.schedules.ladders import Table, linear_betas
 
 FIRST_SIGMA = 0.01
 """Noise of level 0."""
+
+STEP_RULES = ("cumulative", "added", "conditional")
+ENERGY_UNITS = ("steps", "nats")
+"""Units of networks: with "steps", the published one, a step moves y by grad F / 2 at every level;
+with "nats" networks are log-densities, and a change of their weights changes those of all levels
+by as much."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RecoveryLevels:
     """Levels 0 .. T, with x_{t+1} = decays[t+1] x_t + sigmas[t+1] z; level 0 is made from the data.
 
-    `step_scale` is b^2, the size of Langevin steps relative to the noise, see `step_sizes`.
+    `step_scale` is b^2, the size of Langevin steps relative to the noise; `step_rule` is a name of
+    `STEP_RULES`, see `step_sizes`; `detail` is the std of the finest structure of the data, in its
+    units, for the rule "conditional"; `energy_unit` is a name of `ENERGY_UNITS`.
     Raises: ValueError unless there are T >= 2 energies, 0 < sigma < 1 (at the top <= 1), decays^2 +
-    sigmas^2 = 1, and step_scale is positive.
+    sigmas^2 = 1, step_scale is positive, the names are known, and detail is positive or, for other
+    rules, 0.
     """
 
     sigmas: np.ndarray
@@ -37,6 +47,9 @@ class RecoveryLevels:
     decays: np.ndarray
     """(T + 1,)."""
     step_scale: float = 2e-4
+    step_rule: str = "cumulative"
+    detail: float = 0.0
+    energy_unit: str = "steps"
 
     def __post_init__(self) -> None:
         for name in ("sigmas", "decays"):
@@ -61,6 +74,18 @@ class RecoveryLevels:
             )
         if not 0 < self.step_scale < np.inf:
             raise ValueError(f"step_scale needs to be a positive number; got {self.step_scale}")
+        require_known("step_rule", self.step_rule, STEP_RULES)
+        require_known("energy_unit", self.energy_unit, ENERGY_UNITS)
+        if self.step_rule == "conditional" and not 0 < self.detail < np.inf:
+            raise ValueError(
+                "step_rule='conditional' needs detail > 0, the std of the finest structure of the "
+                f"data; got {self.detail}"
+            )
+        if self.step_rule != "conditional" and self.detail:
+            raise ValueError(
+                f"detail belongs to step_rule='conditional'; got {self.detail} with "
+                f"{self.step_rule!r}. Take detail=0."
+            )
 
     @property
     def num_energies(self) -> int:
@@ -79,13 +104,33 @@ class RecoveryLevels:
 
     @functools.cached_property
     def step_sizes(self) -> Table:
-        """s_t^2 = b^2 (S_t / S_0) sigma_{t+1}^2 (T,), the squared sizes of Langevin steps."""
-        return self.step_scale * self.stds[:-1] / self.stds[0] * self.sigmas[1:] ** 2
+        """s_t^2 (T,), the squared sizes of Langevin steps.
+
+        "cumulative", the published rule: b^2 (S_t / S_0) sigma_{t+1}^2. "added": b^2
+        sigma_{t+1}^2. "conditional": b^2 times the variance of y_t given x_{t+1} along a direction
+        in which the data have the std `detail`, b^2 / (1 / sigma_{t+1}^2 + 1 / tau_t^2) with
+        tau_t^2 = energy_scales_t^2 (A_t^2 detail^2 + S_t^2); chains of all levels are then equally
+        far from instability, and their variances there are too large by 1 / (1 - b^2 / 4).
+        """
+        noise = self.sigmas[1:] ** 2
+        if self.step_rule == "cumulative":
+            return self.step_scale * self.stds[:-1] / self.stds[0] * noise
+        if self.step_rule == "added":
+            return self.step_scale * noise
+        finest = (self.scales[:-1] * self.detail) ** 2 + self.stds[:-1] ** 2
+        return self.step_scale / (1 / noise + 1 / (self.energy_scales**2 * finest))
 
     @functools.cached_property
     def loss_weights(self) -> Table:
-        """w_t = sigma_1 / sigma_{t+1} (T,)."""
+        """w_t (T,): sigma_1 / sigma_{t+1}, or 1 / s_t^2 in nats: losses are log-likelihoods."""
+        if self.energy_unit == "nats":
+            return 1 / self.step_sizes
         return self.sigmas[1] / self.sigmas[1:]
+
+    @functools.cached_property
+    def energy_units(self) -> Table:
+        """(T,): energies in nats are -F / energy_units of networks F; s_t^2, or 1 in nats."""
+        return np.ones(self.num_energies) if self.energy_unit == "nats" else self.step_sizes
 
     @functools.cached_property
     def energy_scales(self) -> Table:
@@ -101,12 +146,19 @@ class RecoveryLevels:
         return np.append(1 / self.sigmas[1:-1] ** 2, 0.0)
 
 
-def recovery_levels(num_levels: int = 6, *, step_scale: float = 2e-4) -> RecoveryLevels:
+def recovery_levels(
+    num_levels: int = 6,
+    *,
+    step_scale: float = 2e-4,
+    step_rule: str = "cumulative",
+    detail: float = 0.0,
+    energy_unit: str = "steps",
+) -> RecoveryLevels:
     """The published ladder ("T6" for 6) of `num_levels` energies: blocks of DDPM's chain.
 
     Levels end at the steps 0, h, 2 h .. (T - 1) h and 999 of the 1000, h = 1000 // (2 (T - 1)), so
     that the last one jumps from the middle of the chain to its end.
-    Raises: ValueError unless 2 <= num_levels <= 501.
+    Raises: ValueError unless 2 <= num_levels <= 501, and as `RecoveryLevels`.
     Source: arXiv:2012.08125, as in the published code.
     """
     if not 2 <= num_levels <= 501:
@@ -119,19 +171,31 @@ def recovery_levels(num_levels: int = 6, *, step_scale: float = 2e-4) -> Recover
     ends = np.append(np.arange(num_levels) * block, 999)
     kept = np.cumprod(1 - betas)[ends]
     squared = np.append(kept[0], kept[1:] / kept[:-1])
-    return _levels(1 - squared, step_scale)
+    return _levels(1 - squared, step_scale, step_rule, detail, energy_unit)
 
 
-def fine_recovery_levels(num_levels: int = 1000, *, step_scale: float = 2e-4) -> RecoveryLevels:
+def fine_recovery_levels(
+    num_levels: int = 1000,
+    *,
+    step_scale: float = 2e-4,
+    step_rule: str = "cumulative",
+    detail: float = 0.0,
+    energy_unit: str = "steps",
+) -> RecoveryLevels:
     """The fine ladder ("T1k" for 1000): every step of DDPM's chain is a level, x_T is white noise.
 
-    Raises: ValueError unless num_levels >= 21, below which a variance exceeds 1.
+    Raises: ValueError unless num_levels >= 21, below which a variance exceeds 1, and as
+    `RecoveryLevels`.
     Source: arXiv:2012.08125 (the published code lacks it; the top level is ours).
     """
     if num_levels < 21:
         raise ValueError(f"fine_recovery_levels needs 21 levels or more; got {num_levels}")
-    return _levels(np.append(linear_betas(0.1, 20.0, num_levels), 1.0), step_scale)
+    variances = np.append(linear_betas(0.1, 20.0, num_levels), 1.0)
+    return _levels(variances, step_scale, step_rule, detail, energy_unit)
 
 
-def _levels(variances: Table, step_scale: float) -> RecoveryLevels:
-    return RecoveryLevels(np.sqrt(variances), np.sqrt(1 - variances), step_scale)
+def _levels(
+    variances: Table, step_scale: float, step_rule: str, detail: float, energy_unit: str
+) -> RecoveryLevels:
+    sigmas, decays = np.sqrt(variances), np.sqrt(1 - variances)
+    return RecoveryLevels(sigmas, decays, step_scale, step_rule, detail, energy_unit)

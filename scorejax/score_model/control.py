@@ -14,6 +14,7 @@ from scorejax import guidance as guidance_by
 from scorejax import inverse, latent
 from scorejax import linear_operators as operators
 from scorejax.choices import choose
+from scorejax.data.view import DataView
 from scorejax.linear_operators import LinearOperator
 from scorejax.score_model import sampling
 from scorejax.sdes import SDE
@@ -80,18 +81,16 @@ def chain_completion(model: "ScoreModel", operator: LinearOperator, num_steps: i
         drawn = inverse.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **arguments
         )
-        return completed(model, operator, y, drawn.x)
+        return completed(model.data, operator, y, drawn.x)
 
     return complete
 
 
-def completed(
-    model: "ScoreModel", operator: LinearOperator, y: Array, x: Array
-) -> dict[str, Array]:
+def completed(data: DataView, operator: LinearOperator, y: Array, x: Array) -> dict[str, Array]:
     """Packs measurements y and completions x, in the model's units, as completions return them."""
     return {
-        "measured": model.data.to_data(operator.pinv(y)),
-        model.data.field: model.data.to_data(x),
+        "measured": data.to_data(operator.pinv(y)),
+        data.field: data.to_data(x),
     }
 
 

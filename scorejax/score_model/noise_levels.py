@@ -147,7 +147,7 @@ def completion(
         drawn = langevin.sample_given(
             rows["rng"], score_fn, x.shape, operator=operator, y=y, **ladder.chain()
         )
-        return control.completed(model, operator, y, drawn.x)
+        return control.completed(model.data, operator, y, drawn.x)
 
     return complete
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import optax
 from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_keys, require_known
@@ -26,7 +27,7 @@ from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_le
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.systems.recovery_ebm.model import OBJECTIVES, LongChains, RecoveryModel
 from scorejax.systems.recovery_ebm.training import training_system
-from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
+from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config, cosine_decay
 from scorejax.train.system import System
 
 NETWORK_OPTIONS = {
@@ -34,12 +35,17 @@ NETWORK_OPTIONS = {
         "nf", "ch_mult", "num_res_blocks", "attn_resolutions", "spectral_norm", "activation",
         "dtype", "remat",
     ),
-    "mlp": ("hidden", "num_hidden", "activation", "spectral_norm"),
+    "mlp": (
+        "hidden", "num_hidden", "activation", "spectral_norm", "input_scale", "num_frequencies",
+        "frequency",
+    ),
 }  # fmt: skip
+LEVEL_OPTIONS = ("step_rule", "detail", "energy_unit")
 LADDERS = {"blocks": recovery_levels, "fine": fine_recovery_levels}
 KEYS = (
-    "dataset", "model", "ladder", "num_levels", "step_scale", "objective", "num_chain_steps",
-    "noise_scale", "energy_band", "learning_rate", "eval_chain_steps", "eval_chains",
+    "dataset", "model", "ladder", "num_levels", "step_scale", *LEVEL_OPTIONS, "objective",
+    "num_chain_steps", "noise_scale", "energy_band", "learning_rate", "cosine_decay",
+    "eval_chain_steps", "eval_chains",
 )  # fmt: skip
 """Keys that a config needs, beside `system`, those of its data, its network and the loop."""
 TOY_OPTIONS = ("num_train_examples", "data_seed")
@@ -76,17 +82,29 @@ def make_model(config: ConfigDict) -> RecoveryModel:
         num_chain_steps=config.num_chain_steps,
         noise_scale=config.noise_scale,
         energy_band=config.energy_band,
-        tx=adam_from_config(config),
+        tx=optimiser(config),
         eval_options=EvaluationOptions.from_config(config),
         long_chains=LongChains(config.eval_chain_steps, config.eval_chains),
         truth=toy_distribution(config.dataset) if config.dataset in TOYS else None,
     )
 
 
+def optimiser(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam; with `cosine_decay` its rate falls to 0 at the last step. Raises: ValueError."""
+    adam = adam_from_config(config)
+    if not config.cosine_decay:
+        return adam
+    # A run that ends while it warms up does not decay.
+    warmup = min(config.get("warmup", 0), config.num_train_steps - 1)
+    decay = cosine_decay(config.num_train_steps, warmup=warmup)
+    return optax.chain(adam, optax.scale_by_schedule(decay))
+
+
 def make_ladder(config: Mapping[str, Any]) -> RecoveryLevels:
     """The noise levels of a config. Raises: ValueError for an impossible ladder."""
     ladder = choose("ladder", config["ladder"], LADDERS)
-    return ladder(config["num_levels"], step_scale=config["step_scale"])
+    options = {name: config[name] for name in LEVEL_OPTIONS}
+    return ladder(config["num_levels"], step_scale=config["step_scale"], **options)
 
 
 def view(config: ConfigDict) -> DataView:

@@ -23,7 +23,7 @@ from scorejax.random import Rng, split
 from scorejax.samplers import recovery as samplers
 from scorejax.schedules import RecoveryLevels
 from scorejax.score_model.binding import bind
-from scorejax.score_model.control import Apply
+from scorejax.score_model.control import Apply, completed
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.score_model.sampling import Draw, Trajectory
 from scorejax.systems.recovery_ebm import density, evaluation
@@ -105,10 +105,7 @@ class RecoveryModel:
                 rows["rng"], self.energy(variables), x.shape, self.levels, operator=operator, y=y,
                 **options,
             )  # fmt: skip
-            return {
-                "measured": self.data.to_data(operator.pinv(y)),
-                self.data.field: self.data.to_data(drawn.x),
-            }
+            return completed(self.data, operator, y, drawn.x)
 
         return complete
 
@@ -128,8 +125,12 @@ class RecoveryModel:
         return draw
 
     def likelihood(self, *, exact: bool = False) -> Callable:
-        """See `density.likelihood`: log p up to `normalizer`. `exact` changes nothing."""
-        del exact  # There is no divergence to estimate.
+        """See `density.likelihood`: log p up to `normalizer`.
+
+        Raises: ValueError if `exact`, which is for divergences of flows.
+        """
+        if exact:
+            raise ValueError("energies have no divergence to compute exactly; leave that out")
         return density.likelihood(self)
 
     def normalizer(

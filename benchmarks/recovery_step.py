@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What does a training step of recovery likelihood cost, beside PyTorch, and what is in it?
+
+python -m benchmarks.recovery_step [--sizes 8 16] [--num_steps=10] [--rounds=7] [--no-compile]
+python -m benchmarks.recovery_step --share
+python -m benchmarks.recovery_step --memory
+"""
+
+# ruff: noqa: E402  (the libraries read these settings as they start)
+
+import argparse
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-1:])
+
+from benchmarks import timing  # first: it sets what JAX and PyTorch read as they start
+
+# isort: split
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax.traverse_util import flatten_dict
+
+from benchmarks import recovery_torch
+from benchmarks.residuals import residual_bytes
+from configs.recovery_ebm import cifar10, digits
+from scorejax import interop
+from scorejax.models.spectral_norm import advance
+from scorejax.objectives import recovery as objectives
+from scorejax.samplers.recovery import langevin_chain
+from scorejax.systems.recovery_ebm import make_model
+from scorejax.systems.recovery_ebm.model import RecoveryModel
+from scorejax.systems.recovery_ebm.training import make_loss
+from scorejax.train.initial import make_init
+from scorejax.train.state import TrainState
+from scorejax.train.step import make_train_step
+
+BATCH, EMA_RATE, OURS = 64, 0.999, "scorejax"
+WIDTHS = {8: 16, 16: 32}
+"""Image size -> nf of a network of two levels (1, 2) of two blocks."""
+GOLDEN = "tests/goldens/j_net_t6.npz"
+TOLERANCE = 1e-8
+"""Of the largest value, in float64. In float32 rounding alone moves inputs of ReLUs across zero."""
+
+Turn = Callable[[], object]
+
+
+def model_of(size: int, num_steps: int) -> RecoveryModel:
+    """Our model of grey images of that size."""
+    config = digits.get_config()
+    config.image_size, config.nf, config.num_chain_steps = size, WIDTHS[size], num_steps
+    config.ch_mult, config.num_res_blocks = (1, 2), 2
+    return make_model(config)
+
+
+def first_state(model: RecoveryModel) -> TrainState:
+    """The state with parameters moved by N(0, 0.05^2), so that none is zero."""
+    init = make_init(model.network, np.ones((1, *model.data.shape), np.float32), np.zeros(1, int))
+    params, model_state = init(jax.random.key(0))
+    generator = np.random.default_rng(0)
+    shift = lambda leaf: leaf + 0.05 * generator.normal(size=leaf.shape).astype(np.float32)
+    return TrainState.create(jax.tree.map(shift, params), model_state, model.tx)
+
+
+def pictures(model: RecoveryModel) -> np.ndarray:
+    """(b, h, w, c) in [-1, 1]."""
+    generator = np.random.default_rng(1)
+    return generator.uniform(-1, 1, (BATCH, *model.data.shape)).astype(np.float32)
+
+
+class OurStep:
+    """Our training step, compiled, which overwrites its last state."""
+
+    def __init__(self, model: RecoveryModel):
+        step = make_train_step(make_loss(model), model.tx, ema_rate=EMA_RATE)
+        self.state, self.rng = first_state(model), jax.random.key(1)
+        self.batch = {"image": jnp.asarray(pictures(model))}
+        jitted = jax.jit(step, donate_argnums=0)
+        self.compiled = jitted.lower(self.state, self.batch, self.rng).compile()
+
+    def __call__(self) -> None:
+        self.state, metrics = self.compiled(self.state, self.batch, self.rng)
+        jax.block_until_ready((self.state, metrics))
+
+
+def channels_last(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    layout = lambda a: torch.channels_last if a.ndim == 4 else torch.contiguous_format
+    return {
+        name: a.detach().clone(memory_format=layout(a)).requires_grad_()
+        for name, a in weights.items()
+    }
+
+
+def torch_turns(model: RecoveryModel, *, compiled: bool) -> dict[str, Turn]:
+    """PyTorch's contenders."""
+    state, body = first_state(model), recovery_torch.make_body(model.network)
+    x = torch.from_numpy(pictures(model)).permute(0, 3, 1, 2)
+
+    def turn(body: recovery_torch.Body, *, held: bool, last: bool = False) -> Turn:
+        weights, u = recovery_torch.copied(state.params, state.model_state["spectral"])
+        layout = torch.channels_last if last else torch.contiguous_format
+        step = recovery_torch.Step(
+            body, channels_last(weights) if last else weights, u, model.levels,
+            num_steps=model.num_chain_steps, held=held,
+        )  # fmt: skip
+        given = x.contiguous(memory_format=layout)
+        return lambda: step(given)
+
+    turns = {
+        "PyTorch, u moved at each call": turn(body, held=False),
+        "PyTorch, kernels held": turn(body, held=True),
+        "PyTorch, kernels held, channels-last": turn(body, held=True, last=True),
+    }
+    if compiled:
+        turns["torch.compile, kernels held"] = turn(torch.compile(body), held=True)
+    return turns
+
+
+def require_same(ours: object, theirs: object, name: str) -> None:
+    """Raises AssertionError unless two arrays agree to `TOLERANCE` of the largest value."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    atol = TOLERANCE * np.abs(theirs).max()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=name)
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """Both libraries compute in float64."""
+    jax.config.update("jax_enable_x64", True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+        torch.set_default_dtype(torch.float32)
+
+
+@double_precision()
+def require_official() -> None:
+    """Holds our network and the twin to the official F and gradients of two successive calls."""
+    with np.load(GOLDEN) as archive:
+        file = dict(archive)
+    tensors = {n.removeprefix("params/"): file[n] for n in file if n.startswith("params/")}
+    net, variables = interop.load_tensorflow(
+        "recovery_likelihood/net_res_temb2", tensors,
+        ch=16, ch_mult=[1, 2, 2, 2], num_res_blocks=2, image_size=16, act="lrelu",
+        final_act="relu",
+    )  # fmt: skip
+    weights, vectors = recovery_torch.copied(variables["params"], variables["spectral"])
+    body, (x, t) = recovery_torch.make_body(net), (file["in/x"], file["in/t"])
+    theirs = torch.from_numpy(np.asarray(x, np.float64)).permute(0, 3, 1, 2).requires_grad_()
+    for suffix in ("", "_second"):
+        applied, vectors = recovery_torch.normalised(weights, vectors)
+        value = body(applied, theirs, recovery_torch.embed(applied, torch.tensor(t)))
+        (slope,) = torch.autograd.grad(value.sum(), theirs)
+        require_same(value.detach(), file[f"out64/F{suffix}"], f"twin F{suffix}")
+        require_same(slope.permute(0, 2, 3, 1), file[f"out64/grad_x{suffix}"], "twin gradient")
+    ours = jax.jit(net.apply)(variables, jnp.asarray(x, jnp.float64), jnp.asarray(t, jnp.int32))
+    require_same(ours, file["out64/F"], "our F")
+
+
+@double_precision()
+def require_same_step(model: RecoveryModel) -> None:
+    """Holds the chain of the twin and all gradients of its loss to ours, on the same noise."""
+    state, generator = first_state(model), np.random.default_rng(2)
+    params, spectral = jax.tree.map(jnp.float64, (state.params, state.model_state))
+    x, levels, num_steps = pictures(model)[:12].astype(np.float64), model.levels, 3
+    t = np.arange(len(x)) % levels.num_energies
+    z = generator.normal(size=(2 + num_steps, *x.shape))
+
+    @jax.jit
+    def ours(params: dict) -> tuple:
+        energy_fn = model.energy((params, spectral))
+        positive, x_next = objectives.diffuse(levels, jnp.asarray(x), t, z[0], z[1])
+        negative = langevin_chain(
+            lambda k: jnp.asarray(z[2:])[k], energy_fn, levels, t, x_next, num_steps=num_steps
+        )
+        return positive, x_next, jax.lax.stop_gradient(negative)
+
+    @jax.jit
+    @jax.grad
+    def slopes(params: dict, positive: jax.Array, negative: jax.Array) -> jax.Array:
+        energy_fn = model.energy((params, spectral))
+        return jnp.mean(objectives.contrast(energy_fn, levels, t, positive, negative).loss)
+
+    positive, x_next, negative = ours(params)
+    weights, vectors = recovery_torch.copied(params, spectral["spectral"])
+    twin = recovery_torch.Step(
+        recovery_torch.make_body(model.network), weights, vectors, levels,
+        num_steps=num_steps, held=True,
+    )  # fmt: skip
+    image = lambda a: torch.from_numpy(np.asarray(a).copy()).permute(0, 3, 1, 2)
+    levels_of_rows = torch.from_numpy(t)
+    applied, _ = recovery_torch.normalised(weights, vectors)
+    still = {name: value.detach() for name, value in applied.items()}
+    temb = recovery_torch.embed(still, levels_of_rows)
+    network, noise = (lambda y: twin.body(still, y, temb)), (lambda k: image(z[2 + k]))
+    chain = twin.chain(network, image(x_next), levels_of_rows, noise)
+    require_same(negative, chain.permute(0, 2, 3, 1), "chain")
+    twin.loss(image(positive), image(x_next), levels_of_rows, noise).backward()
+    for path, slope in flatten_dict(slopes(params, positive, negative), sep="/").items():
+        require_same(recovery_torch.as_ours(path, weights[path].grad), slope, path)
+    moved = flatten_dict(advance(params, spectral["spectral"]), sep="/")
+    for name, u in twin.vectors.items():
+        require_same(u, moved[f"{name.removesuffix('kernel')}u"], name)
+
+
+def measure(size: int, num_steps: int, rounds: int, *, compiled: bool) -> None:
+    """Prints processor seconds a step of every contender."""
+    model = model_of(size, num_steps)
+    require_same_step(model)
+    start = time.perf_counter()
+    turns = {OURS: OurStep(model)}
+    notes = {OURS: f"traced and compiled in {time.perf_counter() - start:.0f} s"}
+    turns |= torch_turns(model, compiled=compiled)
+    times = timing.compare(turns, rounds=rounds, calls=1, clock=time.process_time)
+    setting = f"{size} px, nf {WIDTHS[size]}, batch {BATCH}, K = {num_steps}"
+    timing.report(f"a step, {setting}; load {os.getloadavg()[0]:.1f}", times, notes, [OURS])
+
+
+def measure_share(size: int, rounds: int) -> None:
+    """Prints the seconds of a Langevin step and their share of a step of training."""
+    numbers = (1, 10, 30)
+    turns = {f"K = {k}": OurStep(model_of(size, k)) for k in numbers}
+    times = timing.compare(turns, rounds=rounds, calls=1, clock=time.process_time)
+    a_step = statistics.median(
+        (last - first) / (numbers[-1] - numbers[0])
+        for first, last in zip(times["K = 1"], times["K = 30"], strict=True)
+    )
+    timing.report(f"{size} px; load {os.getloadavg()[0]:.1f}", times, {}, ["K = 1"])
+    for k in numbers:
+        share = k * a_step / statistics.median(times[f"K = {k}"])
+        print(f"K = {k}: chain {100 * share:.0f} % of a step; {a_step:.4f} s a Langevin step")
+
+
+def measure_memory(batch_size: int = 8) -> None:
+    """Prints what the forward pass of the published CIFAR-10 network leaves to the backward."""
+    for remat in (False, True):
+        for num_steps in (2, 30):
+            config = cifar10.get_config()
+            config.remat, config.num_chain_steps = remat, num_steps
+            model = make_model(config)
+            init = make_init(
+                model.network, np.ones((1, *model.data.shape), np.float32), np.zeros(1, int)
+            )
+            create = lambda rng, init=init, model=model: TrainState.create(*init(rng), model.tx)
+            state = jax.eval_shape(create, jax.random.key(0))
+            shape = jax.ShapeDtypeStruct((batch_size, *model.data.shape), jnp.float32)
+            kept = residual_bytes(make_loss(model), state, {"image": shape}, jax.random.key(0))
+            print(
+                f"CIFAR-10, {batch_size} images, remat={remat}, K = {num_steps}: "
+                f"{kept / 2**20:.1f} MiB between passes",
+                flush=True,
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", type=int, choices=WIDTHS, default=list(WIDTHS))
+    parser.add_argument("--num_steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--no-compile", dest="compiled", action="store_false")
+    parser.add_argument("--share", action="store_true", help="of chains in our step, instead")
+    parser.add_argument("--memory", action="store_true", help="between passes, instead")
+    options = parser.parse_args()
+    if options.memory:
+        return measure_memory()
+    if options.share:
+        for size in options.sizes:
+            measure_share(size, options.rounds)
+        return None
+    require_official()
+    for size in options.sizes:
+        measure(size, options.num_steps, options.rounds, compiled=options.compiled)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -44,19 +44,29 @@ def the_neighbours_of_brute_force(printed):
     return "brute force: True" in printed and "in memory: True" in printed
 
 
+def a_normaliser_between_its_bounds(printed):
+    # The bounds have standard errors of some hundredths.
+    pattern = r"log Z between (\S+) and (\S+), by quadrature (\S+)"
+    lower, upper, truth = map(float, re.search(pattern, printed).groups())
+    above = numbers(r"(\d+)% of the samples are above", printed)
+    return lower - 0.2 < truth < upper + 0.2 and above[0] > 90
+
+
 PRINTED = {
     "00_quickstart": two_likelihoods,
     "01_ncsnv2": the_ladder_of_digits,
     "02_fd_score_matching": a_small_error_and_two_likelihoods,
     "03_bionet": four_scores,
     "04_brepartition": the_neighbours_of_brute_force,
+    "05_recovery_likelihood": a_normaliser_between_its_bounds,
 }
 
 
 def run_by_default(path):
-    # Two train image networks, which compile for a minute; test_launch.py and test_ncsnv2.py have
-    # what they call.
-    marks = [pytest.mark.slow] * (path.stem in ("00_quickstart", "01_ncsnv2"))
+    # These compile for half a minute or more; test_launch.py, test_ncsnv2.py and test_recovery.py
+    # have what they call.
+    slow = ("00_quickstart", "01_ncsnv2", "05_recovery_likelihood")
+    marks = [pytest.mark.slow] * (path.stem in slow)
     return pytest.param(path, id=path.stem, marks=marks)
 
 

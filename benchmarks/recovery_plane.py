@@ -12,7 +12,7 @@ variation at level 0, and log Z, by quadrature; bounds of log Z by annealed impo
 and up the ladder, which do not know of the quadrature, with a 95 % interval and a verdict. Walks
 back start from chains of MALA that begin at test data. The picture shows the first run.
 
-Numbers of 2 CPU cores: docs/papers/recovery_likelihood.md or docs/density.md.
+Numbers: docs/results.md, "Recovery likelihood on the plane".
 """
 
 import argparse

@@ -225,17 +225,22 @@ def measure(size: int, num_steps: int, rounds: int, *, compiled: bool) -> None:
 
 def measure_share(size: int, rounds: int) -> None:
     """Prints the seconds of a Langevin step and their share of a step of training."""
-    numbers = (1, 10, 30)
-    turns = {f"K = {k}": OurStep(model_of(size, k)) for k in numbers}
-    times = timing.compare(turns, rounds=rounds, calls=1, clock=time.process_time)
-    a_step = statistics.median(
-        (last - first) / (numbers[-1] - numbers[0])
-        for first, last in zip(times["K = 1"], times["K = 30"], strict=True)
+    few, many = 1, 30
+    models = {k: model_of(size, k) for k in (few, 10, many)}
+    times = timing.compare(
+        {f"K = {k}": OurStep(model) for k, model in models.items()},
+        rounds=rounds, calls=1, clock=time.process_time,
+    )  # fmt: skip
+    timing.report(f"{size} px; load {os.getloadavg()[0]:.1f}", times, {}, [f"K = {few}"])
+    rows = list(zip(times[f"K = {few}"], times[f"K = {many}"], strict=True))
+    a_step = [(last - first) / (many - few) for first, last in rows]
+    rest = [first - few * step for (first, _), step in zip(rows, a_step, strict=True)]
+    for k in models:
+        shares = [1 - b / taken for b, taken in zip(rest, times[f"K = {k}"], strict=True)]
+        print(f"K = {k}: chain {100 * statistics.median(shares):.0f} % of a step")
+    print(
+        f"a Langevin step {statistics.median(a_step):.4f} s, all else {statistics.median(rest):.4f}"
     )
-    timing.report(f"{size} px; load {os.getloadavg()[0]:.1f}", times, {}, ["K = 1"])
-    for k in numbers:
-        share = k * a_step / statistics.median(times[f"K = {k}"])
-        print(f"K = {k}: chain {100 * share:.0f} % of a step; {a_step:.4f} s a Langevin step")
 
 
 def measure_memory(batch_size: int = 8) -> None:

@@ -29,12 +29,13 @@ def prepare() -> command.Job:
     from scorejax.files import save_npz
 
     config = runs.read_config(WORKDIR.value)
-    model = systems.load_model(config)
+    model, stored = systems.load_model(config), None
+    if not isinstance(model, InterpolatesNoise):
+        model = systems.require(config, Interpolates)
     command.require_images(model)
     if isinstance(model, InterpolatesNoise):
-        path, stored = model.noise_interpolation(NUM_FRAMES.value), None
+        path = model.noise_interpolation(NUM_FRAMES.value)
     else:
-        model = systems.require(config, Interpolates)
         path = model.interpolation(NUM_FRAMES.value)
         stored = model.data.stored(SPLIT.value, 2 * NUM.value).image
         if len(stored) < 2 * NUM.value:

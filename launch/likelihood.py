@@ -49,12 +49,14 @@ def prepare() -> command.Job:
     else:
         name, origin = SPLIT.value, {"split": SPLIT.value}
         stored = model.data.stored(SPLIT.value, NUM.value or None).image
+    model.likelihood(exact=IMPORTANCE_WEIGHTED.value)  # Refuses what the model cannot.
     normalize = None
     if isinstance(model, Normalizes):
         normalize = model.normalizer(
             num_walks=WALKS.value,
             num_temperatures=TEMPERATURES.value,
             num_chain_steps=CHAIN_STEPS.value,
+            chunk=BATCH_SIZE.value,
         )
     out = command.output(OUT.value, WORKDIR.value, f"likelihood_{name}")
     run = runs.open(WORKDIR.value, STEP.value)

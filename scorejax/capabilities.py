@@ -36,7 +36,7 @@ class Normalizes(Protocol):
     """
 
     def normalizer(
-        self, *, num_walks: int, num_temperatures: int, num_chain_steps: int
+        self, *, num_walks: int, num_temperatures: int, num_chain_steps: int, chunk: int | None
     ) -> Callable: ...
 
     def caveats(self) -> list[str]: ...

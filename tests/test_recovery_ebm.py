@@ -17,8 +17,9 @@ from scorejax.density.bidirectional import sandwich
 from scorejax.energies import product_of_experts
 from scorejax.evaluate.density_report import energy_report
 from scorejax.models.spectral_norm import power_iteration
+from scorejax.objectives.recovery import recovery_denoising
 from scorejax.samplers import recovery as samplers
-from scorejax.schedules import recovery_levels
+from scorejax.schedules import fine_recovery_levels, recovery_levels
 from scorejax.systems.recovery_ebm import training
 from scorejax.systems.recovery_ebm.density import relaxation
 from scorejax.train.loop import train
@@ -87,6 +88,56 @@ def test_likelihoods_and_bounds_hold_the_density_of_noisy_data(model):
     np.testing.assert_allclose(s**2 * variance, tau2)
 
 
+FINE = fine_recovery_levels(600, energy_unit="nats")
+
+
+class NoisierEnergy(nn.Module):
+    """The exact log-densities of x_{t+1}, which denoising teaches, of the same data."""
+
+    @nn.compact
+    def __call__(self, x, t):
+        scale, std = (jnp.asarray(table[1:], x.dtype)[t] for table in (FINE.scales, FINE.stds))
+        variance = scale**2 * DATA.variance + std**2
+        return -((x - (scale * DATA.mean)[:, None]) ** 2).sum(axis=1) / (2 * variance)
+
+
+def test_energies_learned_by_denoising_are_those_of_the_noisier_level(model):
+    model = dataclasses.replace(
+        model, objective="denoising", levels=FINE, network=NoisierEnergy(), num_chain_steps=0
+    )
+    x = jnp.asarray(model.data.train)
+
+    def losses(factor):
+        energy_fn = lambda x, t: factor * model.energy(VARIABLES)(x, t)
+        t = jnp.arange(len(x)) % 3  # the lowest levels, where x_t and x_{t+1} differ most
+        return recovery_denoising(energy_fn, jax.random.key(3), x, FINE, t)
+
+    # The objective is stationary at these energies: 4 standard errors of 300 rows.
+    slopes = jax.jvp(losses, (1.0,), (1.0,))[1]
+    assert abs(slopes.mean()) < 4 * slopes.std() / math.sqrt(300)
+
+    variance = FINE.scales[1] ** 2 * DATA.variance + FINE.stds[1] ** 2
+    truth = DIM / 2 * math.log(2 * math.pi * variance)
+    numbers = {"num_walks": 100, "num_temperatures": 600, "num_chain_steps": 200}
+    bounds = model.normalizer(**numbers)(VARIABLES, jax.random.key(1))
+    assert bounds.met, bounds
+    assert bounds.lower - 3 * bounds.lower_error < truth < bounds.upper + 3 * bounds.upper_error
+    rows = {"x": jnp.asarray(model.data.test), "rng": jax.random.split(jax.random.key(2), 300)}
+    measured = model.likelihood()(VARIABLES, rows)["log_prob"] - truth
+    assert abs(measured.mean() + truth + DIM / 2) < 4 * math.sqrt(DIM / 2 / 300)
+    assert f"noise of std {FINE.stds[1]:.3g}," in model.caveats()[0]
+
+    draw = dataclasses.replace(model, noise_scale=1.0).sampler(nfe=600)
+    drawn = jax.jit(draw)(VARIABLES, jax.random.split(jax.random.key(0), 2000))
+    assert (drawn["nfe"] == 600).all()
+    x = np.asarray(drawn["x"], np.float64)
+    spread = FINE.scales[0] ** 2 * DATA.variance + FINE.stds[0] ** 2
+    # The 600 steps' own error is a few 1 / 600 of the variance, below the standard error.
+    assert abs(x.var() / spread - 1) < 4 * math.sqrt(2 / x.size) + 3 / 600
+    with pytest.raises(ValueError, match="draws once a level"):
+        model.sampler(num_steps=30)
+
+
 def test_bits_per_dim_are_reported_for_both_bounds():
     bounds = sandwich(jnp.asarray([1.0, 1.5, 1.2]), jnp.asarray([-1.6, -1.3]))
     report = energy_report(np.full((1, 5), 2.0), bounds, dim=DIM)
@@ -95,6 +146,10 @@ def test_bits_per_dim_are_reported_for_both_bounds():
         np.testing.assert_allclose(report[f"bits_per_dim_{name}"], expected, rtol=1e-6)
     # Three walks do not make the bounds meet, and then there is no one number to quote.
     assert not report["bounds_meet"] and "bits_per_dim" not in report
+
+    upside_down = sandwich(jnp.asarray([1.0, 1.1, 1.2]), jnp.asarray([9.0, 9.1]))
+    report = energy_report(np.full((1, 5), 2.0), upside_down, dim=DIM)
+    assert "bits_per_dim_low" in report and "bits_per_dim_high" not in report
 
 
 def test_relaxation_says_that_short_chains_leave_no_densities():
@@ -190,6 +245,8 @@ def test_samplers_and_their_mistakes():
     "key, value, words",
     [
         ("num_chain_steps", 0, "num_steps=0, one normal draw a level, needs levels"),
+        ("ladder", "fine", "recovery_levels needs 21 levels or more"),
+        ("objective", "denoising", "needs ladder='fine', num_chain_steps=0 and energy_unit='nats'"),
         ("num_chain_steps", -1, "num_steps needs to be at least 0; got -1"),
         ("num_levels", 1, "recovery_levels needs 2 to 501 levels"),
         ("num_levels", 1000, "`fine_recovery_levels` takes every step"),
@@ -210,7 +267,8 @@ def test_samplers_and_their_mistakes():
 def test_bad_config_is_one_line(key, value, words):
     config = digits.get_config("debug")
     if key == "model":
-        config.hidden, config.num_hidden = 8, 1
+        config.hidden, config.num_hidden, config.input_scale = 8, 1, 1.0
+        config.num_frequencies, config.frequency = 0, 1.0
     config[key] = value
     with pytest.raises(ValueError, match=words) as caught:
         systems.load(config)

@@ -4,8 +4,8 @@
 Paper     Gao et al. 2021, arXiv:2012.08125 (which has none; sizes are ours)
 Command   python -m launch.train --workdir=runs/new --config=configs/recovery_ebm/eight_gaussians.py
           variants: full (the default), and :debug for seconds
-Expected  a small KL divergence from the true density
-Hardware  2 CPU cores: some minutes
+Expected  KL(truth || model) of 0.02 to 0.04 nats at level 0
+Hardware  2 CPU cores: 140 to 165 CPU-seconds
 """
 
 from ml_collections import ConfigDict

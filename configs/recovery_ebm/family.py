@@ -82,12 +82,22 @@ def scenes(dataset: str, image_size: int, num_res_blocks: int, beta1: float) -> 
     return config
 
 
+def denoising(config: ConfigDict) -> ConfigDict:
+    """Every step of DDPM's chain a level, with energies by denoising and one draw a level."""
+    config.ladder, config.num_levels = "fine", 1000
+    config.objective, config.energy_unit = "denoising", "nats"
+    config.num_chain_steps, config.noise_scale = 0, 1.0
+    return config
+
+
 def plane(toy: str) -> ConfigDict:
     """Points of the plane with a known density; sizes are ours."""
     config = default()
     for key in ("data_dir", "image_size", "random_flip", "uniform_dequantization", "centered"):
         del config[key]
     for key in ("nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dtype", "remat"):
+        del config[key]
+    for key in ("eval_samples", "eval_frechet_samples", "eval_features", "eval_matmul_precision"):
         del config[key]
     config.dataset = toy
     config.num_train_examples, config.data_seed = 100_000, 0
@@ -139,7 +149,8 @@ def fine_plane(toy: str) -> ConfigDict:
 
 def debug(config: ConfigDict) -> ConfigDict:
     """Small data, a small network and short training, for seconds on a CPU."""
-    config.update({key: value for key, value in SMALL.items() if key in config})
+    small = SMALL | ({} if config.num_chain_steps else {"num_chain_steps": 0})
+    config.update({key: value for key, value in small.items() if key in config})
     config.learning_rate = 1e-3
     config.ema_rate = 0.9
     return config

@@ -51,10 +51,12 @@ class VectorView:
         del rng  # Nothing is added to the rows.
         return list(padded_rows({self.field: self.test[:num]}, batch_size))
 
-    def density_examples(self, rng: np.random.Generator, num: int) -> Float[np.ndarray, "b d"]:
-        """The first `num` test rows."""
+    def density_examples(
+        self, rng: np.random.Generator, num: int, split: str = "test"
+    ) -> Float[np.ndarray, "b d"]:
+        """The first `num` rows of a split."""
         del rng
-        return self.test[:num]
+        return {"train": self.train, "test": self.test}[split][:num]
 
     def to_data(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The rows as they are."""

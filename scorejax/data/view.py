@@ -38,8 +38,10 @@ class DataView(Protocol):
         """The first `num` test examples as in training, padded and masked by "mask" (b,)."""
         ...
 
-    def density_examples(self, rng: np.random.Generator, num: int) -> np.ndarray:
-        """The first `num` test examples as densities are measured."""
+    def density_examples(
+        self, rng: np.random.Generator, num: int, split: str = "test"
+    ) -> np.ndarray:
+        """The first `num` examples of a split as densities are measured."""
         ...
 
     def to_data(self, x: Array | np.ndarray) -> Array | np.ndarray:
@@ -145,10 +147,10 @@ class ImageView:
         ]
 
     def density_examples(
-        self, rng: np.random.Generator, num: int
+        self, rng: np.random.Generator, num: int, split: str = "test"
     ) -> Float32[np.ndarray, "b h w c"]:
-        """The first `num` test images, dequantised."""
-        return self.dequantized(rng, self.stored("test", num).image)
+        """The first `num` images of a split, dequantised."""
+        return self.dequantized(rng, self.stored(split, num).image)
 
     def to_data(self, x: Float[Array | np.ndarray, "*d"]) -> Float[Array | np.ndarray, "*d"]:
         """Images in [0, 1], not clipped: see `to_unit`."""

@@ -39,7 +39,7 @@ def density_report(
     The model is a `capabilities.MeasuresDensity` with `data`, an `ImageView`. Every repetition has
     its own dequantisation and probe noise. If the model is an energy, `normalize` bounds its
     normaliser, and bits/dim are reported for both bounds. Writes "bits_per_dim" and "nfe"
-    (repeats, n) to <out>.npz; those of an energy with the upper bound of log Z.
+    (repeats, n) to <out>.npz; those of an energy lack log Z / (d log 2), which is in the report.
     """
     repeated = np.tile(stored, (repeats, 1, 1, 1))
     x = model.data.dequantized(np.random.default_rng(seed), repeated)
@@ -52,12 +52,20 @@ def density_report(
     if normalize is None:
         report = likelihood_report(bits, nfe, dim=dim, exact=exact)
     else:
-        bounds = jax.device_get(normalize(run.variables, jax.random.fold_in(rng, 0)))
+        bounds = _normalized(normalize, run, seed, parts)
         report = energy_report(bits, bounds, dim=dim) | {"caveats": model.caveats()}
-        bits = bits + bounds.upper / (dim * math.log(2))
     if jax.process_index() == 0:
         save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
     return report, parts
+
+
+def _normalized(normalize: Callable, run: Run, seed: int, parts: Parts) -> Sandwich:
+    """The bounds of the normaliser, a part of the computation like the chunks of images."""
+    if not parts.has("normalizer"):
+        bounds = jax.device_get(normalize(run.variables, jax.random.key(seed + 1)))
+        parts.save("normalizer", {k: np.asarray(v) for k, v in bounds._asdict().items()})
+        return bounds
+    return Sandwich(**parts.load("normalizer"))
 
 
 def energy_report(
@@ -66,13 +74,16 @@ def energy_report(
     """Mean bits/dim of n images under an energy, by both bounds of its normaliser.
 
     `bits` lack the normaliser. "bits_per_dim_low" takes the lower bound of log Z and promises too
-    much; "bits_per_dim_high" takes the upper one, and is the number to quote. It is "bits_per_dim"
-    as well, but only if the bounds meet.
+    much; "bits_per_dim_high" takes the upper one. The latter is left out if the bounds are upside
+    down or not finite, and is "bits_per_dim", the number to quote, only if they meet.
     """
     report: dict[str, Any] = {"repeats": len(bits), "num_images": bits.shape[1]}
-    for name, log_z in {"low": bounds.lower, "high": bounds.upper}.items():
+    error = math.hypot(bounds.lower_error, bounds.upper_error)
+    ordered = math.isfinite(bounds.gap) and bounds.gap > -2 * error
+    named = {"low": bounds.lower} | ({"high": bounds.upper} if ordered else {})
+    for name, log_z in named.items():
         report |= summary(f"bits_per_dim_{name}", bits + float(log_z) / (dim * math.log(2)))
-    if bounds.met:
+    if bounds.met and ordered:
         report["bits_per_dim"] = report["bits_per_dim_high"]
     for name in ("lower", "upper", "lower_error", "upper_error"):
         report[f"log_normalizer_{name}"] = float(getattr(bounds, name))

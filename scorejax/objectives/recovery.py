@@ -60,10 +60,10 @@ def diffuse(levels: RecoveryLevels, x: X, t: Level, z: X, z_next: X) -> tuple[X,
     return at(levels.energy_scales) * x_t, x_next
 
 
-def noised_data(rng: Rng, x: X, levels: RecoveryLevels) -> X:
-    """x_0 of level 0: data x with the noise of std S_0, scaled by A_0."""
+def noised_data(rng: Rng, x: X, levels: RecoveryLevels, t: int = 0) -> X:
+    """x_t of level t: data x scaled by A_t, with noise of std S_t."""
     z = normal(rng, x.shape, x.dtype)
-    return float(levels.scales[0]) * x + float(levels.stds[0]) * z
+    return float(levels.scales[t]) * x + float(levels.stds[t]) * z
 
 
 def draw_pair(
@@ -133,6 +133,9 @@ def recovery_denoising(
     energy_fn: EnergyFn, rng: Rng, x: X, levels: RecoveryLevels, t: Level
 ) -> Float[Array, "b"]:
     """Half the squared error |z - S_{t+1} grad E(x_{t+1}, t)|^2 (b,), z the noise of level t + 1.
+
+    It is least where -grad E(., t) is the score of x_{t+1}: energy t is that of the noisier level,
+    which is also what `samplers.recovery.normal_approximation` evaluates. For fine ladders only.
 
     Under the normal approximation -log p(y_t | x_{t+1}) is |z' - sigma_{t+1} grad E|^2 / 2 up to a
     constant, z' the noise that level t + 1 alone adds. Given the data, its mean is sigma_{t+1} z /

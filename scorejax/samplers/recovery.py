@@ -84,8 +84,11 @@ def normal_approximation(
 ) -> X:
     """One draw of y_t ~ N(x_{t+1} - sigma^2 grad E(x_{t+1}), sigma^2 I), sigma that of level t + 1.
 
-    It is the conditional to first order in sigma^2: mean and variance are off by a share O(sigma^2)
-    for data of unit size. Makes one gradient call. Source: arXiv:2012.08125, Section 3.
+    It is the conditional to first order: mean and variance are off by a share sigma^2 / tau^2, with
+    tau^2 the variance of y_t. In directions in which data are flat, that is no small number at the
+    lowest levels: there a draw has a variance of sigma^2 or more whatever the energy, so that
+    energies cannot be trained by such negatives (`objectives.recovery.recovery_denoising` can).
+    Makes one gradient call. Source: arXiv:2012.08125, Section 3.
     """
     score = score_of(lambda y: energy_fn(y, t))(x_next)
     sigma = at_level(levels.sigmas[1:], t, x_next)
@@ -123,8 +126,8 @@ def sample(
     """Draws x_0 by a chain of `num_steps` a level, or one normal draw a level if num_steps is 0.
 
     Starts from x_init, or else from N(0, I). The noise of the chains is multiplied by
-    `noise_scale`; the published samples have 0.99. x_0 keeps noise of std 0.01. With keys (b,) each
-    row draws from its own key.
+    `noise_scale`; the published samples have 0.99. x_0 keeps noise of std levels.stds[0]. With keys
+    (b,) each row draws from its own key.
     Raises: ValueError as `require_steps`.
     """
     path, nfe = sample_path(
@@ -268,7 +271,8 @@ def require_steps(levels: RecoveryLevels, num_steps: int) -> None:
     """Raises ValueError unless chains of num_steps are possible on these levels.
 
     num_steps is 0 only if the levels are fine enough for the normal approximation; otherwise steps
-    of squared size s^2 need s^2 lam < 4, or they diverge, and lam is at least 1 / sigma^2.
+    of squared size s^2 need s^2 lam < 4, or they diverge. lam is at least 1 / sigma^2; how much the
+    energy adds is known with the rule "conditional" alone, where s^2 lam is step_scale.
     """
     if num_steps < 0:
         raise ValueError(f"num_steps needs to be at least 0; got {num_steps}")
@@ -278,6 +282,11 @@ def require_steps(levels: RecoveryLevels, num_steps: int) -> None:
             "num_steps=0, one normal draw a level, needs levels whose sigma is at most "
             f"{COARSEST}, such as the 1000 of the fine ladder; got {coarsest:.2g} among "
             f"{levels.num_energies}. Take num_steps=30."
+        )
+    if num_steps and levels.step_rule == "conditional" and not levels.step_scale < 4:
+        raise ValueError(
+            "Langevin steps diverge where s^2 lam >= 4, which is step_scale with "
+            f"step_rule='conditional'; got {levels.step_scale:g}, 0.3 is usual"
         )
     largest = (levels.step_sizes * levels.recovery_precisions).max()
     if num_steps and not largest < 4:

@@ -20,9 +20,6 @@ import numpy as np
 from scorejax.choices import require_known
 from scorejax.schedules.ladders import Table, linear_betas
 
-FIRST_SIGMA = 0.01
-"""Noise of level 0."""
-
 STEP_RULES = ("cumulative", "added", "conditional")
 ENERGY_UNITS = ("steps", "nats")
 """Units of networks: with "steps", the published one, a step moves y by grad F / 2 at every level;
@@ -110,7 +107,8 @@ class RecoveryLevels:
         sigma_{t+1}^2. "conditional": b^2 times the variance of y_t given x_{t+1} along a direction
         in which the data have the std `detail`, b^2 / (1 / sigma_{t+1}^2 + 1 / tau_t^2) with
         tau_t^2 = energy_scales_t^2 (A_t^2 detail^2 + S_t^2); chains of all levels are then equally
-        far from instability, and their variances there are too large by 1 / (1 - b^2 / 4).
+        far from instability, twice as far at the top, and their variances there are too large by
+        1 / (1 - b^2 / 4).
         """
         noise = self.sigmas[1:] ** 2
         if self.step_rule == "cumulative":

@@ -13,6 +13,8 @@ MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 """The last bytes of a table."""
 MAX_KEY = 4096
 """Longest key in bytes. Keys share beginnings, so without a limit they could fill the memory."""
+MAX_KEYS = 64
+"""Longest sum of all keys, in lengths of the file: those of real files share beginnings too."""
 _FOOTER, _TRAILER = 48, 5
 
 
@@ -21,14 +23,18 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
     Raises: ValueError with one line, or IndexError, if it is truncated, damaged or compressed.
     """
-    footer, total = data[-_FOOTER:], 0
+    footer, total, unpacked = data[-_FOOTER:], 0, 0
     index_of_keys = _handle(footer, _handle(footer, 0)[2])
     for _, value in _items(_block(data, *index_of_keys[:2])):
         offset, size, _ = _handle(value, 0)
         total += size
         if total > len(data):
             raise ValueError("a damaged index: its blocks are larger than the file.")
-        yield from _items(_block(data, offset, size))
+        for key, item in _items(_block(data, offset, size)):
+            unpacked += len(key)
+            if unpacked > MAX_KEYS * len(data):
+                raise ValueError("a damaged index: its keys are far longer than the file.")
+            yield key, item
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
@@ -69,6 +75,8 @@ def _items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Keys and values of a block; each key continues a beginning of the previous one."""
     num_restarts = int.from_bytes(block[-4:], "little")
     end, at, key = len(block) - 4 * (num_restarts + 1), 0, b""
+    if end < 0:
+        raise ValueError("a damaged index: a block is shorter than its list of restarts.")
     while at < end:
         shared, at = read_varint(block, at)
         rest, at = read_varint(block, at)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The density of level 0: log p up to a constant, and the constant with bounds from both sides.
 
-Level 0 is the data with a little noise, so it is the density of x_0 = A_0 x + S_0 z. The constant
-follows from annealed importance sampling up and down the ladder of energies, whose top is nearly
-white noise.
+Level 0 is the data with a little noise, so it is the density of x_0 = A_0 x + S_0 z. An energy that
+was trained by denoising is that of the noisier level: its energy 0 is the density of x_1. The
+constant follows from annealed importance sampling up and down the ladder of energies, whose top is
+nearly white noise.
 """
 
 from collections.abc import Callable
@@ -33,9 +34,14 @@ NUM_TUNING = 100
 
 
 def log_prob_at(model: "RecoveryModel", variables: Variables) -> Callable[[Array, Array], Array]:
-    """(t, x (b, *d)) -> log p of x_t up to a constant (b,), in nats, at one level t."""
+    """(t, x (b, *d)) -> log p up to a constant (b,), in nats, of the noisy data of energy t.
+
+    They are x_t, of which y_t is a multiple, or x_{t+1} if the energies were trained by denoising.
+    """
     energy_fn, dim = model.energy(variables), np.prod(model.data.shape)
+    denoises = model.objective == "denoising"
     scales = jnp.asarray(model.levels.energy_scales, jnp.float32)
+    scales = jnp.ones_like(scales) if denoises else scales
 
     def log_prob(t: Array, x: Array) -> Array:
         level = jnp.full(len(x), t, jnp.int32)
@@ -45,7 +51,7 @@ def log_prob_at(model: "RecoveryModel", variables: Variables) -> Callable[[Array
 
 
 def data_log_prob(model: "RecoveryModel", variables: Variables) -> LogProb:
-    """x_0 (b, *d) -> log p up to a constant (b,), in nats."""
+    """x (b, *d) -> log p up to a constant (b,), in nats, of data with the noise of `data_noise`."""
     at_level = log_prob_at(model, variables)
     return lambda x: at_level(jnp.zeros((), jnp.int32), x)
 
@@ -53,13 +59,13 @@ def data_log_prob(model: "RecoveryModel", variables: Variables) -> LogProb:
 def likelihood(model: "RecoveryModel") -> Callable[[Variables, Batch], dict[str, Array]]:
     """measure(variables, {"image" or "x", "rng": keys (b,)}) -> log_prob (b,), up to its constant.
 
-    An example gets the noise of level 0 from its key. Images have "bits_per_dim" too; both lack the
-    normaliser. Makes one evaluation of the network, "nfe".
+    An example gets the noise of `data_level` from its key. Images have "bits_per_dim" too; both
+    lack the normaliser. Makes one evaluation of the network, "nfe".
     """
     data, dim = model.data, int(np.prod(model.data.shape))
 
     def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
-        x = noised_data(batch["rng"], batch[data.field], model.levels)
+        x = noised_data(batch["rng"], batch[data.field], model.levels, data_level(model))
         log_prob = data_log_prob(model, variables)(x)
         measured = {"log_prob": log_prob, "nfe": jnp.ones(len(x), jnp.int32)}
         if isinstance(data, ImageView):
@@ -70,15 +76,24 @@ def likelihood(model: "RecoveryModel") -> Callable[[Variables, Batch], dict[str,
     return measure
 
 
+def data_level(model: "RecoveryModel") -> int:
+    """The level of the noisy data whose density energy 0 is: 0, or 1 after denoising."""
+    return int(model.objective == "denoising")
+
+
 def ladder_path(model: "RecoveryModel", variables: Variables, num_temperatures: int) -> Path:
-    """The path from N(0, I) through the energies T - 1 .. 0, with `num_temperatures` in all."""
+    """The path from N(0, I) through the energies T - 1 .. 0.
+
+    Each energy has as many temperatures, one at least and about `num_temperatures` in all.
+    """
     at_level, num = log_prob_at(model, variables), model.levels.num_energies
 
     def log_prob(position: Array, x: Array) -> Array:
         energy = at_level(jnp.clip(num - position, 0, num - 1), x)
         return jnp.where(position == 0, gaussian_log_prob(x, 1.0), energy)
 
-    return level_path(log_prob, num, np.linspace(0, 1, max(num_temperatures // num, 1) + 1))
+    each = max(round(num_temperatures / num), 1)
+    return level_path(log_prob, num, np.linspace(0, 1, each + 1))
 
 
 def normalizer(
@@ -88,6 +103,7 @@ def normalizer(
     num_temperatures: int,
     num_chain_steps: int,
     chunk: int | None = None,
+    tolerance: float = 0.2,
 ) -> Callable[[Variables, PRNGKeyArray, Array], Sandwich]:
     """(variables, rng, x (num_walks, *d) of the data) -> bounds of log Z at level 0.
 
@@ -104,7 +120,7 @@ def normalizer(
         sizes = tuned_step_sizes(keys[1], path, few, num_steps=1)
 
         log_prob = data_log_prob(model, variables)
-        x = noised_data(keys[2], x, model.levels)
+        x = noised_data(keys[2], x, model.levels, data_level(model))
         adapted = adapted_step_size(keys[3], log_prob, x[: len(few)], adjust="mala", first=0.01)
         options = {"adjust": "mala", "record_at": np.array([num_chain_steps])}
         chains = row_keys(keys[4], num_walks)
@@ -117,6 +133,7 @@ def normalizer(
             draws,
             step_sizes=sizes,
             chunk=chunk,
+            tolerance=tolerance,
         )
 
     return jax.jit(bounds)
@@ -124,10 +141,18 @@ def normalizer(
 
 def caveats(model: "RecoveryModel") -> list[str]:
     """Sentences that a reader of densities of this model needs."""
-    noise = float(model.levels.stds[0])
-    sentences = [f"the density is that of data with noise of std {noise:.3g}, not of discrete data"]
+    noise = float(model.levels.stds[data_level(model)])
+    sentences = [
+        f"the density is that of data with noise of std {noise:.3g}, not of discrete data",
+        "the upper bound of log Z holds if chains of MALA from training examples have reached the "
+        "density of the model",
+    ]
+    if isinstance(model.data, ImageView) and not model.data.uniform_dequantization:
+        sentences.append(
+            "the model was trained on grey levels, and is measured on dequantised ones"
+        )
     relaxed = relaxation(model.levels, model.num_chain_steps)
-    if model.objective == "recovery" and relaxed < 1:
+    if relaxed < 0.99:
         sentences.append(
             f"chains of {model.num_chain_steps} steps make {relaxed:.2g} of a relaxation time at "
             "the slowest level: the energies are no log-densities of data, see "

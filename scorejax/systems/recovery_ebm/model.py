@@ -2,6 +2,7 @@
 """A ladder of energies of images or vectors, and what one does with it."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -134,18 +135,32 @@ class RecoveryModel:
         return density.likelihood(self)
 
     def normalizer(
-        self, *, num_walks: int, num_temperatures: int, num_chain_steps: int
+        self,
+        *,
+        num_walks: int,
+        num_temperatures: int,
+        num_chain_steps: int,
+        chunk: int | None = None,
     ) -> Callable[[Variables, PRNGKeyArray], Sandwich]:
-        """(variables, rng) -> bounds of log Z, see `density.normalizer`, from test examples.
+        """(variables, rng) -> bounds of log Z, see `density.normalizer`, from training examples.
 
-        Raises: ValueError unless all numbers are at least 1.
+        `chunk` walks are in memory at a time. The bounds meet within 0.01 bits/dim.
+        Raises: ValueError unless all numbers are at least 1, there are as many training examples
+        as walks, and `chunk` divides their number.
         """
         numbers = {"num_walks": num_walks, "num_temperatures": num_temperatures}
         numbers["num_chain_steps"] = num_chain_steps
         require(numbers, numbers, lambda v: v >= 1, "to be at least 1")
-        x = self.data.density_examples(np.random.default_rng(0), num_walks)
-        x = x[np.arange(num_walks) % len(x)]
-        bounds = density.normalizer(self, **numbers)
+        chunk = num_walks if chunk is None else min(chunk, num_walks)
+        if num_walks % chunk:
+            raise ValueError(f"num_walks needs to be a multiple of {chunk}; got {num_walks}")
+        x = self.data.density_examples(np.random.default_rng(0), num_walks, "train")
+        if len(x) < num_walks:
+            raise ValueError(
+                f"num_walks needs to be at most {len(x)}, the training examples; got {num_walks}"
+            )
+        tolerance = max(0.2, 0.01 * math.log(2) * math.prod(self.data.shape))
+        bounds = density.normalizer(self, **numbers, chunk=chunk, tolerance=tolerance)
         return lambda variables, rng: bounds(variables, rng, x)
 
     def caveats(self) -> list[str]:
@@ -185,6 +200,13 @@ class RecoveryModel:
                 raise ValueError(
                     f"nfe needs at least {self.levels.num_energies}, one a level; got {nfe}"
                 )
+        if not self.num_chain_steps:
+            if num_steps > 1:
+                raise ValueError(
+                    "this model draws once a level, by the normal approximation; num_steps needs "
+                    f"to be left out, got {num_steps}"
+                )
+            num_steps = 0
         num_steps = num_steps or self.num_chain_steps
         samplers.require_steps(self.levels, num_steps)
         return {"num_steps": num_steps, "noise_scale": self.noise_scale}

@@ -1,9 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """What does a training step of recovery likelihood cost, beside PyTorch, and what is in it?
 
-python -m benchmarks.recovery_step [--sizes 8 16] [--num_steps=10] [--rounds=7] [--no-compile]
-python -m benchmarks.recovery_step --share
-python -m benchmarks.recovery_step --memory
+    python -m benchmarks.recovery_step [--sizes 8 16] [--num_steps=10] [--rounds=7] [--no-compile]
+    python -m benchmarks.recovery_step --share
+    python -m benchmarks.recovery_step --memory
+
+One update of `systems.recovery_ebm` (diffusion, K Langevin steps, loss, Keras' Adam, average, one
+power iteration) beside a PyTorch twin of the same weights: with u moved at each call of the network
+as in the published code; and with kernels and embedding held within a step, eager, channels-last
+and under torch.compile. First the twin is held, in float64, to the official F and gradients, and to
+our chain, gradients of the loss and u. One core, processor time, turns in one process.
+
+Networks of widths (1, 2) and two blocks, batch 64, K = 10, on one core of an Intel Xeon with
+AVX-512 that is shared with other programs (load 5 to 9), JAX 0.10.2, PyTorch 2.14.1. Seconds of our
+step, and PyTorch's time over ours: median and range of seven rounds (8 px) and of five (16 px).
+
+                          8 px, nf 16          16 px, nf 32
+    scorejax              0.084 s              0.84 s
+    u moved at each call  1.64 [1.48, 2.21]    1.10 [0.75, 1.12]
+    kernels held          1.39 [1.24, 1.61]    0.94 [0.71, 1.00]
+      channels-last       1.34 [1.25, 1.50]    0.91 [0.69, 0.98]
+      torch.compile       2.37 [1.70, 2.67]    1.67 [1.62, 2.09]
+
+The chain's share of our step, by the times with K = 1 and 30 (five rounds, load 6):
+
+                          8 px                 16 px
+    a Langevin step       0.007 s              0.07 s
+    all else              0.035 s              0.24 s
+    K = 10, K = 30        68 %, 87 %           77 %, 90 %
+
+At 16 px our chain takes as long as PyTorch's (1.00 [0.93, 1.08]), and our gradient of the loss 1.3
+times as long. Gradients in 3 x 3 kernels alone take 1.3 times as long as PyTorch's; as matrix
+products they would take twice as long as they do. XLA moves the power iterations out of the chain's
+loop by itself: with kernels normalised beforehand by hand, and with one call on positives and
+negatives, a step changes by 1 %, less than the noise. Drawing the noise is 2 % of a chain at 8 px.
+
+The forward pass of the CIFAR-10 network on 8 images leaves 636 MiB to the backward pass, 107 with
+`remat`, for K = 2 and for K = 30 alike.
 """
 
 # ruff: noqa: E402  (the libraries read these settings as they start)
@@ -238,9 +271,8 @@ def measure_share(size: int, rounds: int) -> None:
     for k in models:
         shares = [1 - b / taken for b, taken in zip(rest, times[f"K = {k}"], strict=True)]
         print(f"K = {k}: chain {100 * statistics.median(shares):.0f} % of a step")
-    print(
-        f"a Langevin step {statistics.median(a_step):.4f} s, all else {statistics.median(rest):.4f}"
-    )
+    step, others = statistics.median(a_step), statistics.median(rest)
+    print(f"a Langevin step {step:.4f} s, all else {others:.4f} s")
 
 
 def measure_memory(batch_size: int = 8) -> None:

@@ -12,15 +12,19 @@ and under torch.compile. First the twin is held, in float64, to the official F a
 our chain, gradients of the loss and u. One core, processor time, turns in one process.
 
 Networks of widths (1, 2) and two blocks, batch 64, K = 10, on one core of an Intel Xeon with
-AVX-512 that is shared with other programs (load 5 to 9), JAX 0.10.2, PyTorch 2.14.1. Seconds of our
-step, and PyTorch's time over ours: median and range of seven rounds (8 px) and of five (16 px).
+AVX-512 that is shared with other programs (load 5), JAX 0.10.2, PyTorch 2.14.1. Seconds of our
+step, and PyTorch's time over ours: median and range of 15 rounds (8 px), of five (16 px), and of
+seven for torch.compile at 8 px, in a run at load 9.
 
                           8 px, nf 16          16 px, nf 32
     scorejax              0.084 s              0.84 s
-    u moved at each call  1.64 [1.48, 2.21]    1.10 [0.75, 1.12]
-    kernels held          1.39 [1.24, 1.61]    0.94 [0.71, 1.00]
-      channels-last       1.34 [1.25, 1.50]    0.91 [0.69, 0.98]
+    u moved at each call  1.39 [1.32, 1.89]    1.10 [0.75, 1.12]
+    kernels held          1.23 [0.73, 1.73]    0.94 [0.71, 1.00]
+      channels-last       1.21 [0.98, 1.73]    0.91 [0.69, 0.98]
       torch.compile       2.37 [1.70, 2.67]    1.67 [1.62, 2.09]
+
+At 8 px these differ from run to run: the medians of five runs are 1.29 to 1.64 with u moved at each
+call, and 1.39, 1.23, 1.21, 1.11 and, of three rounds only, 0.78 with kernels held.
 
 The chain's share of our step, by the times with K = 1 and 30 (five rounds, load 6):
 

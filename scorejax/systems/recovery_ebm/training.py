@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 NUM_PUBLISHED_ITERATIONS = 10
 """Power iterations that take the singular vectors of the raw kernels to those of the averages."""
 DIVERGENCE = (
-    "the energies of negatives have left those of the data by more than energy_band; take a larger "
-    "batch_size, a longer warmup, a smaller learning_rate, or grad_clip=1"
+    "the energies of negatives have left those of the data by more than energy_band; take a "
+    "smaller learning_rate, a longer warmup, spectral_norm=True, a smaller step_scale or a larger "
+    "batch_size"
 )
 WATCHED = ("loss", "samples", "frechet", "divergence")
 """Metrics that training evaluates; long chains take too long for that."""

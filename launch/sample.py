@@ -14,7 +14,8 @@ from launch import command
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 SAMPLER = flags.DEFINE_string(
     "sampler", "", "pc (predictor-corrector), ode, heun, dpm++, sde-dpm++ (DPM-Solver++), or ald "
-    "(annealed Langevin dynamics) if the model has noise levels; by default the paper's own."
+    "(annealed Langevin dynamics) if the model has noise levels; langevin for energies; by default "
+    "the paper's own."
 )  # fmt: skip
 NUM = flags.DEFINE_integer("num", 64, "Number of samples.")
 NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps; 0: the sampler's default.", lower_bound=0)

@@ -334,7 +334,7 @@ def test_the_fine_ladder_samples_by_normal_draws():
         (lambda: RecoveryLevels(np.array([0.1, 0.0, 0.9]), np.ones(3)), "got 0 at level 1"),
         (lambda: RecoveryLevels(np.array([0.1, 0.5, 0.9]), np.full(3, 0.9)), "decays"),
         (lambda: recovery_levels(6, step_scale=0.0), "step_scale"),
-        (lambda: samplers.require_steps(LEVELS, 0), "num_steps=30"),
+        (lambda: samplers.require_steps(LEVELS, 0), "chains of 30 steps"),
         (lambda: samplers.require_steps(LEVELS, -1), "at least 0"),
         (lambda: samplers.require_steps(recovery_levels(6, step_scale=0.05), 30), "below 0.0445"),
     ],

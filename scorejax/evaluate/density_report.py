@@ -77,7 +77,8 @@ def energy_report(
     much; "bits_per_dim_high" takes the upper one. The latter is left out if the bounds are upside
     down or not finite, and is "bits_per_dim", the number to quote, only if they meet.
     """
-    report: dict[str, Any] = {"repeats": len(bits), "num_images": bits.shape[1]}
+    report: dict[str, Any] = {"verdict": verdict(bounds), "bounds_meet": bool(bounds.met)}
+    report |= {"repeats": len(bits), "num_images": bits.shape[1]}
     error = math.hypot(bounds.lower_error, bounds.upper_error)
     ordered = math.isfinite(bounds.gap) and bounds.gap > -2 * error
     named = {"low": bounds.lower} | ({"high": bounds.upper} if ordered else {})
@@ -85,11 +86,14 @@ def energy_report(
         report |= summary(f"bits_per_dim_{name}", bits + float(log_z) / (dim * math.log(2)))
     if bounds.met and ordered:
         report["bits_per_dim"] = report["bits_per_dim_high"]
-    for name in ("lower", "upper", "lower_error", "upper_error"):
+    for name in ("lower", "upper"):
+        size = float(getattr(bounds, f"{name}_effective_size"))
         report[f"log_normalizer_{name}"] = float(getattr(bounds, name))
-    for name in ("lower_effective_size", "upper_effective_size"):
-        report[name] = float(getattr(bounds, name))
-    return report | {"bounds_meet": bool(bounds.met), "verdict": verdict(bounds)}
+        # Of one or two walks that count, a standard error is the cap of its formula.
+        error = float(getattr(bounds, f"{name}_error")) if size > 3 else math.nan
+        report[f"log_normalizer_{name}_error"] = error
+        report[f"{name}_effective_size"] = size
+    return report
 
 
 def likelihood_report(

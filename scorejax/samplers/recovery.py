@@ -281,7 +281,7 @@ def require_steps(levels: RecoveryLevels, num_steps: int) -> None:
         raise ValueError(
             "num_steps=0, one normal draw a level, needs levels whose sigma is at most "
             f"{COARSEST}, such as the 1000 of the fine ladder; got {coarsest:.2g} among "
-            f"{levels.num_energies}. Take num_steps=30."
+            f"{levels.num_energies}. Take 500 fine levels or more, or chains of 30 steps."
         )
     if num_steps and levels.step_rule == "conditional" and not levels.step_scale < 4:
         raise ValueError(

@@ -162,7 +162,7 @@ def recovery_levels(
     if not 2 <= num_levels <= 501:
         raise ValueError(
             "recovery_levels needs 2 to 501 levels, blocks of half the 1000 steps; got "
-            f"{num_levels}. `fine_recovery_levels` takes every step."
+            f"{num_levels}. `fine_recovery_levels` (ladder 'fine') takes every step."
         )
     betas = linear_betas(0.1, 20.0, 1000)
     block = 1000 // (2 * (num_levels - 1))
@@ -187,7 +187,10 @@ def fine_recovery_levels(
     Source: arXiv:2012.08125 (the published code lacks it; the top level is ours).
     """
     if num_levels < 21:
-        raise ValueError(f"fine_recovery_levels needs 21 levels or more; got {num_levels}")
+        raise ValueError(
+            "fine_recovery_levels (ladder 'fine') needs 21 levels or more, 1000 are usual; got "
+            f"{num_levels}"
+        )
     variances = np.append(linear_betas(0.1, 20.0, num_levels), 1.0)
     return _levels(variances, step_scale, step_rule, detail, energy_unit)
 

@@ -65,18 +65,19 @@ def build(config: ConfigDict) -> System:
 def make_model(config: ConfigDict) -> RecoveryModel:
     """The model of a config. Raises: ValueError for an impossible value."""
     require_keys(config, KEYS)
-    levels = make_ladder(config)
     require_known("objective", config.objective, OBJECTIVES)
+    needed = {"ladder": "fine", "num_chain_steps": 0, "energy_unit": "nats"}
+    wrong = [key for key, value in needed.items() if config[key] != value]
+    if config.objective == "denoising" and wrong:
+        raise ValueError(
+            f"objective 'denoising' needs {wrong[0]}={needed[wrong[0]]!r}; got {config[wrong[0]]!r}"
+        )
+    levels = make_ladder(config)
     require_steps(levels, config.num_chain_steps)
     if config.objective == "recovery" and not config.num_chain_steps:
         raise ValueError(
             "objective 'recovery' needs num_chain_steps >= 1: single draws are wider than level 0 "
             "of flat data, whatever the energy; take objective='denoising', or 30 steps"
-        )
-    if config.objective == "denoising" and (config.num_chain_steps or levels.energy_unit != "nats"):
-        raise ValueError(
-            "objective 'denoising' needs ladder='fine', num_chain_steps=0 and energy_unit='nats'; "
-            f"got {config.num_chain_steps} steps and {levels.energy_unit!r}"
         )
     require(config, ("noise_scale",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     require(config, ("eval_chain_steps",), lambda v: v >= 0, "to be at least 0")

@@ -39,9 +39,10 @@ SHOWN = 8
 def long_chains(model: "RecoveryModel", *, num_steps: int, num_chains: int) -> Metric:
     """The metric "long_chains": numbers at the end, trends, and pictures over steps.
 
-    For each of "none" and "mala": the mean energy a dimension at the start and at the end, its
-    slope per factor of ten in steps with a p-value over independent chains, the acceptance, and if
-    the config names features of images their Fréchet distance to the test images.
+    For each of "none" and "mala": the mean energy a dimension at the first record, after one step,
+    and at the end; its slope per factor of ten in steps with a 95 % interval and a p-value over
+    independent chains; the acceptance, for "none" that which MALA would have; and if the config
+    names features of images, their Fréchet distance to the test images at both records.
     """
     steps = log_spaced_steps(num_steps, per_decade=2)
     dim = int(np.prod(model.data.shape))
@@ -67,7 +68,8 @@ def long_chains(model: "RecoveryModel", *, num_steps: int, num_chains: int) -> M
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         traces = jax.device_get(compiled(variables, rng))
-        scalars, pictures, curves = {"long_chain_steps": float(num_steps)}, {}, {}
+        scalars = {"long_chain_steps": float(num_steps), "long_chains": float(num_chains)}
+        pictures, curves = {}, {}
         for name, trace in traces.items():
             energy = trace.energy / dim
             curves[name] = energy.mean(axis=1)
@@ -79,6 +81,8 @@ def long_chains(model: "RecoveryModel", *, num_steps: int, num_chains: int) -> M
             if np.isfinite(energy).all() and len(steps) > 1:
                 slope = trend(steps, energy)
                 scalars |= {f"energy_trend_{name}": slope.slope, f"p_value_{name}": slope.p_value}
+                scalars |= {f"energy_trend_low_{name}": slope.low}
+                scalars |= {f"energy_trend_high_{name}": slope.high}
             if isinstance(model.data, ImageView):
                 frames = np.asarray(model.data.to_data(trace.x))
                 scalars |= distances(model, frames, name)

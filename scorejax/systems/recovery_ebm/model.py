@@ -145,15 +145,18 @@ class RecoveryModel:
         """(variables, rng) -> bounds of log Z, see `density.normalizer`, from training examples.
 
         `chunk` walks are in memory at a time. The bounds meet within 0.01 bits/dim.
-        Raises: ValueError unless all numbers are at least 1, there are as many training examples
-        as walks, and `chunk` divides their number.
+        Raises: ValueError unless num_walks is at least 2 and the other numbers 1, there are as many
+        training examples as walks, and `chunk` divides their number.
         """
         numbers = {"num_walks": num_walks, "num_temperatures": num_temperatures}
         numbers["num_chain_steps"] = num_chain_steps
+        require(numbers, ("num_walks",), lambda v: v >= 2, "to be at least 2")
         require(numbers, numbers, lambda v: v >= 1, "to be at least 1")
         chunk = num_walks if chunk is None else min(chunk, num_walks)
         if num_walks % chunk:
-            raise ValueError(f"num_walks needs to be a multiple of {chunk}; got {num_walks}")
+            raise ValueError(
+                f"num_walks needs to be a multiple of {chunk}, the batch_size; got {num_walks}"
+            )
         x = self.data.density_examples(np.random.default_rng(0), num_walks, "train")
         if len(x) < num_walks:
             raise ValueError(

@@ -23,7 +23,7 @@ NUM_PUBLISHED_ITERATIONS = 10
 DIVERGENCE = (
     "the energies of negatives have left those of the data by more than energy_band; take a "
     "smaller learning_rate, a longer warmup, spectral_norm=True, a smaller step_scale or a larger "
-    "batch_size"
+    "batch_size, in a new workdir"
 )
 WATCHED = ("loss", "samples", "frechet", "divergence")
 """Metrics that training evaluates; long chains take too long for that."""

@@ -63,9 +63,9 @@ PRINTED = {
 
 
 def run_by_default(path):
-    # These compile for half a minute or more; test_launch.py, test_ncsnv2.py and test_recovery.py
-    # have what they call.
-    slow = ("00_quickstart", "01_ncsnv2", "05_recovery_likelihood")
+    # These compile for half a minute or more; test_launch.py, test_ncsnv2.py, test_bionet_system.py
+    # and test_recovery.py have what they call.
+    slow = ("00_quickstart", "01_ncsnv2", "03_bionet", "05_recovery_likelihood")
     marks = [pytest.mark.slow] * (path.stem in slow)
     return pytest.param(path, id=path.stem, marks=marks)
 

@@ -15,7 +15,6 @@ from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.slow import slow_subvp
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
-by_name = pytest.mark.parametrize("sde", SDES, ids=lambda sde: sde.name)
 SOME_SLOW = slow_subvp(SDES)
 most_by_name = pytest.mark.parametrize("sde", SOME_SLOW, ids=lambda sde: sde.name)
 DATA = Gaussian(
@@ -23,7 +22,7 @@ DATA = Gaussian(
 )
 
 
-@by_name
+@most_by_name
 def test_decode_and_encode_are_the_closed_form_flow(x64, sde):
     # The solver bounds the error of a step by atol + rtol |x|; 50 steps whose errors the flow can
     # stretch by up to std(1) / std(t_min) on the way up give the allowance, relative to |z|.

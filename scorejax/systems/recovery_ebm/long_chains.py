@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from scorejax.data.view import ImageView
 from scorejax.evaluate.frechet import gaussian_frechet_distance, moments_of_chunks
@@ -73,16 +74,8 @@ def long_chains(model: "RecoveryModel", *, num_steps: int, num_chains: int) -> M
         for name, trace in traces.items():
             energy = trace.energy / dim
             curves[name] = energy.mean(axis=1)
-            scalars |= {
-                f"energy_first_{name}": float(energy[0].mean()),
-                f"energy_last_{name}": float(energy[-1].mean()),
-                f"acceptance_{name}": float(trace.acceptance[-1].mean()),
-            }
-            if np.isfinite(energy).all() and len(steps) > 1:
-                slope = trend(steps, energy)
-                scalars |= {f"energy_trend_{name}": slope.slope, f"p_value_{name}": slope.p_value}
-                scalars |= {f"energy_trend_low_{name}": slope.low}
-                scalars |= {f"energy_trend_high_{name}": slope.high}
+            numbers = energy_numbers(steps, energy) | {"acceptance": trace.acceptance[-1].mean()}
+            scalars |= {f"{key}_{name}": float(value) for key, value in numbers.items()}
             if isinstance(model.data, ImageView):
                 frames = np.asarray(model.data.to_data(trace.x))
                 scalars |= distances(model, frames, name)
@@ -97,6 +90,18 @@ def long_chains(model: "RecoveryModel", *, num_steps: int, num_chains: int) -> M
         return Evaluation(scalars, pictures)
 
     return metric
+
+
+def energy_numbers(
+    steps: Int[np.ndarray, "r"], energy: Float[np.ndarray, "r b"]
+) -> dict[str, float]:
+    """Mean energy at the first and the last record, and its trend over chains if all are finite."""
+    numbers = {"energy_first": energy[0].mean(), "energy_last": energy[-1].mean()}
+    if len(steps) > 1 and np.isfinite(energy).all():
+        slope = trend(steps, energy)
+        numbers |= {"energy_trend": slope.slope, "p_value": slope.p_value}
+        numbers |= {"energy_trend_low": slope.low, "energy_trend_high": slope.high}
+    return numbers
 
 
 def distances(model: "RecoveryModel", frames: np.ndarray, name: str) -> dict[str, float]:

@@ -45,6 +45,9 @@ class PlaneComparison(NamedTuple):
     """Mass of the truth outside the window."""
     model_outside: float
     """Share of the model's mass in a window of twice the side that is outside this one."""
+    true_grid: np.ndarray
+    model_grid: np.ndarray
+    """`grid_log_prob` of both (num + 1, num + 1), normalised."""
 
 
 def grid_log_prob(
@@ -108,6 +111,8 @@ def compare(
         total_variation=_refined(*_both_integrals(distance, limit)),
         true_outside=-math.expm1(log_integral(truth, limit=limit).value),
         model_outside=-math.expm1(inside),
+        true_grid=truth,
+        model_grid=model,
     )
     for name, outside in (("truth", result.true_outside), ("model", result.model_outside)):
         if outside > MAX_OUTSIDE:

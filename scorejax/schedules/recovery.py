@@ -14,6 +14,7 @@ Source: Gao et al. 2021, arXiv:2012.08125, Section 3, and the code published wit
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
@@ -144,18 +145,12 @@ class RecoveryLevels:
         return np.append(1 / self.sigmas[1:-1] ** 2, 0.0)
 
 
-def recovery_levels(
-    num_levels: int = 6,
-    *,
-    step_scale: float = 2e-4,
-    step_rule: str = "cumulative",
-    detail: float = 0.0,
-    energy_unit: str = "steps",
-) -> RecoveryLevels:
+def recovery_levels(num_levels: int = 6, **options: Any) -> RecoveryLevels:
     """The published ladder ("T6" for 6) of `num_levels` energies: blocks of DDPM's chain.
 
     Levels end at the steps 0, h, 2 h .. (T - 1) h and 999 of the 1000, h = 1000 // (2 (T - 1)), so
-    that the last one jumps from the middle of the chain to its end.
+    that the last one jumps from the middle of the chain to its end. `options` are the fields of
+    `RecoveryLevels`: step_scale, step_rule, detail and energy_unit.
     Raises: ValueError unless 2 <= num_levels <= 501, and as `RecoveryLevels`.
     Source: arXiv:2012.08125, as in the published code.
     """
@@ -169,19 +164,13 @@ def recovery_levels(
     ends = np.append(np.arange(num_levels) * block, 999)
     kept = np.cumprod(1 - betas)[ends]
     squared = np.append(kept[0], kept[1:] / kept[:-1])
-    return _levels(1 - squared, step_scale, step_rule, detail, energy_unit)
+    return _levels(1 - squared, **options)
 
 
-def fine_recovery_levels(
-    num_levels: int = 1000,
-    *,
-    step_scale: float = 2e-4,
-    step_rule: str = "cumulative",
-    detail: float = 0.0,
-    energy_unit: str = "steps",
-) -> RecoveryLevels:
+def fine_recovery_levels(num_levels: int = 1000, **options: Any) -> RecoveryLevels:
     """The fine ladder ("T1k" for 1000): every step of DDPM's chain is a level, x_T is white noise.
 
+    `options` are as in `recovery_levels`.
     Raises: ValueError unless num_levels >= 21, below which a variance exceeds 1, and as
     `RecoveryLevels`.
     Source: arXiv:2012.08125 (the published code lacks it; the top level is ours).
@@ -192,11 +181,8 @@ def fine_recovery_levels(
             f"{num_levels}"
         )
     variances = np.append(linear_betas(0.1, 20.0, num_levels), 1.0)
-    return _levels(variances, step_scale, step_rule, detail, energy_unit)
+    return _levels(variances, **options)
 
 
-def _levels(
-    variances: Table, step_scale: float, step_rule: str, detail: float, energy_unit: str
-) -> RecoveryLevels:
-    sigmas, decays = np.sqrt(variances), np.sqrt(1 - variances)
-    return RecoveryLevels(sigmas, decays, step_scale, step_rule, detail, energy_unit)
+def _levels(variances: Table, **options: Any) -> RecoveryLevels:
+    return RecoveryLevels(np.sqrt(variances), np.sqrt(1 - variances), **options)

@@ -15,6 +15,8 @@ from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.score_model.binding import bind
+from scorejax.score_model.options import EvaluationOptions
+from scorejax.score_model.sampling import Draw
 from scorejax.typing import Array, Batch, Variables
 
 if TYPE_CHECKING:
@@ -82,18 +84,6 @@ def metrics(model: "ScoreModel") -> Metrics:
     def samples() -> Metric:
         return progress.chain_pictures(model.trajectory(model), options.eval_samples, **chunks)
 
-    def frechet() -> Metric:
-        # Half a second of SciPy and Inception that other runs need not pay.
-        from scorejax.evaluate.sample_distance import image_features, sample_distance
-
-        return sample_distance(
-            model.sampler(),
-            image_features(options.eval_features, options.eval_matmul_precision),
-            data,
-            num=options.eval_frechet_samples,
-            batch=options.examples_at_once,
-        )
-
     builders: Metrics = {"loss": loss}
     pictured = isinstance(data, ImageView)
     if options.eval_bits_examples:
@@ -102,5 +92,15 @@ def metrics(model: "ScoreModel") -> Metrics:
     if pictured and options.eval_samples:
         builders["samples"] = samples
     if pictured and options.eval_frechet_samples:
-        builders["frechet"] = frechet
+        builders["frechet"] = lambda: frechet_distance(model.sampler(), data, options)
     return builders
+
+
+def frechet_distance(draw: Draw, images: ImageView, options: EvaluationOptions) -> Metric:
+    """The metric "frechet" of samples, by their number and features in the options."""
+    # Half a second of SciPy and Inception that other runs need not pay.
+    from scorejax.evaluate.sample_distance import image_features, sample_distance
+
+    features = image_features(options.eval_features, options.eval_matmul_precision)
+    num, batch = options.eval_frechet_samples, options.examples_at_once
+    return sample_distance(draw, features, images, num=num, batch=batch)

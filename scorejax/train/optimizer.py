@@ -2,7 +2,7 @@
 """Adam behind warm-up and clipping, with its eps where the papers or where Keras have it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,7 +34,8 @@ def adam(
     return optax.chain(_clip(clip_norm), optax.adam(rate, b1=b1, b2=b2, eps=eps))
 
 
-def keras_adam(
+def _keras(
+    scale_by: Callable[..., optax.GradientTransformation],
     learning_rate: float,
     *,
     b1: float = 0.9,
@@ -43,25 +44,19 @@ def keras_adam(
     warmup: int = 0,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-    """`adam` by `scale_by_keras_adam`. Raises: as `adam`."""
-    direction = scale_by_keras_adam(b1=b1, b2=b2, eps=eps)
+    direction = scale_by(b1=b1, b2=b2, eps=eps)
     rate = optax.scale_by_learning_rate(_rate(learning_rate, warmup))
     return optax.chain(_clip(clip_norm), direction, rate)
 
 
-def keras_adamax(
-    learning_rate: float,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-7,
-    warmup: int = 0,
-    clip_norm: float | None = None,
-) -> optax.GradientTransformation:
-    """`adam` by `scale_by_keras_adamax`. Raises: as `adam`."""
-    direction = scale_by_keras_adamax(b1=b1, b2=b2, eps=eps)
-    rate = optax.scale_by_learning_rate(_rate(learning_rate, warmup))
-    return optax.chain(_clip(clip_norm), direction, rate)
+def keras_adam(learning_rate: float, **options: Any) -> optax.GradientTransformation:
+    """`adam` by `scale_by_keras_adam`, with eps 1e-7 by default. Options, Raises: as `adam`."""
+    return _keras(scale_by_keras_adam, learning_rate, **options)
+
+
+def keras_adamax(learning_rate: float, **options: Any) -> optax.GradientTransformation:
+    """`adam` by `scale_by_keras_adamax`, with eps 1e-7 by default. Options, Raises: as `adam`."""
+    return _keras(scale_by_keras_adamax, learning_rate, **options)
 
 
 OPTIMIZERS = {"adam": adam, "keras_adam": keras_adam, "keras_adamax": keras_adamax}

@@ -16,7 +16,7 @@ import numpy as np
 
 from scorejax import likelihood as likelihoods
 from scorejax.data.view import ImageView
-from scorejax.density.annealed_importance import tuned_step_sizes
+from scorejax.density.annealed_importance import NUM_TUNING, tuned_step_sizes
 from scorejax.density.annealing_path import Path, level_path
 from scorejax.density.bidirectional import Sandwich, bidirectional_normalizer
 from scorejax.numerics import gaussian_log_prob
@@ -29,8 +29,6 @@ from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
 
 if TYPE_CHECKING:
     from scorejax.systems.recovery_ebm.model import RecoveryModel
-
-NUM_TUNING = 100
 
 
 def log_prob_at(model: "RecoveryModel", variables: Variables) -> Callable[[Array, Array], Array]:
@@ -51,7 +49,7 @@ def log_prob_at(model: "RecoveryModel", variables: Variables) -> Callable[[Array
 
 
 def data_log_prob(model: "RecoveryModel", variables: Variables) -> LogProb:
-    """x (b, *d) -> log p up to a constant (b,), in nats, of data with the noise of `data_noise`."""
+    """x (b, *d) -> log p up to a constant (b,), in nats, of data with the noise of `data_level`."""
     at_level = log_prob_at(model, variables)
     return lambda x: at_level(jnp.zeros((), jnp.int32), x)
 

@@ -11,6 +11,7 @@ from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.report import Evaluation
+from scorejax.score_model.evaluation import frechet_distance
 from scorejax.systems.recovery_ebm.density import data_log_prob
 from scorejax.systems.recovery_ebm.long_chains import long_chains
 from scorejax.typing import PRNGKeyArray, Variables
@@ -46,20 +47,12 @@ def metrics(model: "RecoveryModel") -> Metrics:
     def samples() -> Metric:
         return progress.chain_pictures(model.trajectory(), options.eval_samples, **at_once)
 
-    def frechet() -> Metric:
-        # Half a second of SciPy and Inception that other runs need not pay.
-        from scorejax.evaluate.sample_distance import image_features, sample_distance
-
-        features = image_features(options.eval_features, options.eval_matmul_precision)
-        num, batch = options.eval_frechet_samples, options.examples_at_once
-        return sample_distance(model.sampler(), features, data, num=num, batch=batch)
-
     builders: Metrics = {"loss": loss}
     if isinstance(data, ImageView):
         if options.eval_samples:
             builders["samples"] = samples
         if options.eval_frechet_samples:
-            builders["frechet"] = frechet
+            builders["frechet"] = lambda: frechet_distance(model.sampler(), data, options)
     if model.long_chains.num_steps:
         builders["long_chains"] = lambda: long_chains(model, **model.long_chains._asdict())
     if model.truth is not None:
@@ -84,11 +77,7 @@ def plane_divergence(model: "RecoveryModel") -> Metric:
             "log_normalizer": compared.log_normalizer.value,
             "mass_outside": compared.model_outside,
         }
-        grid = functools.partial(plane.grid_log_prob, limit=LIMIT)
-        densities = {
-            "truth": grid(truth.log_prob),
-            "model": grid(log_prob) - compared.log_normalizer.value,
-        }
+        densities = {"truth": compared.true_grid, "model": compared.model_grid}
         picture = plane.plane_picture(densities, limit=LIMIT)
         return Evaluation(scalars, {"density": picture})
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = [
-    "Array", "Aux", "Batch", "ContextsFn", "EnergyFn", "Float", "HeadFn", "Int", "LossFn", "NetworkFn", "OfflineSource",
-    "OnlineSource", "PRNGKeyArray", "Params", "PyTree", "Sampled", "ScoreFn", "Shape", "Variables",
+    "Array", "Aux", "Batch", "ContextsFn", "EnergyFn", "Float", "HeadFn", "Int", "LossFn",
+    "NetworkFn", "OfflineSource", "OnlineSource", "PRNGKeyArray", "Params", "PyTree", "Sampled",
+    "ScoreFn", "Shape", "Variables",
 ]  # fmt: skip
 
 PyTree: TypeAlias = Any

@@ -23,10 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from scorejax.density.autoregressive import AT_ONCE, NUM_CELLS, adaptive_table, quantile
+from scorejax.numerics import expand
+from scorejax.quadrature import NUM_CELLS, adaptive_table, quantile
 from scorejax.random import draw_rows, fold_in, normal, split
 from scorejax.typing import ContextsFn, HeadFn, PyTree, Sampled, Shape
 
+AT_ONCE = 4096
+"""Conditionals tabulated at once."""
 Advance = Callable[[PyTree, Float[Array, "b *d"], Int[Array, ""]], tuple[PyTree, Array]]
 """(cache, x, position) -> (cache, context (b, h)); called for positions 0, 1, ... in turn. Earlier
 dimensions of x are final, later ones arbitrary."""
@@ -181,8 +184,10 @@ def jacobi(
     def sweep(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         i, x, sweeps, moves = carry
         new = quantiles(head, contexts(x), v, **options)
+        # A row that is done stays: its sample does not depend on how long others take.
+        new = jnp.where(expand(moves, x), new, x)
         moved = jnp.max(jnp.abs(new - x).reshape(len(x), -1), axis=1) > tolerance
-        return i + 1, new, jnp.where(moves, i + 1, sweeps), moves & moved
+        return i + 1, new, jnp.where(moves, i + 1, sweeps), moved
 
     start = 0, jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32), jnp.ones(shape[0], bool)
     goes_on = lambda carry: (carry[0] < num) & jnp.any(carry[3])

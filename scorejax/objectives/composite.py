@@ -41,6 +41,13 @@ def composite_score_matching(
     return sum_except_batch(s**2 / 2 + slope)
 
 
+def noisy_score_matching(
+    head: HeadFn, contexts: ContextsFn, rng: Rng, x: Float[Array, "b *d"], *, noise: float
+) -> Float[Array, "b"]:
+    """`composite_score_matching` of x + N(0, noise^2), whose density is smooth."""
+    return composite_score_matching(head, contexts, x + noise * normal(rng, x.shape, x.dtype))
+
+
 def denoising_composite(
     head: NoisyHead,
     contexts: ContextsFn,

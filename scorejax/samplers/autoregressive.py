@@ -166,13 +166,14 @@ def jacobi(
     high: float,
     num_cells: int = NUM_CELLS,
     at_once: int = AT_ONCE,
+    to_value: Callable[[Array], Array] = lambda u: u,
     tolerance: float = 1e-5,
 ) -> Parallel:
     """The sample of `ancestral` by `inverse_cdf`, by sweeps over all dimensions at once.
 
     A sweep draws every dimension from the contexts of the last sweep. After sweep k the first k
     dimensions are final; in practice many more are. Ends when no entry of any row moves by more
-    than `tolerance`, or after D sweeps.
+    than `tolerance`, or after D sweeps. `to_value` rounds draws, of grey levels say.
     """
     num = len(order)
     position = np.empty(num, np.int32)
@@ -183,7 +184,7 @@ def jacobi(
 
     def sweep(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         i, x, sweeps, moves = carry
-        new = quantiles(head, contexts(x), v, **options)
+        new = to_value(quantiles(head, contexts(x), v, **options))
         # A row that is done stays: its sample does not depend on how long others take.
         new = jnp.where(expand(moves, x), new, x)
         moved = jnp.max(jnp.abs(new - x).reshape(len(x), -1), axis=1) > tolerance

@@ -19,6 +19,8 @@ from scorejax.typing import HeadFn
 
 NUM_CELLS = 96
 NUM_HALVINGS = 10
+MIN_CELLS = 2 * NUM_HALVINGS
+"""Fewest cells of an adaptive table."""
 NUM_NODES = 5
 NODES = np.linspace(0, 1, NUM_NODES)
 
@@ -73,7 +75,7 @@ def adaptive_table(
         edges, s = cells
         worst = jax.lax.top_k(_cell_errors(edges, s), each)[1]
         start, width = edges[worst], jnp.diff(edges)[worst]
-        odd = jnp.arange(1, 8, 2, dtype=c.dtype) / 8
+        odd = jnp.arange(1, 8, 2, dtype=c.dtype)[None] / 8
         new = head(start[:, None] + width[:, None] * odd, c[None, None])
         old = s[worst]
         lower = jnp.stack([old[:, 0], new[:, 0], old[:, 1], new[:, 1], old[:, 2]], axis=1)

@@ -8,6 +8,7 @@ number.
 Source: ours; Meng et al. 2020, arXiv:2010.12810, for the conditional scores.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -84,21 +85,24 @@ def discrete_log_probs(
 ) -> Conditionals:
     """Log-probability of each dimension's level, the integral of the density from bound to bound.
 
-    `bounds` (levels - 1,) increase and part the levels; the first and the last level take what lies
-    beyond, of which `margin` on each side is integrated.
+    `bounds` (levels - 1,) are equally spaced and part the levels; the first and the last level take
+    what lies beyond, which is integrated up to `margin` from the outer bounds.
     """
-    inner = np.concatenate([[bounds[0] - margin], bounds, [bounds[-1] + margin]])
-    fractions = np.arange(cells_per_level) / cells_per_level
-    edges = (inner[:-1, None] + np.diff(inner)[:, None] * fractions).reshape(-1)
-    edges = np.append(edges, inner[-1])
+    width = (bounds[1] - bounds[0]) / cells_per_level
+    num_ends, num_inner = math.ceil(margin / width), (len(bounds) - 1) * cells_per_level
+    edges = bounds[0] + width * np.arange(-num_ends, num_inner + num_ends + 1)
+    first = np.concatenate(
+        [[0], num_ends + cells_per_level * np.arange(len(bounds)), [len(edges) - 1]]
+    )
 
     def one(row: tuple[Array, ...]) -> Conditionals:
         c, level = row
         table = tabulate(head, c, jnp.asarray(edges, c.dtype))
-        per_level = jnp.sum(table.masses.reshape(len(inner) - 1, -1), axis=1)
-        at = jax.lax.dynamic_slice(table.errors, (level * cells_per_level,), (cells_per_level,))
-        tiny = jnp.finfo(c.dtype).tiny
-        return Conditionals(jnp.log(jnp.maximum(per_level[level], tiny)), jnp.max(at))
+        cells = jnp.arange(len(edges) - 1)
+        of_level = (cells >= jnp.asarray(first)[level]) & (cells < jnp.asarray(first)[level + 1])
+        mass = jnp.sum(jnp.where(of_level, jnp.sum(table.masses, axis=1), 0))
+        error = jnp.max(jnp.where(of_level, table.errors, 0))
+        return Conditionals(jnp.log(jnp.maximum(mass, jnp.finfo(c.dtype).tiny)), error)
 
     return _over_conditionals(one, c, level, at_once=at_once)
 

@@ -65,7 +65,7 @@ def denoising_composite(
     density, for denoising.
     """
     x = real_data(x)
-    sigma = jnp.broadcast_to(expand(sigma, x), x.shape)
+    sigma = jnp.broadcast_to(expand(sigma, x), x.shape) if sigma.ndim == 1 else sigma
     z = normal(rng, x.shape, x.dtype)
     noisy = x + sigma * z
     c = contexts(noisy if noisy_context else x)

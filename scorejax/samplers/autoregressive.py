@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from scorejax.numerics import expand
 from scorejax.quadrature import NUM_CELLS, adaptive_table, quantile
 from scorejax.random import draw_rows, fold_in, normal, split
 from scorejax.typing import ContextsFn, HeadFn, PyTree, Sampled, Shape
@@ -186,7 +185,7 @@ def jacobi(
         i, x, sweeps, moves = carry
         new = to_value(quantiles(head, contexts(x), v, **options))
         # A row that is done stays: its sample does not depend on how long others take.
-        new = jnp.where(expand(moves, x), new, x)
+        new = jnp.where(moves.reshape(-1, *(1,) * (x.ndim - 1)), new, x)
         moved = jnp.max(jnp.abs(new - x).reshape(len(x), -1), axis=1) > tolerance
         return i + 1, new, jnp.where(moves, i + 1, sweeps), moved
 

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,21 +21,13 @@ from scorejax.likelihood import bits_per_dim
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.univariate import MixtureHead
 from scorejax.numerics import sum_except_batch
-from scorejax.objectives import composite as objectives
 from scorejax.random import Rng
 from scorejax.samplers import autoregressive as samplers
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.score_model.sampling import Draw
 from scorejax.systems.ar_csm import evaluation
-from scorejax.typing import Array, Batch, ContextsFn, HeadFn, PRNGKeyArray, Variables
-
-class Bound(NamedTuple):
-    """The network with its variables: contexts(x), and functions of (u, c) or (u, c, sigma)."""
-
-    contexts: ContextsFn
-    head: Callable[..., Array]
-    log_prob: Callable[..., Array]
-    cdf: Callable[..., Array]
+from scorejax.systems.ar_csm.objectives import Bound, Objective, causal_denoised, log_probs
+from scorejax.typing import Array, Batch, HeadFn, PRNGKeyArray, Variables
 
 
 class LangevinOptions(NamedTuple):
@@ -43,10 +35,6 @@ class LangevinOptions(NamedTuple):
 
     step_size: float
     num_steps: int
-
-
-Objective = Callable[[Bound, Rng, Array], Array]
-"""(bound network, rng, x (b, *d)) -> (b,)."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,6 +91,18 @@ class ConditionalModel:
         """The objective of each example without dropout, (b,)."""
         return self.objective(self.bind(variables), rng, x)
 
+    def denoised(self, variables: Variables, x: Array, sigma: Array) -> Array:
+        """The mean of each dimension given noisy values x (b, *d), noise sigma (b,), up to itself.
+
+        It is the causal estimate E[x_d | noisy x_1 .. x_d]; later dimensions are not used.
+        Raises: ValueError unless contexts are of noisy values.
+        """
+        if not self.noisy_context:
+            raise ValueError(
+                "denoising needs contexts of noisy values; train with noisy_context=True"
+            )
+        return causal_denoised(self.bind(variables), x, sigma)
+
     def conditionals(self, variables: Variables, x: Array) -> densities.Conditionals:
         """log p(x_d | x_<d), in nats, with an estimate of its error.
 
@@ -111,14 +111,12 @@ class ConditionalModel:
         bound, head = self.bind(variables), self.head(variables)
         c = bound.contexts(x)
         if self.closed_form:
-            exact = bound.log_prob(x, c)
-            if self.levels is not None:
-                exact = objectives.level_log_prob(bound.log_prob, bound.cdf, self.levels, x, c)
+            exact = log_probs(bound, self.levels, x, c)
             return densities.Conditionals(exact, jnp.zeros_like(exact))
         if self.levels is None:
             ends = {"low": self.low, "high": self.high, "num_cells": self.num_cells}
             return densities.conditional_log_probs(head, c, x, **ends)
-        bounds, margin = self.levels.bounds, self.levels.low - self.low
+        bounds, margin = self.levels.bounds, self.levels.bounds[0] - self.low
         level = self.levels.index(x)
         return densities.discrete_log_probs(head, c, level, bounds=bounds, margin=margin)
 

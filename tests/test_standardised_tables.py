@@ -136,7 +136,7 @@ def test_equal_pairs_are_the_chance_that_two_draws_are_equal():
 
 def test_values_that_repeat_are_refused_by_column_and_pass_dequantised():
     table = tables.load("wine", **STANDARDISED)
-    with pytest.raises(ValueError, match="'nonflavanoid_phenols' has .* 5 of 13.*dequantize=True"):
+    with pytest.raises(ValueError, match=r"'nonflavanoid_phenols' has .* 5 of 13.*dequantize=True"):
         require_continuous(table.train, table.columns)
     spread = tables.load("wine", preparation="standardised")
     require_continuous(spread.train, spread.columns)

@@ -71,15 +71,57 @@ def table(name: str) -> ConfigDict:
     return config
 
 
+def small_table(name: str) -> ConfigDict:
+    """A table of some hundred rows, which a network of the full size would learn by heart."""
+    config = table(name)
+    config.hidden, config.num_hidden, config.features = 32, 1, 8
+    config.head_hidden, config.num_components = 16, 3
+    config.data_noise = 0.1
+    config.batch_size = 128
+    config.num_train_steps = 1000
+    config.eval_every = config.save_every = 200
+    return config
+
+
 def images(dataset: str, image_size: int) -> ConfigDict:
     """Images whose contexts are of grey levels."""
     config = default()
     config.dataset, config.image_size, config.data_dir = dataset, image_size, ""
     config.centered, config.random_flip, config.uniform_dequantization = True, False, False
     config.objective = "denoising"
+    config.mixture_kind = "logistic"
+    config.eval_features, config.eval_matmul_precision = "", "highest"
     return config
 
 
+def pixelcnnpp(config: ConfigDict) -> ConfigDict:
+    """The trunk of PixelCNN++ in place of MADE; sizes for tiny images."""
+    config.model = "pixelcnnpp"
+    config.num_filters, config.num_blocks, config.num_resolutions = 32, 2, 1
+    config.dropout = 0.1
+    return config
+
+
+def noisy(config: ConfigDict) -> ConfigDict:
+    """Contexts of noisy values, to denoise; such a model draws no samples."""
+    config.objective, config.noisy_context = "denoising", True
+    return config
+
+
+def dequantised(config: ConfigDict) -> ConfigDict:
+    """Exact composite score matching of dequantised images, with a little noise."""
+    config.objective, config.uniform_dequantization = "csm", True
+    return config
+
+
+IMAGE_OBJECTIVES: dict[str, Edit] = {
+    "csm": dequantised,
+    "denoising": make_edit(objective="denoising"),
+    "noisy": noisy,
+    "mixture": make_edit(head="mixture", objective="likelihood"),
+}
+TRUNKS: dict[str, Edit] = {"made": unchanged, "pixelcnnpp": pixelcnnpp}
+OTHER_TRUNKS: dict[str, Edit] = {"pixelcnnpp": unchanged, "made": make_edit(model="made")}
 OBJECTIVES: dict[str, Edit] = {
     "csm": make_edit(objective="csm"),
     "denoising": make_edit(objective="denoising"),

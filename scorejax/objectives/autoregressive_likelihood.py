@@ -20,7 +20,7 @@ def level_log_prob(
     level: Int[Array, "b *d"],
     c: Float[Array, "b *d h"],
     *,
-    bounds: Float[np.ndarray, "l-1"],
+    bounds: Float[np.ndarray, "num"],
 ) -> Float[Array, "b *d"]:
     """Log-probability of a level: the density's integral between the bounds around it, in nats.
 

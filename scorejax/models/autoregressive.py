@@ -29,7 +29,7 @@ class AutoregressiveModel(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b *d"],
-        sigma: Array | None = None,
+        sigma: Array | float | None = None,
         condition: Float[Array, "b e"] | None = None,
     ) -> Float[Array, "b *d"]:
         return self.head(x, self.contexts(x, condition), sigma)
@@ -45,7 +45,7 @@ class AutoregressiveModel(nn.Module):
         return self.trunk.contexts(x, condition, dropout_rng=dropout_rng)
 
     def head(
-        self, u: Float[Array, "*n"], c: Float[Array, "*n h"], sigma: Array | None = None
+        self, u: Float[Array, "*n"], c: Float[Array, "*n h"], sigma: Array | float | None = None
     ) -> Float[Array, "*n"]:
         """Scores of the univariate conditionals at u."""
         return self.univariate(u, c, sigma)

@@ -10,6 +10,7 @@ Source: Germain et al. 2015, arXiv:1502.03509; residual layers after Nash & Durk
 arXiv:1904.05626.
 """
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from jaxtyping import Array, Float, Int
 
 from scorejax.choices import choose, require
 from scorejax.models.energy_resnet import ACTIVATIONS
-from scorejax.models.layers import fan_avg_uniform
 from scorejax.random import Rng
 
 
@@ -76,7 +76,9 @@ class MaskedTrunk(nn.Module):
         """Flat index into an example of the dimension at each position of the order."""
         order = np.arange(num_dims) if self.order is None else np.asarray(self.order)
         if len(order) != num_dims:
-            raise ValueError(f"order needs an entry for each of {num_dims} dimensions; got {order}")
+            raise ValueError(
+                f"order needs an entry for each of the {num_dims} dimensions; got {len(order)}"
+            )
         return order
 
     def __call__(self, x: Float[Array, "b *d"], condition: Array | None = None) -> Array:
@@ -160,24 +162,22 @@ class MaskedTrunk(nn.Module):
     @nn.compact
     def _weights(self, num_dims: int, condition: Array | None) -> MaskedWeights:
         if condition is None and self.has_variable("params", "condition_kernel"):
-            raise ValueError(
-                "this network was initialised with a condition and needs one; got None"
-            )
+            raise ValueError("condition needs an array, as in initialisation; got None")
         inputs, positions = np.arange(1, num_dims + 1), np.arange(num_dims)
         # Without a condition, units that see no dimension would be constants.
         units = hidden_degrees(self.hidden, int(condition is None), num_dims - 1)
 
         def kernel(name: str, below: np.ndarray, above: np.ndarray, *features: int) -> Array:
             shape = (len(below), len(above), *features)
-            return self.param(f"{name}_kernel", _scaled_normal(below, above), shape)
+            return jnp.asarray(self.param(f"{name}_kernel", _scaled_normal(below, above), shape))
 
         def bias(name: str, *shape: int) -> Array:
-            return self.param(f"{name}_bias", nn.initializers.zeros, shape)
+            return jnp.asarray(self.param(f"{name}_bias", nn.initializers.zeros, shape))
 
         condition_kernel = None
-        if condition is not None:
-            shape = (condition.shape[1], self.hidden)
-            condition_kernel = self.param("condition_kernel", fan_avg_uniform(), shape)
+        if condition is not None:  # whose entries all units may see
+            always = np.zeros(condition.shape[1], int)
+            condition_kernel = kernel("condition", always, units)
         return MaskedWeights(
             units,
             kernel("input", inputs, units),
@@ -220,10 +220,11 @@ def _scaled_normal(below: np.ndarray, above: np.ndarray) -> nn.initializers.Init
 
 def _permutation(order: Sequence[int]) -> tuple[int, ...]:
     """The order as a tuple. Raises: ValueError unless it has each of 0 .. len(order) - 1 once."""
-    order = tuple(np.asarray(order).tolist())
-    if set(order) != set(range(len(order))):
-        missing = sorted(set(range(len(order))) - set(order))
+    values = np.asarray(order).reshape(-1).tolist()
+    missing = set(range(len(values))) - set(values)
+    if missing:
+        last, got = len(values) - 1, reprlib.repr(values)
         raise ValueError(
-            f"order needs each of 0 .. {len(order) - 1} once; got {order} without {missing[0]}"
+            f"order needs each of 0 .. {last} once; got {got}: {min(missing)} is missing"
         )
-    return order
+    return tuple(map(int, values))

@@ -23,6 +23,7 @@ def default() -> ConfigDict:
 
     config.objective = "csm"  # denoising; likelihood, of mixtures
     config.data_noise = 0.0  # std of noise that csm adds to the data
+    config.weighted = True  # by the variance of each conditional; False: the paper's loss
     config.sigma_max, config.sigma_min, config.num_levels = 1.0, 0.05, 8
     config.noisy_context = False
     config.langevin_step = 0.5  # in units of sigma_min^2

@@ -40,7 +40,7 @@ HEAD_OPTIONS = {
     "mixture": ("num_components", "mixture_kind"),
 }
 OBJECTIVE_OPTIONS = {
-    "csm": ("data_noise",),
+    "csm": ("data_noise", "weighted"),
     "denoising": (
         "sigma_max", "sigma_min", "num_levels", "noisy_context", "langevin_step", "langevin_steps",
     ),
@@ -162,7 +162,7 @@ def objective(
     """The objective of a config. Raises: ValueError for an impossible value."""
     if config.objective == "csm":
         require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or positive")
-        return objectives.score_matching(config.data_noise)
+        return objectives.score_matching(config.data_noise, weighted=config.weighted)
     if sigmas is not None:
         return objectives.denoising(sigmas, noisy_context=config.noisy_context)
     if config.head != "mixture":

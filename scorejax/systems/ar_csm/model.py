@@ -78,6 +78,7 @@ class ConditionalModel:
             head=call("head"),
             log_prob=call("log_prob"),
             cdf=call("cdf"),
+            variance=call("variance"),
         )
 
     def head(self, variables: Variables) -> HeadFn:

@@ -34,12 +34,13 @@ def composite_score_matching(
 ) -> Float[Array, "b"]:
     """Sum over d of w_d (s_d^2 / 2 + ds_d / dx_d), with the context held in the derivative.
 
-    In expectation this is half the sum of E w_d (s_d - d/dx_d log p(x_d | x_<d))^2, up to a constant
-    of the data. One forward derivative gives all D terms, exactly. The head needs a second
-    derivative in u. Values that repeat in the data take the loss to minus infinity: dequantise them.
+    In expectation this is half the sum of E w_d (s_d - d/dx_d log p(x_d | x_<d))^2, up to a
+    constant of the data. One forward derivative gives all D terms, exactly. The head needs a second
+    derivative in u. Values that repeat in the data take the loss to minus infinity: dequantise
+    them.
 
-    `weight` maps contexts to positive w, 1 by default, held constant in gradients. A function of the
-    context alone does not move the minimiser. The variance of the conditional makes the terms
+    `weight` maps contexts to positive w, 1 by default, held constant in gradients. A function of
+    the context alone does not move the minimiser. The variance of the conditional makes the terms
     independent of the unit of x_d; without it the narrowest conditionals have all the weight.
     """
     x = real_data(x)

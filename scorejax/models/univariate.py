@@ -70,7 +70,8 @@ class ScoreHead(nn.Module):
         choose("activation", self.activation, SMOOTH)
 
     def setup(self) -> None:
-        self.mean, self.spread = dense(1, init_scale=0.0), dense(1, init_scale=0.0)
+        zero = lambda: dense(1, init_scale=0.0, name=None)  # named by its attribute
+        self.mean, self.spread = zero(), zero()
 
     def variance(self, c: Float[Array, "*m h"]) -> Float[Array, "*m"]:
         """The variance v in each context."""

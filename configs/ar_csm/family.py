@@ -66,9 +66,14 @@ def table(name: str) -> ConfigDict:
     config = default()
     config.dataset = name
     config.split_seed, config.held_out, config.dequantize = 0, 0.1, True
-    config.num_train_steps = 5000
+    config.num_hidden = 2
+    config.batch_size = 256
+    config.learning_rate, config.grad_clip = 2e-3, 1.0
+    config.ema_rate = 0.995
+    config.num_train_steps = 3000
     config.eval_every = config.save_every = 1000
     config.eval_examples = config.eval_bits_examples = 2000
+    config.best_metric = "loss"
     return config
 
 

@@ -58,7 +58,7 @@ class ScoreHead(nn.Module):
     num_frequencies: int = 0
     max_frequency: float = 1.0
     activation: str = "softplus"
-    min_variance: float = 1e-2
+    min_variance: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -66,7 +66,8 @@ def table(name: str) -> ConfigDict:
     config = default()
     config.dataset = name
     config.split_seed, config.held_out, config.dequantize = 0, 0.1, True
-    config.num_hidden = 2
+    config.hidden, config.num_hidden, config.features = 192, 2, 48
+    config.head_hidden = 96
     config.batch_size = 256
     config.learning_rate, config.grad_clip = 2e-3, 1.0
     config.ema_rate = 0.995

@@ -338,9 +338,11 @@ def test_what_cannot_be_is_refused_in_one_line(name, change, message):
 
 
 def test_what_a_model_has_not_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'kernel_exponential_family', cannot draw samples; .*edm"):
+    with pytest.raises(
+        ValueError, match=r"'kernel_exponential_family', cannot draw samples; .*edm"
+    ):
         systems.require(get_config("kernel_wine"), capabilities.DrawsSamples)
-    with pytest.raises(ValueError, match="'implicit_vae', cannot measure likelihoods; .*edm"):
+    with pytest.raises(ValueError, match=r"'implicit_vae', cannot measure likelihoods; .*edm"):
         systems.require(get_config("vae_digits"), capabilities.MeasuresDensity)
 
 

@@ -21,7 +21,15 @@ SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
     {"typing", "numerics", "random", "choices", "ode", "distances", "files", "report"},
-    {"sdes", "schedules", "parameterize", "preconditioning", "linear_operators", "energies"},
+    {
+        "sdes",
+        "schedules",
+        "parameterize",
+        "preconditioning",
+        "linear_operators",
+        "energies",
+        "quadrature",
+    },
     {
         "objectives",
         "samplers",

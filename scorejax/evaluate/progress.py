@@ -125,6 +125,24 @@ def chain_pictures(
     return metric
 
 
+def sample_pictures(
+    draw: Callable[[Any, Array], dict[str, Array]], num: int, *, batch_size: int
+) -> Metric:
+    """The picture "samples" of `num` draws, `batch_size` at a time.
+
+    draw(variables, keys (b,)) returns {"image": (b, h, w, c) in [0, 1], ...}.
+    """
+    stream = make_stream(lambda variables, rows: draw(variables, rows["rng"]))
+
+    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        from scorejax.evaluate import pictures  # Imported here: it takes a second.
+
+        drawn = joined(stream(variables, {"rng": row_keys(rng, num)}, batch_size))
+        return Evaluation({}, {"samples": pictures.image_grid(drawn["image"])})
+
+    return metric
+
+
 def summary(name: str, values: np.ndarray) -> dict[str, float]:
     """Mean of values (repeats, n), its standard error, and the number of non-finite values.
 

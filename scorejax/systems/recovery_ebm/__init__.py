@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import optax
 from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_keys, require_known
@@ -27,7 +26,7 @@ from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_le
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.systems.recovery_ebm.model import OBJECTIVES, LongChains, RecoveryModel
 from scorejax.systems.recovery_ebm.training import training_system
-from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config, cosine_decay
+from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
 
 NETWORK_OPTIONS = {
@@ -92,22 +91,11 @@ def make_model(config: ConfigDict) -> RecoveryModel:
         num_chain_steps=config.num_chain_steps,
         noise_scale=config.noise_scale,
         energy_band=config.energy_band,
-        tx=optimiser(config),
+        tx=decaying_adam_from_config(config),
         eval_options=EvaluationOptions.from_config(config),
         long_chains=LongChains(config.eval_chain_steps, config.eval_chains),
         truth=toy_distribution(config.dataset) if config.dataset in TOYS else None,
     )
-
-
-def optimiser(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam; with `cosine_decay` its rate falls to 0 at the last step. Raises: ValueError."""
-    adam = adam_from_config(config)
-    if not config.cosine_decay:
-        return adam
-    # A run that ends while it warms up does not decay.
-    warmup = min(config.get("warmup", 0), config.num_train_steps - 1)
-    decay = cosine_decay(config.num_train_steps, warmup=warmup)
-    return optax.chain(adam, optax.scale_by_schedule(decay))
 
 
 def make_ladder(config: Mapping[str, Any]) -> RecoveryLevels:

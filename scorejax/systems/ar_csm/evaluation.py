@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of univariate conditional scores: held-out loss, exact densities, samples, denoising."""
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scorejax.data.view import ImageView
+from scorejax.evaluate import progress
+from scorejax.evaluate.chunks import joined, make_stream
+from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.numerics import sum_except_batch
+from scorejax.report import Evaluation
+from scorejax.score_model.evaluation import frechet_distance
+from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
+
+if TYPE_CHECKING:
+    from scorejax.systems.ar_csm.model import ConditionalModel
+
+NUM_SHOWN = 128
+"""Points along each side of a picture of a density."""
+
+
+def metrics(model: "ConditionalModel") -> Metrics:
+    """By name: "loss"; "bits_per_dim" of images, "log_prob" of vectors; "samples" and "frechet" of
+    images; "divergence" of points of the plane.
+
+    Those whose number of examples in `model.eval_options` is 0 are left out. Models with contexts
+    of noisy values have the loss alone.
+    """
+    options, data = model.eval_options, model.data
+    at_once = {"batch_size": options.examples_at_once}
+    pictured = isinstance(data, ImageView)
+
+    @functools.cache
+    def held_out() -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(0)
+        batches = data.held_out_batches(rng, options.eval_examples, options.batch_size)
+        x = np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
+        return x, data.density_examples(rng, options.eval_bits_examples)
+
+    def loss() -> Metric:
+        return progress.held_out_loss(model.losses, held_out()[0], field=data.field, **at_once)
+
+    def density(name: str) -> Metric:
+        named = {"names": [name, "error"], "field": data.field}
+        return progress.held_out_density(model.likelihood(), held_out()[1], **named, **at_once)
+
+    def samples() -> Metric:
+        return progress.sample_pictures(model.sampler(), options.eval_samples, **at_once)
+
+    builders: Metrics = {"loss": loss}
+    if model.noisy_context:
+        return builders
+    if options.eval_bits_examples:
+        name = "bits_per_dim" if pictured else "log_prob"
+        builders[name] = functools.partial(density, name)
+    if pictured and options.eval_samples:
+        builders["samples"] = samples
+    if pictured and options.eval_frechet_samples:
+        builders["frechet"] = lambda: frechet_distance(model.sampler(), data, options)
+    if model.truth is not None:
+        builders["divergence"] = lambda: plane_divergence(model)
+    return builders
+
+
+def plane_divergence(model: "ConditionalModel") -> Metric:
+    """KL(truth || model) in nats over held-out draws, with a picture of both densities.
+
+    Draws and truth have the noise of the model's smallest level.
+    """
+    from scorejax.evaluate import plane
+
+    options, sigma = model.eval_options, model.sigma or 0.0
+    truth, limit = model.truth.noised(1.0, sigma), max(-model.low, model.high)
+    rng = np.random.default_rng(0)
+    x = model.data.density_examples(rng, options.eval_examples)
+    x = x + np.float32(sigma) * rng.standard_normal(x.shape, dtype=np.float32)
+
+    def log_prob(variables: Variables, x: Array) -> Array:
+        return sum_except_batch(model.conditionals(variables, x).log_prob)
+
+    def measure(variables: Variables, rows: Batch) -> dict[str, Array]:
+        return {"difference": truth.log_prob(rows["x"]) - log_prob(variables, rows["x"])}
+
+    stream = make_stream(measure)
+    true_grid = plane.grid_log_prob(truth.log_prob, limit=limit, num=NUM_SHOWN)
+
+    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
+        rows = joined(stream(variables, {"x": x}, options.examples_at_once))
+        scalars = progress.summary("divergence", rows["difference"][None])
+        at = functools.partial(log_prob, variables)
+        grids = {"truth": true_grid, "model": plane.grid_log_prob(at, limit=limit, num=NUM_SHOWN)}
+        return Evaluation(scalars, {"density": plane.plane_picture(grids, limit=limit)})
+
+    return metric

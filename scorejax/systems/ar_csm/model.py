@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A univariate score for each dimension, and the densities and samples that follow from them."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from scorejax.choices import choose
+from scorejax.data.grey_levels import GreyLevels
+from scorejax.data.toy import PlaneDistribution
+from scorejax.data.view import DataView, ImageView
+from scorejax.density import autoregressive as densities
+from scorejax.evaluate.progress import Metrics
+from scorejax.likelihood import bits_per_dim
+from scorejax.models.autoregressive import AutoregressiveModel
+from scorejax.models.univariate import MixtureHead
+from scorejax.numerics import sum_except_batch
+from scorejax.random import Rng
+from scorejax.samplers import autoregressive as samplers
+from scorejax.score_model.options import EvaluationOptions
+from scorejax.score_model.sampling import Draw
+from scorejax.systems.ar_csm import evaluation
+from scorejax.systems.ar_csm.objectives import Bound, Objective, causal_denoised, log_probs
+from scorejax.typing import Array, Batch, HeadFn, PRNGKeyArray, Variables
+
+
+class LangevinOptions(NamedTuple):
+    """The step size in units of the smallest sigma squared, and the steps at each level."""
+
+    step_size: float
+    num_steps: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConditionalModel:
+    """Scores of univariate conditionals, by one network: a trunk for contexts, and a head."""
+
+    data: DataView
+    network: AutoregressiveModel
+    objective: Objective
+    sigmas: np.ndarray | None
+    """Descending noise levels that the head was trained at; None: without noise."""
+    noisy_context: bool
+    """Whether contexts were trained on noisy values, as for denoising."""
+    levels: GreyLevels | None
+    """The grey levels of images whose contexts are discrete; None for continuous data."""
+    low: float
+    high: float
+    """The range of the quadrature."""
+    num_cells: int
+    langevin: LangevinOptions
+    tx: optax.GradientTransformation
+    eval_options: EvaluationOptions
+    truth: PlaneDistribution | None = None
+    """The distribution of the data, where it is known."""
+
+    @property
+    def sigma(self) -> float | None:
+        """Noise of the data whose density the model has; None: no noise."""
+        return None if self.sigmas is None else float(self.sigmas[-1])
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether conditionals have a density without quadrature: those of noiseless mixtures."""
+        return self.sigma is None and isinstance(self.network.univariate, MixtureHead)
+
+    def bind(self, variables: Variables, dropout_rng: Rng | None = None) -> Bound:
+        """The network with these variables, and with dropout if there is a key."""
+        call = functools.partial(apply, self.network, variables)
+        return Bound(
+            contexts=functools.partial(call("contexts"), dropout_rng=dropout_rng),
+            head=call("head"),
+            log_prob=call("log_prob"),
+            cdf=call("cdf"),
+        )
+
+    def head(self, variables: Variables) -> HeadFn:
+        """The head at the smallest noise level."""
+        head = apply(self.network, variables, "head")
+        if self.sigma is None:
+            return head
+        return lambda u, c: head(u, c, jnp.asarray(self.sigma, u.dtype))
+
+    def losses(self, variables: Variables, rng: Rng, x: Array) -> Array:
+        """The objective of each example without dropout, (b,)."""
+        return self.objective(self.bind(variables), rng, x)
+
+    def denoised(self, variables: Variables, x: Array, sigma: Array) -> Array:
+        """The mean of each dimension given noisy values x (b, *d), noise sigma (b,), up to itself.
+
+        It is the causal estimate E[x_d | noisy x_1 .. x_d]; later dimensions are not used.
+        Raises: ValueError unless contexts are of noisy values.
+        """
+        if not self.noisy_context:
+            raise ValueError(
+                "denoising needs contexts of noisy values; train with noisy_context=True"
+            )
+        return causal_denoised(self.bind(variables), x, sigma)
+
+    def conditionals(self, variables: Variables, x: Array) -> densities.Conditionals:
+        """log p(x_d | x_<d), in nats, with an estimate of its error.
+
+        A probability for x (b, h, w, c) that are values of grey levels, else a density.
+        """
+        bound, head = self.bind(variables), self.head(variables)
+        c = bound.contexts(x)
+        if self.closed_form:
+            exact = log_probs(bound, self.levels, x, c)
+            return densities.Conditionals(exact, jnp.zeros_like(exact))
+        if self.levels is None:
+            ends = {"low": self.low, "high": self.high, "num_cells": self.num_cells}
+            return densities.conditional_log_probs(head, c, x, **ends)
+        bounds, margin = self.levels.bounds, self.levels.bounds[0] - self.low
+        level = self.levels.index(x)
+        return densities.discrete_log_probs(head, c, level, bounds=bounds, margin=margin)
+
+    def likelihood(self, *, exact: bool = False) -> Callable:
+        """measure(variables, {"image" or "x", "rng"}) -> log_prob (b,) in nats, error (b,), nfe.
+
+        Images are as `ImageView.dequantized` returns them and have "bits_per_dim" (b,) too. If
+        contexts are of grey levels, log_prob is the probability of the levels. `exact` changes
+        nothing: a quadrature is exact up to `error`.
+        """
+        del exact
+        data, dim = self.data, math.prod(self.data.shape)
+
+        def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
+            x = batch[data.field]
+            if self.levels is not None:
+                x = self.levels.value(self.levels.of_dequantized(x))
+            terms = self.conditionals(variables, x)
+            log_prob = sum_except_batch(terms.log_prob)
+            measured = {"log_prob": log_prob, "error": sum_except_batch(terms.error)}
+            measured["nfe"] = jnp.ones(len(log_prob), jnp.int32)
+            if self.levels is not None:
+                measured["bits_per_dim"] = -log_prob / (dim * math.log(2))
+            elif isinstance(data, ImageView):
+                units = {"levels": data.levels, "data_range": data.data_range}
+                measured["bits_per_dim"] = bits_per_dim(log_prob, dim, **units)
+            return measured
+
+        return measure
+
+    def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Draw:
+        """draw(variables, keys (b,)) -> {"image" in [0, 1], not clipped, or "x", and "nfe"}.
+
+        "inverse_cdf" (the default) and "jacobi" draw the same samples; `num_steps` is the number of
+        Langevin steps at each level, for "langevin". "nfe" counts evaluations of the head at one
+        value of one dimension, and "jacobi" adds "sweeps" (b,).
+        Raises: ValueError for an unknown sampler, "langevin" without noise levels, contexts of
+        noisy values, or steps where there are none.
+        """
+        make = choose("sampler", name or "inverse_cdf", SAMPLERS)
+        if self.noisy_context:
+            raise ValueError(
+                "contexts of noisy values serve to denoise; samples need noisy_context=False"
+            )
+        if nfe or (num_steps and name != "langevin"):
+            given = f"nfe={nfe}" if nfe else f"num_steps={num_steps}"
+            fixed = f"the sampler {name or 'inverse_cdf'!r} has a fixed number of evaluations"
+            raise ValueError(f"{fixed}; leave out {given}")
+        return make(self, num_steps) if name == "langevin" else make(self)
+
+    def to_output(self, x: Array, nfe: Array) -> dict[str, Array]:
+        """Samples in the units of the data."""
+        return {self.data.field: self.data.to_data(x), "nfe": nfe}
+
+    def metrics(self) -> Metrics:
+        """See `evaluation.metrics`."""
+        return evaluation.metrics(self)
+
+
+def apply(network: AutoregressiveModel, variables: Variables, method: str) -> Callable[..., Array]:
+    """A method of the network with these variables."""
+    params, state = variables
+    return functools.partial(network.apply, {"params": params, **state}, method=method)
+
+
+def by_inverse_cdf(model: ConditionalModel) -> Draw:
+    """Draws one dimension after another by the inverse of its distribution function."""
+    options = {"low": model.low, "high": model.high, "num_cells": model.num_cells}
+    invert = lambda variables: samplers.inverse_cdf(model.head(variables), **options)
+    return _ancestral(model, invert, 4 * model.num_cells)
+
+
+def by_langevin(model: ConditionalModel, num_steps: int = 0) -> Draw:
+    """Draws one dimension after another by annealed Langevin dynamics."""
+    if model.sigmas is None:
+        raise ValueError("the sampler 'langevin' needs noise levels: objective='denoising'")
+    each = num_steps or model.langevin.num_steps
+    options = {"step_size": model.langevin.step_size * model.sigma**2, "steps_per_level": each}
+    options |= {"sigmas": model.sigmas, "low": model.low, "high": model.high}
+
+    def move(variables: Variables) -> samplers.Draw:
+        return samplers.langevin(apply(model.network, variables, "head"), **options)
+
+    samplers.langevin(lambda u, c, sigma: -u, **options)  # Refuses what cannot be.
+    return _ancestral(model, move, len(model.sigmas) * each + 1)
+
+
+def by_jacobi(model: ConditionalModel) -> Draw:
+    """Draws all dimensions at once, again and again until they stay."""
+    options = {"low": model.low, "high": model.high, "num_cells": model.num_cells}
+    dim = math.prod(model.data.shape)
+    options["order"] = model.network.dimension_order(dim)
+
+    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
+        bound, shape = model.bind(variables), (len(rngs), *model.data.shape)
+        drawn = samplers.jacobi(
+            rngs, model.head(variables), bound.contexts, shape, to_value=_to_value(model), **options
+        )
+        nfe = drawn.sweeps * dim * 4 * model.num_cells
+        return model.to_output(drawn.x, nfe) | {"sweeps": drawn.sweeps}
+
+    return draw
+
+
+SAMPLERS = {"inverse_cdf": by_inverse_cdf, "langevin": by_langevin, "jacobi": by_jacobi}
+
+
+def _ancestral(
+    model: ConditionalModel, make_draw: Callable[[Variables], samplers.Draw], calls: int
+) -> Draw:
+    order = model.network.dimension_order(math.prod(model.data.shape))
+    to_value = _to_value(model)
+
+    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
+        one, shape = make_draw(variables), (len(rngs), *model.data.shape)
+        cache = apply(model.network, variables, "empty")(jnp.zeros(shape))
+        x, nfe = samplers.ancestral(
+            rngs,
+            lambda keys, c: to_value(one(keys, c)),
+            apply(model.network, variables, "advance"),
+            cache,
+            shape,
+            order=order,
+            calls_per_draw=calls,
+        )
+        return model.to_output(x, jnp.full(len(rngs), nfe))
+
+    return draw
+
+
+def _to_value(model: ConditionalModel) -> Callable[[Array], Array]:
+    """Rounds to grey levels where contexts are of grey levels."""
+    return (lambda u: u) if model.levels is None else model.levels.nearest

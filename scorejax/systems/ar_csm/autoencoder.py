@@ -24,7 +24,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scorejax.autoencoder import Apply, Autoencoder, Codes, Entropy, cross_entropy, learned_score
-from scorejax.choices import choose, require, require_known
+from scorejax.choices import choose, require, require_keys, require_known
 from scorejax.data.view import VIEW_OPTIONS, ImageView
 from scorejax.density.marginal_likelihood import annealed_marginal
 from scorejax.evaluate import progress
@@ -71,6 +71,7 @@ def build(config: ConfigDict) -> System:
 
 def make_model(config: ConfigDict) -> "BinaryVAE":
     """The model of a config. Raises: ValueError for an impossible value."""
+    require_keys(config, KEYS)
     grey = ("centered", "uniform_dequantization")
     require(config, grey, lambda v: v is False, "to be False: grey is the probability of white")
     counts = (*NETWORK_OPTIONS, "eval_samples", "eval_likelihoods", "eval_chains", "eval_leapfrogs")

@@ -90,6 +90,22 @@ def test_scores_from_particles_give_the_entropy_gradient_of_every_image(estimato
     np.testing.assert_allclose(found, -2.0, rtol=bound)
 
 
+def test_a_critic_sees_codes_in_units_of_the_encoder_which_are_constants_to_it():
+    # Of codes z = shift + scale noise the critic sees w = (z - mean) / deviation, which depends on
+    # neither: the mean of opposite draws is the shift. Only z moves with the scale, dw = w / scale.
+    def seen(shift, scale):
+        apply = lambda x, noise, method: shift + scale * noise
+        codes = Codes(IMAGES, NOISE, shift + scale * NOISE)
+        critic = lambda apply, rng, codes: {"seen": codes.z}
+        return autoencoder.standardised(critic)(apply, jax.random.key(0), codes)["seen"]
+
+    at = jax.jit(lambda shift, scale: jax.jvp(lambda s: seen(shift, s), (scale,), (1.0,)))
+    (far, slope), (near, _) = at(100.0, 4.0), at(0.0, 1.0)
+    # 100 in single precision is known to 1e-5, of deviations of four; MIN_DEVIATION is 1e-3.
+    np.testing.assert_allclose(far, near, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(slope, far / 4.0, rtol=1e-3, atol=1e-4)
+
+
 def test_the_likelihood_of_a_linear_decoder_is_its_closed_form():
     # x = W z + s noise: N(0, W W^T + s^2 I), posterior deviations of about s. Within four of the
     # errors that it states, and these are small.

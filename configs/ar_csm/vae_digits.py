@@ -5,8 +5,8 @@ Paper     Meng et al. 2020, arXiv:2010.12810, Section 5 (which has MNIST; sizes 
 Command   python -m launch.train --workdir=runs/new \\
               --config=configs/ar_csm/vae_digits.py
           variants: an estimator of the entropy gradient, :csm (the default), :ssm_vr, :stein,
-          :spectral, :exact; an encoder, :triangular (the default), :mlp; a size, :full (the
-          default), :debug
+          :spectral, :exact; an encoder, :triangular (the default), :mlp; codes as the critic
+          sees them, :standardized (the default), :raw; a size, :full (the default), :debug
 Expected  log_prob of -22 to -21 nats, by annealed importance sampling
 Hardware  2 CPU cores: some minutes
 """
@@ -20,6 +20,10 @@ ESTIMATORS = {
     for name in ("csm", "ssm_vr", "stein", "spectral", "exact")
 }
 ENCODERS = {name: variants.make_edit(encoder=name) for name in ("triangular", "mlp")}
+CODES = {
+    "standardized": variants.make_edit(standardize_codes=True),
+    "raw": variants.make_edit(standardize_codes=False),
+}
 SIZES = {
     "full": variants.unchanged,
     "debug": variants.make_edit(
@@ -64,4 +68,4 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_likelihoods = 256  # test images
     config.eval_chains, config.eval_temperatures, config.eval_leapfrogs = 16, 100, 5
     config.best_metric, config.best_mode = "log_prob", "max"
-    return variants.apply(config, variant, ESTIMATORS, ENCODERS, SIZES)
+    return variants.apply(config, variant, ESTIMATORS, ENCODERS, CODES, SIZES)

@@ -3,13 +3,16 @@
 
 A causal trunk (MADE or PixelCNN++) gives each dimension a context, and a head the score of the
 dimension in it. The objective is exact (`csm`), by denoising (`denoising`), or, for the paper's
-baseline on the same trunk, the likelihood of normalised mixtures (`likelihood`).
+baseline on the same trunk, the likelihood of normalised mixtures (`likelihood`). The model
+"implicit_vae" is an experiment of its own, see `autoencoder`.
 
 Source: Meng et al. 2020, arXiv:2010.12810.
 """
 
 import math
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,8 @@ from scorejax.models.univariate import MixtureHead, ScoreHead
 from scorejax.quadrature import MIN_CELLS
 from scorejax.schedules import geometric_sigmas
 from scorejax.score_model.options import EvaluationOptions
-from scorejax.systems.ar_csm import objectives, training
+from scorejax.systems.ar_csm import autoencoder, objectives, training
+from scorejax.systems.ar_csm.autoencoder import BinaryVAE
 from scorejax.systems.ar_csm.model import ConditionalModel, LangevinOptions
 from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
@@ -65,13 +69,22 @@ TAIL = 8.0
 """Standard deviations of a noiseless Gaussian beyond the data that the quadrature covers."""
 
 
+def experiment(config: ConfigDict) -> ModuleType:
+    """The module that reads a config: `autoencoder`, or this one."""
+    return autoencoder if config.get("model") == "implicit_vae" else sys.modules[__name__]
+
+
 def build(config: ConfigDict) -> System:
     """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
+    if experiment(config) is autoencoder:
+        return autoencoder.build(config)
     return training.training_system(make_model(config), config)
 
 
-def make_model(config: ConfigDict) -> ConditionalModel:
+def make_model(config: ConfigDict) -> ConditionalModel | BinaryVAE:
     """The model of a config; reads a table. Raises: ValueError for an impossible value."""
+    if experiment(config) is autoencoder:
+        return autoencoder.make_model(config)
     require_keys(config, KEYS)
     require_keys(config, choose("objective", config.objective, OBJECTIVE_OPTIONS))
     require(config, ("num_cells",), lambda v: v >= MIN_CELLS, f"to be at least {MIN_CELLS}")

@@ -42,7 +42,7 @@ def advance_through(net, variables, x, condition=None):
         return net.apply(variables, cache, seen, position, condition, method="advance")
 
     cache = net.apply(variables, x, method="empty")
-    c = lax.scan(step, cache, jnp.arange(net.order.size))[1]
+    c = lax.scan(step, cache, jnp.arange(math.prod(x.shape[1:])))[1]
     return jnp.moveaxis(c, 0, 1).reshape(*x.shape, -1)
 
 
@@ -58,7 +58,7 @@ def test_the_cache_is_exact_and_contexts_are_causal(x64, num_resolutions, shape)
     # In double precision; the contexts are of order 1 to 10, the sums of some hundred terms.
     condition = images((2,), seed=2)
     net, variables = network(num_resolutions, shape, condition[:1])
-    x, size = images(shape), net.order.size
+    x, size = images(shape), math.prod(shape)
 
     @jax.jit
     def run(x, condition):
@@ -86,7 +86,7 @@ def test_sampling_all_pixels_costs_one_pass():
     program = jax.make_jaxpr(advance)(variables, cache, x, jnp.int32(0))
     unknown = [None] * (len(program.in_avals) - 1)
     count = lambda position: multiplications(program, [*unknown, jnp.int32(position)])
-    advanced = sum(count(position) for position in net.order)
+    advanced = sum(count(position) for position in range(math.prod(net.shape)))
 
     def whole(net):
         x = jax.ShapeDtypeStruct((batch, *net.shape), float)

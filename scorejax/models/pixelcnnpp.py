@@ -60,10 +60,9 @@ class PixelCNNPP(nn.Module):
         require(vars(self), ("dropout",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
         require_sides(self.shape, self.num_resolutions)
 
-    @property
-    def order(self) -> Int[np.ndarray, "D"]:
-        """Flat index into an example of each position in the order: raster order."""
-        return np.arange(math.prod(self.shape))
+    def dimension_order(self, num_dims: int) -> Int[np.ndarray, "d"]:
+        """Flat index into an image of each position in the order: raster order."""
+        return np.arange(num_dims)
 
     def setup(self) -> None:
         stream = (self.num_blocks, self.num_resolutions, self.dropout, self.dtype)

@@ -25,6 +25,7 @@ from scorejax.data.toy import TOYS, toy_distribution, toy_view
 from scorejax.data.view import VIEW_OPTIONS, DataView, ImageView
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.masked_ar import MaskedTrunk
+from scorejax.models.pixelcnnpp import PixelCNNPP
 from scorejax.models.univariate import MixtureHead, ScoreHead
 from scorejax.quadrature import MIN_CELLS
 from scorejax.schedules import geometric_sigmas
@@ -194,7 +195,10 @@ def langevin_options(config: ConfigDict) -> LangevinOptions:
 
 def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
     """The network of a config. Raises: ValueError unless it suits the data."""
-    require_keys(config, choose("model", config.model, TRUNK_OPTIONS))
+    options = choose("model", config.model, TRUNK_OPTIONS)
+    if config.model != "made" and len(data.shape) != 3:
+        raise ValueError(f"examples of shape {data.shape} need model='made'; got {config.model!r}")
+    require_keys(config, options)
     require_keys(config, choose("head", config.head, HEAD_OPTIONS))
     if config.head == "mixture":
         head = MixtureHead(config.num_components, config.mixture_kind)
@@ -209,16 +213,12 @@ def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
 
 
 def trunk(config: Mapping[str, Any], data: DataView) -> Any:
-    """The causal trunk of a config. Raises: ValueError unless it suits the data."""
+    """The causal trunk of a config. Raises: ValueError for an impossible size."""
     if config["model"] == "made":
         order = None
         if config["order_seed"]:
             rng = np.random.default_rng(config["order_seed"])
             order = rng.permutation(math.prod(data.shape))
         return MaskedTrunk(config["hidden"], config["num_hidden"], config["features"], order)
-    if len(data.shape) != 3:
-        raise ValueError(f"examples of shape {data.shape} need model='made'; got 'pixelcnnpp'")
-    from scorejax.models.pixelcnnpp import PixelCNNPP
-
-    names = ("num_filters", "num_blocks", "num_resolutions", "dropout", "features")
-    return PixelCNNPP(**{name: config[name] for name in names})
+    names = ("num_filters", "num_blocks", "num_resolutions", "features", "dropout")
+    return PixelCNNPP(data.shape, **{name: config[name] for name in names})

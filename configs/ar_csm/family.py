@@ -106,7 +106,7 @@ def pixelcnnpp(config: ConfigDict) -> ConfigDict:
     """The trunk of PixelCNN++ in place of MADE; sizes for tiny images."""
     config.model = "pixelcnnpp"
     config.num_filters, config.num_blocks, config.num_resolutions = 32, 2, 1
-    config.dropout = 0.1
+    config.dropout = 0.3
     return config
 
 

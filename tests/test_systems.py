@@ -37,6 +37,7 @@ TABLE = {
     "fd_score_matching-energy": ("configs.fd_score_matching.energy_digits", "debug"),
     "fd_score_matching-vae": ("configs.fd_score_matching.vae_digits", "debug"),
     "fd_score_matching-kernel": ("configs.fd_score_matching.kernel_wine", "debug"),
+    "ar_csm-vae": ("configs.ar_csm.vae_digits", "debug"),
     "bionet": ("configs.bionet.nuclei", "t2,debug"),
     "recovery_ebm-images": ("configs.recovery_ebm.digits", "debug"),
     "recovery_ebm-plane": ("configs.recovery_ebm.rings", "debug"),

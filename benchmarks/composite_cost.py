@@ -51,8 +51,8 @@ from scorejax.objectives.finite_difference import fd_sliced
 
 BATCH, HIDDEN, FEATURES, HEAD_HIDDEN = 64, 1024, 8, 32
 CORRELATION, SIGMA, LEARNING_RATE = 0.9, 0.3, 1e-3
-LARGEST_IN_TURNS, MAX_MEGABYTES = 64, 8000
-"""SM of more dimensions has one call outside the turns, or none if it takes more memory."""
+LARGEST_IN_TURNS, LARGEST_SPREAD, MAX_MEGABYTES = 64, 16, 8000
+"""Of SM: beyond, it has one call outside the turns, no spread, and no call at all."""
 Objective = Callable[[Callable, jax.Array, jax.Array], jax.Array]
 """(the network's methods by name, rng, x (b, d)) -> (b,)."""
 
@@ -174,14 +174,17 @@ def spread(gradients: Iterable[Any]) -> float:
     return math.sqrt(statistics.mean(steps) / mean) if mean > 0 else math.inf
 
 
-def spreads(gradient: Gradient, params: Any, dim: int, num: int) -> tuple[float, float]:
-    """Over keys with the same data, and over batches and keys."""
+def spreads(gradient: Gradient, params: Any, dim: int, num: int) -> str:
+    """Over keys with the same data, and over batches and keys; the share of the former in it."""
     keys = jax.random.split(jax.random.key(2), num)
     x = draw(jax.random.key(3), dim)
     fixed = spread(gradient.compiled(params, key, x) for key in keys)
     fresh = (draw(key, dim) for key in jax.random.split(jax.random.key(4), num))
     both = spread(gradient.compiled(params, key, x) for key, x in zip(keys, fresh, strict=True))
-    return fixed, both
+    # With k and t the two spreads and b that of means over keys: t^2 = b^2 + k^2 (1 + b^2), since a
+    # batch's mean over keys has 1 + b^2 times the squared norm of the mean over all.
+    share = (1 - (both**2 - fixed**2) / (1 + fixed**2) / both**2) if both < math.inf else math.nan
+    return f"spread {fixed:.3g} over keys, {both:.3g} over batches and keys ({share:.0%} by keys)"
 
 
 def seconds(turns: dict[str, Gradient], dim: int, rounds: int) -> timing.Times:
@@ -216,10 +219,9 @@ def measure(dim: int, rounds: int, updates: int, num_keys: int) -> None:
             if taken:
                 ratio = timing.ratio(taken, times[reference])
                 cost = f"{statistics.median(taken):8.4f} s  {ratio:>24}"
-            if name != reference and (name != "SM" or dim <= LARGEST_IN_TURNS):
+            if name != reference and (name != "SM" or dim <= LARGEST_SPREAD):
                 noise = spreads(turn, after, dim, num_keys)
-                noise = "  spread {:.3g} over keys, {:.3g} over batches".format(*noise)
-            print(f"{name:28}  {cost}  {turn.megabytes:8.1f} MB{noise}", flush=True)
+            print(f"{name:28}  {cost}  {turn.megabytes:8.1f} MB  {noise}", flush=True)
 
 
 def main() -> None:

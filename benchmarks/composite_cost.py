@@ -43,9 +43,9 @@ Spread over keys, of 32 gradients, and the share of the total variance that keys
 
 So the derivative in CSM costs a tenth to a fifth of a pass at every d, without any projection. In
 seconds it saves little or nothing beside SSM: a MADE with 8 d outputs and a head for each dimension
-is itself up to eight times as slow as the energy, and takes up to 50 times its temporaries. CSM is
-faster than FD-SSM up to 64 dimensions and 3.7 times slower at 1024. The norm of the mean gradient
-falls as training goes on, so that spreads of different objectives do not compare; shares do.
+is itself up to 7.5 times as slow as the energy, with up to 50 times its temporaries. CSM is faster
+than FD-SSM up to 64 dimensions and 3.7 times slower at 1024. The norm of the mean gradient falls as
+training goes on, so that spreads of different objectives do not compare; shares do.
 """
 
 # ruff: noqa: E402  (the libraries read these settings as they start)

@@ -66,7 +66,7 @@ def table(name: str) -> ConfigDict:
     config = default()
     config.dataset = name
     config.split_seed, config.held_out, config.dequantize = 0, 0.1, True
-    config.data_noise = 0.02
+    config.data_noise = 0.05
     config.hidden, config.num_hidden, config.features = 192, 2, 48
     config.head_hidden = 96
     config.batch_size = 256

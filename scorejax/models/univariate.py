@@ -59,7 +59,6 @@ class ScoreHead(nn.Module):
     max_frequency: float = 1.0
     activation: str = "softplus"
     min_variance: float = 1e-3
-    degrees_of_freedom: float = math.inf
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,7 +67,6 @@ class ScoreHead(nn.Module):
         require(values, ("num_frequencies",), lambda v: v >= 0, "to be at least 0")
         require(values, ("max_frequency",), lambda v: 0 < v < math.inf, "to be a positive number")
         require(values, ("min_variance",), lambda v: 0 < v < 1, "to lie in (0, 1)")
-        require(values, ("degrees_of_freedom",), lambda v: v > 2, "to be above 2, or inf")
         choose("activation", self.activation, SMOOTH)
 
     def setup(self) -> None:
@@ -89,10 +87,9 @@ class ScoreHead(nn.Module):
         scale = jnp.sqrt(variance if sigma is None else variance + sigma**2)
         z = (u - mean) / scale
         r = self._perceptron(u, z, c, sigma)
-        slower = 1 / (1 + z**2 / self.degrees_of_freedom)
         if sigma is None:
-            return slower * (r - z) / scale
-        return slower * (r * jnp.sqrt(variance) / (sigma * scale) - z / scale)
+            return (r - z) / scale
+        return r * jnp.sqrt(variance) / (sigma * scale) - z / scale
 
     def _perceptron(self, u: Array, z: Array, c: Array, sigma: Array | None) -> Array:
         linear = lambda name: Dense(

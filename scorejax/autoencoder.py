@@ -103,7 +103,7 @@ class Autoencoder:
         return functools.partial(self.network.apply, {"params": params})
 
     def observed(self, rng: Rng, images: Array) -> Array:
-        """What the network sees of images in [0, 1]; observed again it stays the same."""
+        """Images in [0, 1] as the network sees them; observed again they stay the same."""
         return images
 
     def losses(self, params: Params, rng: Rng, images: Array) -> dict[str, Array]:

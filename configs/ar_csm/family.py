@@ -7,7 +7,7 @@ from configs.variants import Edit, make_edit, unchanged
 
 
 def default() -> ConfigDict:
-    """What all experiments share: training, evaluation, a MADE trunk and a score head."""
+    """Settings that all experiments share: training, evaluation, a MADE trunk, a score head."""
     config = ConfigDict()
     config.system = "ar_csm"
     config.seed = 42

@@ -213,7 +213,7 @@ class BinaryVAE(Autoencoder):
         return {"elbo": -sum(losses.values())}
 
     def metrics(self) -> Metrics:
-        """Those of any autoencoder, and the likelihood of test images, in nats.
+        """Metrics of any autoencoder, and the likelihood of test images, in nats.
 
         A triangular encoder has a bound of it too, so that the difference is its own divergence.
         """

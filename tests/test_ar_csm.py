@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from configs.ar_csm import digits, eight_gaussians, wine
+from configs.ar_csm import cifar10, digits, eight_gaussians, wine
 from scorejax import systems
 from scorejax.capabilities import DrawsSamples, IsEvaluated, MeasuresDensity
 from scorejax.data.grey_levels import GreyLevels
@@ -149,6 +149,17 @@ def test_the_likelihood_of_images_is_that_of_their_grey_levels():
     terms = model.conditionals(variables, jnp.asarray(x, jnp.float32))
     # One program compiled as a whole, the other in parts.
     np.testing.assert_allclose(sum_except_batch(terms.log_prob), measured[0]["log_prob"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["", pytest.param("mixture", marks=pytest.mark.slow), "noisy"])
+def test_the_network_of_cifar10_in_full_takes_its_images(variant):
+    model = systems.load_model(cifar10.get_config(variant))
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
+    sigma = None if model.sigmas is None else x
+    condition = jax.ShapeDtypeStruct((2, 1), "float32") if model.noisy_context else None
+    init = functools.partial(model.network.init_with_output, jax.random.key(0))
+    scores, _ = jax.eval_shape(init, x, sigma, condition)
+    assert scores.shape == x.shape
 
 
 def test_models_offer_what_the_commands_ask_for():

@@ -72,8 +72,8 @@ def table(name: str) -> ConfigDict:
     config.batch_size = 256
     config.learning_rate, config.grad_clip = 2e-3, 1.0
     config.ema_rate = 0.995
-    config.num_train_steps = 3000
-    config.eval_every = config.save_every = 1000
+    config.num_train_steps = 8000
+    config.eval_every = config.save_every = 4000
     config.eval_examples = config.eval_bits_examples = 2000
     config.best_metric = "loss"
     return config

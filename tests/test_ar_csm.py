@@ -151,7 +151,9 @@ def test_the_likelihood_of_images_is_that_of_their_grey_levels():
     np.testing.assert_allclose(sum_except_batch(terms.log_prob), measured[0]["log_prob"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("variant", ["", pytest.param("mixture", marks=pytest.mark.slow), "noisy"])
+@pytest.mark.parametrize(
+    "variant", ["", *(pytest.param(v, marks=pytest.mark.slow) for v in ("mixture", "noisy"))]
+)
 def test_the_network_of_cifar10_in_full_takes_its_images(variant):
     model = systems.load_model(cifar10.get_config(variant))
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")

@@ -21,7 +21,6 @@ from scorejax.likelihood import importance_weighted
 from scorejax.runs import Run
 from scorejax.typing import PRNGKeyArray, Variables
 
-
 MAX_ERROR = 0.02
 """Mean error of a quadrature, in bits/dim, above which a report has a caveat."""
 

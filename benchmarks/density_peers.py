@@ -125,7 +125,7 @@ def maf(table: Table, seed: int, *, spline: bool = False) -> tuple[LogProb, str]
         show_progress=False,
     )
     epochs, best = len(losses["val"]), 1 + int(np.argmin(losses["val"]))
-    return jax.jit(flow.log_prob), f"epoch {best} of {epochs}"
+    return lambda x: flow.log_prob(jnp.asarray(x)), f"epoch {best} of {epochs}"
 
 
 def spline_maf(table: Table, seed: int) -> tuple[LogProb, str]:

@@ -116,6 +116,7 @@ def test_causal_denoising_errs_as_much_as_the_closed_form_says():
         head=lambda u, c, sigma: gaussian_head(u, c),
         log_prob=None,
         cdf=None,
+        variance=None,
     )
     estimate = causal_denoised(bound, jnp.asarray(y), jnp.full(num, sigma))
     measured = np.mean((np.asarray(estimate) - x) ** 2, axis=0)

@@ -43,7 +43,7 @@ LAYERS = [
         "models",
     },
     {"train", "data", "evaluate", "interop", "runs"},
-    {"score_model", "capabilities"},
+    {"score_model", "capabilities", "autoencoder"},
     {"systems"},
 ]  # fmt: skip
 

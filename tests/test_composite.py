@@ -83,6 +83,19 @@ def test_the_loss_does_not_depend_on_the_order_of_columns():
     np.testing.assert_allclose(values, losses(TRUE, x), rtol=1e-6, atol=1e-6)  # sums reordered
 
 
+def test_weights_of_the_context_make_the_loss_independent_of_units():
+    x, units = draws(SIGMA, 8), np.array([1.0, 10.0, 0.1, 3.0], np.float32)
+    scaled = Conditionals(OTHER.weights * units[:, None] / units[None], OTHER.variances * units**2)
+    weighted = lambda model, x: composite_score_matching(
+        gaussian_head, model.contexts, jnp.asarray(x), weight=lambda c: c[..., 1]
+    )
+    # Products and quotients of single precision.
+    np.testing.assert_allclose(
+        weighted(scaled, x * units[None]), weighted(OTHER, x), rtol=1e-4, atol=1e-4
+    )
+    assert np.ptp(losses(scaled, x * units[None]) - losses(OTHER, x)) > 1
+
+
 @pytest.mark.parametrize("noisy_context", [False, True])
 def test_denoising_has_the_minimum_of_its_context(noisy_context):
     # Clean contexts: variances V + sigma^2; noisy ones: those of the covariance + sigma^2 I. The

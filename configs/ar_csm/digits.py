@@ -22,6 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sigma_max, config.sigma_min, config.num_levels = 1.0, 0.02, 10
     config.num_frequencies, config.max_frequency = 24, 8.0  # periods from 3 to 0.125
     config.data_noise = 0.03
+    config.num_cells = 192
 
     config.num_train_steps = 4000
     config.batch_size = 128

@@ -7,7 +7,7 @@ from configs.variants import Edit, make_edit, unchanged
 
 
 def default() -> ConfigDict:
-    """What all experiments share: training, evaluation, a MADE trunk and a score head."""
+    """Settings that all experiments share: training, evaluation, a MADE trunk, a score head."""
     config = ConfigDict()
     config.system = "ar_csm"
     config.seed = 42
@@ -23,6 +23,7 @@ def default() -> ConfigDict:
 
     config.objective = "csm"  # denoising; likelihood, of mixtures
     config.data_noise = 0.0  # std of noise that csm adds to the data
+    config.weighted = True  # by the variance of each conditional; False: the paper's loss
     config.sigma_max, config.sigma_min, config.num_levels = 1.0, 0.05, 8
     config.noisy_context = False
     config.langevin_step = 0.5  # in units of sigma_min^2
@@ -65,9 +66,16 @@ def table(name: str) -> ConfigDict:
     config = default()
     config.dataset = name
     config.split_seed, config.held_out, config.dequantize = 0, 0.1, True
-    config.num_train_steps = 5000
+    config.data_noise = 0.05
+    config.hidden, config.num_hidden, config.features = 192, 2, 48
+    config.head_hidden = 96
+    config.batch_size = 256
+    config.learning_rate, config.grad_clip = 2e-3, 1.0
+    config.ema_rate = 0.995
+    config.num_train_steps = 3000
     config.eval_every = config.save_every = 1000
     config.eval_examples = config.eval_bits_examples = 2000
+    config.best_metric = "loss"
     return config
 
 
@@ -98,7 +106,7 @@ def pixelcnnpp(config: ConfigDict) -> ConfigDict:
     """The trunk of PixelCNN++ in place of MADE; sizes for tiny images."""
     config.model = "pixelcnnpp"
     config.num_filters, config.num_blocks, config.num_resolutions = 32, 2, 1
-    config.dropout = 0.1
+    config.dropout = 0.3
     return config
 
 

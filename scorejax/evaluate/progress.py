@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax.choices import unknown
+from scorejax.data.view import DataView
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.random import row_keys
 from scorejax.report import Evaluation
@@ -44,6 +45,19 @@ def make_evaluate(
         return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
 
     return evaluate
+
+
+def held_out_examples(
+    data: DataView, num: int, num_density: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `num` test examples as in training, and the first `num_density` as for densities.
+
+    The same noise is drawn every time.
+    """
+    rng = np.random.default_rng(0)
+    batches = data.held_out_batches(rng, num, batch_size)
+    x = np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
+    return x, data.density_examples(rng, num_density)
 
 
 def held_out_loss(

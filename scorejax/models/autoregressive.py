@@ -50,6 +50,10 @@ class AutoregressiveModel(nn.Module):
         """Scores of the univariate conditionals at u."""
         return self.univariate(u, c, sigma)
 
+    def variance(self, c: Float[Array, "*n h"]) -> Float[Array, "*n"]:
+        """The scale of the univariate conditionals, as the head has it: about their variance."""
+        return self.univariate.variance(c)
+
     def log_prob(self, u: Float[Array, "*n"], c: Float[Array, "*n h"]) -> Float[Array, "*n"]:
         """Log-densities of the univariate conditionals at u, in nats; for mixtures only."""
         return self.univariate.log_prob(u, c)

@@ -152,7 +152,7 @@ class MaskedTrunk(nn.Module):
     def _contribution(
         self, x_flat: Float[Array, "b d"], position: int | Int[Array, ""], weights: MaskedWeights
     ) -> Float[Array, "b hidden"]:
-        """What the dimension before `position` adds to the first layer; zero at position 0."""
+        """The share of the first layer from the dimension before `position`; 0 at position 0."""
         before = jnp.maximum(position - 1, 0)
         known = x_flat[:, jnp.asarray(self.dimension_order(x_flat.shape[1]))[before]]
         known = jnp.where(position > 0, known, jnp.zeros_like(known))

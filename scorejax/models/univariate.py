@@ -58,7 +58,7 @@ class ScoreHead(nn.Module):
     num_frequencies: int = 0
     max_frequency: float = 1.0
     activation: str = "softplus"
-    min_variance: float = 1e-2
+    min_variance: float = 1e-3
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,14 +69,21 @@ class ScoreHead(nn.Module):
         require(values, ("min_variance",), lambda v: 0 < v < 1, "to lie in (0, 1)")
         choose("activation", self.activation, SMOOTH)
 
+    def setup(self) -> None:
+        zero = lambda: dense(1, init_scale=0.0, name=None)  # named by its attribute
+        self.mean, self.spread = zero(), zero()
+
+    def variance(self, c: Float[Array, "*m h"]) -> Float[Array, "*m"]:
+        """The variance v in each context."""
+        raw = self.spread(c)[..., 0]
+        return self.min_variance + softplus(raw + _softplus_inverse(1 - self.min_variance))
+
     @nn.compact
     def __call__(
         self, u: Float[Array, "*n"], c: Float[Array, "*m h"], sigma: Array | float | None = None
     ) -> Float[Array, "*k"]:
         sigma = None if sigma is None else _with_axes(sigma, u)
-        mean = dense(1, init_scale=0.0, name="mean")(c)[..., 0]
-        raw = dense(1, init_scale=0.0, name="variance")(c)[..., 0]
-        variance = self.min_variance + softplus(raw + _softplus_inverse(1 - self.min_variance))
+        mean, variance = self.mean(c)[..., 0], self.variance(c)
         scale = jnp.sqrt(variance if sigma is None else variance + sigma**2)
         z = (u - mean) / scale
         r = self._perceptron(u, z, c, sigma)
@@ -184,6 +191,13 @@ class MixtureHead(nn.Module):
         mixture = self.components(c, sigma)
         cdfs = KINDS[self.kind].cdf(_standardised(u, mixture))
         return jnp.sum(jnp.exp(mixture.log_weights) * cdfs, axis=-1)
+
+    def variance(self, c: Float[Array, "*m h"]) -> Float[Array, "*m"]:
+        """The variance in each context; of logistic mixtures, with squared scales for variances."""
+        log_weights, means, scales = self.components(c)
+        weights = jnp.exp(log_weights)
+        center = jnp.sum(weights * means, axis=-1, keepdims=True)
+        return jnp.sum(weights * (scales**2 + (means - center) ** 2), axis=-1)
 
     @nn.compact
     def components(self, c: Float[Array, "*m h"], sigma: Array | float | None = None) -> Components:

@@ -26,26 +26,29 @@ NoisyHead = Callable[[Float[Array, "*n"], Float[Array, "*m h"], Array], Float[Ar
 
 
 def composite_score_matching(
-    head: HeadFn, contexts: ContextsFn, x: Float[Array, "b *d"]
+    head: HeadFn,
+    contexts: ContextsFn,
+    x: Float[Array, "b *d"],
+    *,
+    weight: Callable[[Float[Array, "b *d h"]], Float[Array, "b *d"]] | None = None,
 ) -> Float[Array, "b"]:
-    """Sum over d of s_d^2 / 2 + ds_d / dx_d, with the context held in the derivative.
+    """Sum over d of w_d (s_d^2 / 2 + ds_d / dx_d), with the context held in the derivative.
 
-    In expectation this is half the sum of E (s_d - d/dx_d log p(x_d | x_<d))^2, up to a constant of
-    the data. One forward derivative gives all D terms, exactly. The head needs a second derivative
-    in u. Values that repeat in the data take the loss to minus infinity: dequantise them.
+    In expectation this is half the sum of E w_d (s_d - d/dx_d log p(x_d | x_<d))^2, up to a
+    constant of the data. One forward derivative gives all D terms, exactly. The head needs a second
+    derivative in u. Values that repeat in the data take the loss to minus infinity: dequantise
+    them.
+
+    `weight` maps contexts to positive w, 1 by default, held constant in gradients. A function of
+    the context alone does not move the minimiser. The variance of the conditional makes the terms
+    independent of the unit of x_d; without it the narrowest conditionals have all the weight.
     """
     x = real_data(x)
     # Not jvp of x -> head(x, contexts(x)): that is the row sums of the Jacobian.
     c = contexts(x)
     s, slope = jax.jvp(lambda u: head(u, c), (x,), (jnp.ones_like(x),))
-    return sum_except_batch(s**2 / 2 + slope)
-
-
-def noisy_score_matching(
-    head: HeadFn, contexts: ContextsFn, rng: Rng, x: Float[Array, "b *d"], *, noise: float
-) -> Float[Array, "b"]:
-    """`composite_score_matching` of x + N(0, noise^2), whose density is smooth."""
-    return composite_score_matching(head, contexts, x + noise * normal(rng, x.shape, x.dtype))
+    terms = s**2 / 2 + slope
+    return sum_except_batch(terms if weight is None else jax.lax.stop_gradient(weight(c)) * terms)
 
 
 def denoising_composite(

@@ -3,13 +3,16 @@
 
 A causal trunk (MADE or PixelCNN++) gives each dimension a context, and a head the score of the
 dimension in it. The objective is exact (`csm`), by denoising (`denoising`), or, for the paper's
-baseline on the same trunk, the likelihood of normalised mixtures (`likelihood`).
+baseline on the same trunk, the likelihood of normalised mixtures (`likelihood`). The model
+"implicit_vae" is an experiment of its own, see `autoencoder`.
 
 Source: Meng et al. 2020, arXiv:2010.12810.
 """
 
 import math
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,13 @@ from scorejax.data.toy import TOYS, toy_distribution, toy_view
 from scorejax.data.view import VIEW_OPTIONS, DataView, ImageView
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.masked_ar import MaskedTrunk
+from scorejax.models.pixelcnnpp import PixelCNNPP
 from scorejax.models.univariate import MixtureHead, ScoreHead
 from scorejax.quadrature import MIN_CELLS
 from scorejax.schedules import geometric_sigmas
 from scorejax.score_model.options import EvaluationOptions
-from scorejax.systems.ar_csm import objectives, training
+from scorejax.systems.ar_csm import autoencoder, objectives, training
+from scorejax.systems.ar_csm.autoencoder import BinaryVAE
 from scorejax.systems.ar_csm.model import ConditionalModel, LangevinOptions
 from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
@@ -40,7 +45,7 @@ HEAD_OPTIONS = {
     "mixture": ("num_components", "mixture_kind"),
 }
 OBJECTIVE_OPTIONS = {
-    "csm": ("data_noise",),
+    "csm": ("data_noise", "weighted"),
     "denoising": (
         "sigma_max", "sigma_min", "num_levels", "noisy_context", "langevin_step", "langevin_steps",
     ),
@@ -65,13 +70,22 @@ TAIL = 8.0
 """Standard deviations of a noiseless Gaussian beyond the data that the quadrature covers."""
 
 
+def experiment(config: ConfigDict) -> ModuleType:
+    """The module that reads a config: `autoencoder`, or this one."""
+    return autoencoder if config.get("model") == "implicit_vae" else sys.modules[__name__]
+
+
 def build(config: ConfigDict) -> System:
     """The training of a config. Raises: ValueError, or FileNotFoundError without its data."""
+    if experiment(config) is autoencoder:
+        return autoencoder.build(config)
     return training.training_system(make_model(config), config)
 
 
-def make_model(config: ConfigDict) -> ConditionalModel:
+def make_model(config: ConfigDict) -> ConditionalModel | BinaryVAE:
     """The model of a config; reads a table. Raises: ValueError for an impossible value."""
+    if experiment(config) is autoencoder:
+        return autoencoder.make_model(config)
     require_keys(config, KEYS)
     require_keys(config, choose("objective", config.objective, OBJECTIVE_OPTIONS))
     require(config, ("num_cells",), lambda v: v >= MIN_CELLS, f"to be at least {MIN_CELLS}")
@@ -162,7 +176,7 @@ def objective(
     """The objective of a config. Raises: ValueError for an impossible value."""
     if config.objective == "csm":
         require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or positive")
-        return objectives.score_matching(config.data_noise)
+        return objectives.score_matching(config.data_noise, weighted=config.weighted)
     if sigmas is not None:
         return objectives.denoising(sigmas, noisy_context=config.noisy_context)
     if config.head != "mixture":
@@ -181,7 +195,10 @@ def langevin_options(config: ConfigDict) -> LangevinOptions:
 
 def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
     """The network of a config. Raises: ValueError unless it suits the data."""
-    require_keys(config, choose("model", config.model, TRUNK_OPTIONS))
+    options = choose("model", config.model, TRUNK_OPTIONS)
+    if config.model != "made" and len(data.shape) != 3:
+        raise ValueError(f"examples of shape {data.shape} need model='made'; got {config.model!r}")
+    require_keys(config, options)
     require_keys(config, choose("head", config.head, HEAD_OPTIONS))
     if config.head == "mixture":
         head = MixtureHead(config.num_components, config.mixture_kind)
@@ -196,16 +213,12 @@ def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
 
 
 def trunk(config: Mapping[str, Any], data: DataView) -> Any:
-    """The causal trunk of a config. Raises: ValueError unless it suits the data."""
+    """The causal trunk of a config. Raises: ValueError for an impossible size."""
     if config["model"] == "made":
         order = None
         if config["order_seed"]:
             rng = np.random.default_rng(config["order_seed"])
             order = rng.permutation(math.prod(data.shape))
         return MaskedTrunk(config["hidden"], config["num_hidden"], config["features"], order)
-    if len(data.shape) != 3:
-        raise ValueError(f"examples of shape {data.shape} need model='made'; got 'pixelcnnpp'")
-    from scorejax.models.pixelcnnpp import PixelCNNPP
-
-    names = ("num_filters", "num_blocks", "num_resolutions", "dropout", "features")
-    return PixelCNNPP(**{name: config[name] for name in names})
+    names = ("num_filters", "num_blocks", "num_resolutions", "features", "dropout")
+    return PixelCNNPP(data.shape, **{name: config[name] for name in names})

@@ -33,12 +33,8 @@ def metrics(model: "ConditionalModel") -> Metrics:
     at_once = {"batch_size": options.examples_at_once}
     pictured = isinstance(data, ImageView)
 
-    @functools.cache
-    def held_out() -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(0)
-        batches = data.held_out_batches(rng, options.eval_examples, options.batch_size)
-        x = np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
-        return x, data.density_examples(rng, options.eval_bits_examples)
+    numbers = options.eval_examples, options.eval_bits_examples, options.batch_size
+    held_out = functools.cache(lambda: progress.held_out_examples(data, *numbers))
 
     def loss() -> Metric:
         return progress.held_out_loss(model.losses, held_out()[0], field=data.field, **at_once)

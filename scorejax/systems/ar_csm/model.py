@@ -78,6 +78,7 @@ class ConditionalModel:
             head=call("head"),
             log_prob=call("log_prob"),
             cdf=call("cdf"),
+            variance=call("variance"),
         )
 
     def head(self, variables: Variables) -> HeadFn:
@@ -116,9 +117,9 @@ class ConditionalModel:
         if self.levels is None:
             ends = {"low": self.low, "high": self.high, "num_cells": self.num_cells}
             return densities.conditional_log_probs(head, c, x, **ends)
-        bounds, margin = self.levels.bounds, self.levels.bounds[0] - self.low
-        level = self.levels.index(x)
-        return densities.discrete_log_probs(head, c, level, bounds=bounds, margin=margin)
+        grid = {"bounds": self.levels.bounds, "margin": self.levels.bounds[0] - self.low}
+        grid["cells_per_level"] = max(4, self.num_cells // self.levels.num)
+        return densities.discrete_log_probs(head, c, self.levels.index(x), **grid)
 
     def likelihood(self, *, exact: bool = False) -> Callable:
         """measure(variables, {"image" or "x", "rng"}) -> log_prob (b,) in nats, error (b,), nfe.

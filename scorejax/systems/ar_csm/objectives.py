@@ -12,8 +12,8 @@ import numpy as np
 from scorejax.data.grey_levels import GreyLevels
 from scorejax.numerics import expand, sum_except_batch
 from scorejax.objectives.autoregressive_likelihood import level_log_prob
-from scorejax.objectives.composite import denoising_composite, noisy_score_matching
-from scorejax.random import Rng, draw_rows, split
+from scorejax.objectives.composite import composite_score_matching, denoising_composite
+from scorejax.random import Rng, draw_rows, normal, split
 from scorejax.typing import Array
 
 
@@ -24,17 +24,23 @@ class Bound(NamedTuple):
     head: Callable[..., Array]
     log_prob: Callable[..., Array]
     cdf: Callable[..., Array]
+    variance: Callable[..., Array]
 
 
 Objective = Callable[[Bound, Rng, Array], Array]
 """(bound network, rng, x (b, *d)) -> (b,)."""
 
 
-def score_matching(noise: float) -> Objective:
-    """Builds exact composite score matching of data with N(0, noise^2) added."""
+def score_matching(noise: float, *, weighted: bool) -> Objective:
+    """Builds exact composite score matching of data with N(0, noise^2) added.
+
+    `weighted` multiplies each term by the head's variance in its context.
+    """
 
     def objective(bound: Bound, rng: Rng, x: Array) -> Array:
-        return noisy_score_matching(bound.head, bound.contexts, rng, x, noise=noise)
+        x = x + noise * normal(rng, x.shape, x.dtype)
+        weight = bound.variance if weighted else None
+        return composite_score_matching(bound.head, bound.contexts, x, weight=weight)
 
     return objective
 

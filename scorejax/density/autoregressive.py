@@ -18,7 +18,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from scorejax.numerics import sum_except_batch
-from scorejax.quadrature import NUM_CELLS, adaptive_table, log_density_at, tabulate
+from scorejax.quadrature import (
+    NUM_CELLS,
+    QUARTIC,
+    adaptive_table,
+    log_density_at,
+    require_range,
+    tabulate,
+)
 from scorejax.typing import ContextsFn, HeadFn
 
 AT_ONCE = 4096
@@ -62,7 +69,9 @@ def conditional_log_probs(
     The integrals run from `low` to `high`, which broadcast against x, and the density goes on
     beyond them as the score does. Mass that they cut off is in the error, which is infinite if the
     score still rises there. Tabulates `at_once` conditionals at a time.
+    Raises: ValueError as `quadrature.require_range`.
     """
+    require_range(low, high, num_cells)
 
     def one(row: tuple[Array, ...]) -> Conditionals:
         c, x, low, high = row
@@ -95,14 +104,19 @@ def discrete_log_probs(
         [[0], num_ends + cells_per_level * np.arange(len(bounds)), [len(edges) - 1]]
     )
 
+    log_weights = jnp.log(jnp.asarray(width * QUARTIC[-1], c.dtype))[None]
+    # As many values of u as `at_once` tables of the usual size.
+    at_once = max(1, at_once * NUM_CELLS // (len(edges) - 1))
+
     def one(row: tuple[Array, ...]) -> Conditionals:
         c, level = row
         table = tabulate(head, c, jnp.asarray(edges, c.dtype))
+        # Logarithms: a level that surprises has a mass below the range of single precision.
+        mass = jax.nn.logsumexp(table.log_density + log_weights, axis=1)
         cells = jnp.arange(len(edges) - 1)
         of_level = (cells >= jnp.asarray(first)[level]) & (cells < jnp.asarray(first)[level + 1])
-        mass = jnp.sum(jnp.where(of_level, jnp.sum(table.masses, axis=1), 0))
         error = jnp.max(jnp.where(of_level, table.errors, 0))
-        return Conditionals(jnp.log(jnp.maximum(mass, jnp.finfo(c.dtype).tiny)), error)
+        return Conditionals(jax.nn.logsumexp(mass, where=of_level), error)
 
     return _over_conditionals(one, c, level, at_once=at_once)
 

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from scorejax.quadrature import NUM_CELLS, adaptive_table, quantile
+from scorejax.quadrature import NUM_CELLS, adaptive_table, quantile, require_range
 from scorejax.random import draw_rows, fold_in, normal, split
 from scorejax.typing import ContextsFn, HeadFn, PyTree, Sampled, Shape
 
@@ -32,8 +32,11 @@ AT_ONCE = 4096
 Advance = Callable[[PyTree, Float[Array, "b *d"], Int[Array, ""]], tuple[PyTree, Array]]
 """(cache, x, position) -> (cache, context (b, h)); called for positions 0, 1, ... in turn. Earlier
 dimensions of x are final, later ones arbitrary."""
-Draw = Callable[[Key[Array, "b"], Float[Array, "b h"]], Float[Array, "b"]]
+DrawDimension = Callable[[Key[Array, "b"], Float[Array, "b h"]], Float[Array, "b"]]
 """(keys, contexts) -> a value of the dimension for each row."""
+Invert = Callable[[Float[Array, "*n h"], Float[Array, "*n"]], Float[Array, "*n"]]
+"""(contexts, v) -> the values below which the conditionals have the probabilities v."""
+NUM_BISECTIONS = 32
 
 
 class Parallel(NamedTuple):
@@ -45,7 +48,7 @@ class Parallel(NamedTuple):
 
 def ancestral(
     rngs: Key[Array, "b"],
-    draw: Draw,
+    draw: DrawDimension,
     advance: Advance,
     cache: PyTree,
     shape: Shape,
@@ -70,40 +73,54 @@ def ancestral(
     return Sampled(x.reshape(shape), num * calls_per_draw)
 
 
-def inverse_cdf(
-    head: HeadFn, *, low: float, high: float, num_cells: int = NUM_CELLS, at_once: int = AT_ONCE
-) -> Draw:
-    """Builds a draw by the inverse of the distribution function, tabulated from low to high.
-
-    Makes 4 num_cells evaluations of the head.
-    """
+def inverse_cdf(invert: Invert) -> DrawDimension:
+    """Builds a draw by an inverse distribution function, `tabulated` or `bisected`."""
     uniform = functools.partial(draw_rows, jax.random.uniform)
-
-    def draw(rngs: Key[Array, "b"], c: Float[Array, "b h"]) -> Float[Array, "b"]:
-        v = uniform(rngs, (len(rngs),))
-        return quantiles(head, c, v, low=low, high=high, num_cells=num_cells, at_once=at_once)
-
-    return draw
+    return lambda rngs, c: invert(c, uniform(rngs, (len(rngs),)))
 
 
-def quantiles(
-    head: HeadFn,
-    c: Float[Array, "*n h"],
-    v: Float[Array, "*n"],
-    *,
-    low: float,
-    high: float,
-    num_cells: int = NUM_CELLS,
-    at_once: int = AT_ONCE,
-) -> Float[Array, "*n"]:
-    """The values below which conditionals have the probabilities v; see `adaptive_table`."""
-    ends = jnp.asarray(low, v.dtype), jnp.asarray(high, v.dtype)
+def tabulated(
+    head: HeadFn, *, low: float, high: float, num_cells: int = NUM_CELLS, at_once: int = AT_ONCE
+) -> Invert:
+    """Builds the inverse distribution function of a score, by a table from low to high.
 
-    def one(row: tuple[Array, Array]) -> Array:
-        return quantile(adaptive_table(head, row[0], *ends, num_cells=num_cells), row[1])
+    Makes 4 num_cells evaluations of the head, see `quadrature.adaptive_table`. Mass beyond the ends
+    is not drawn. Raises: ValueError as `quadrature.require_range`.
+    """
+    require_range(low, high, num_cells)
 
-    rows = c.reshape(-1, c.shape[-1]), v.reshape(-1)
-    return jax.lax.map(one, rows, batch_size=at_once).reshape(v.shape)
+    def invert(c: Float[Array, "*n h"], v: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        ends = jnp.asarray(low, v.dtype), jnp.asarray(high, v.dtype)
+
+        def one(row: tuple[Array, Array]) -> Array:
+            return quantile(adaptive_table(head, row[0], *ends, num_cells=num_cells), row[1])
+
+        rows = c.reshape(-1, c.shape[-1]), v.reshape(-1)
+        return jax.lax.map(one, rows, batch_size=at_once).reshape(v.shape)
+
+    return invert
+
+
+def bisected(
+    cdf: Callable[[Array, Array], Array], *, low: float, high: float, num_steps: int = NUM_BISECTIONS
+) -> Invert:
+    """Builds the inverse of a distribution function (u, c) -> probability, by bisection.
+
+    Values beyond low and high come out as the ends.
+    """
+
+    def invert(c: Float[Array, "*n h"], v: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+            below, above = ends
+            middle = (below + above) / 2
+            right = cdf(middle, c) < v
+            return jnp.where(right, middle, below), jnp.where(right, above, middle)
+
+        ends = jnp.full_like(v, low), jnp.full_like(v, high)
+        below, above = jax.lax.fori_loop(0, num_steps, halve, ends)
+        return (below + above) / 2
+
+    return invert
 
 
 def langevin(
@@ -114,7 +131,7 @@ def langevin(
     steps_per_level: int,
     low: float = -math.inf,
     high: float = math.inf,
-) -> Draw:
+) -> DrawDimension:
     """Builds a draw by annealed Langevin dynamics in one dimension.
 
     head(u, c, sigma) is the score at noise sigma of the descending `sigmas`; a step is
@@ -156,37 +173,31 @@ def langevin(
 
 def jacobi(
     rngs: Key[Array, "b"],
-    head: HeadFn,
+    invert: Invert,
     contexts: ContextsFn,
     shape: Shape,
     *,
     order: np.ndarray,
-    low: float,
-    high: float,
-    num_cells: int = NUM_CELLS,
-    at_once: int = AT_ONCE,
     to_value: Callable[[Array], Array] = lambda u: u,
-    tolerance: float = 1e-5,
 ) -> Parallel:
     """The sample of `ancestral` by `inverse_cdf`, by sweeps over all dimensions at once.
 
     A sweep draws every dimension from the contexts of the last sweep. After sweep k the first k
-    dimensions are final; in practice many more are. Ends when no entry of any row moves by more
-    than `tolerance`, or after D sweeps. `to_value` rounds draws, of grey levels say.
+    dimensions are final; in practice many more are. A row is done when a sweep changes none of its
+    entries, after D sweeps at the latest. `to_value` rounds draws, of grey levels say.
     """
     num = len(order)
     position = np.empty(num, np.int32)
     position[np.asarray(order)] = np.arange(num)
     keys = jax.vmap(lambda key: jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(position)))
     v = jax.vmap(jax.vmap(jax.random.uniform))(keys(rngs)).reshape(shape)
-    options = {"low": low, "high": high, "num_cells": num_cells, "at_once": at_once}
 
     def sweep(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         i, x, sweeps, moves = carry
-        new = to_value(quantiles(head, contexts(x), v, **options))
+        new = to_value(invert(contexts(x), v))
         # A row that is done stays: its sample does not depend on how long others take.
         new = jnp.where(moves.reshape(-1, *(1,) * (x.ndim - 1)), new, x)
-        moved = jnp.max(jnp.abs(new - x).reshape(len(x), -1), axis=1) > tolerance
+        moved = jnp.any((new != x).reshape(len(x), -1), axis=1)
         return i + 1, new, jnp.where(moves, i + 1, sweeps), moved
 
     start = 0, jnp.zeros(shape), jnp.zeros(shape[0], jnp.int32), jnp.ones(shape[0], bool)

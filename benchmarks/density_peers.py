@@ -168,7 +168,10 @@ def of_model(model, variables, splits: dict[tuple[str, int], Table]) -> tuple[st
             )
             return name, seed, judged(rows["log_prob"])
     known = ", ".join(f"{name} seed {seed}" for name, seed in splits)
-    raise ValueError(f"the run's test rows are none of: {known}, standardised, held_out 0.1")
+    raise ValueError(
+        f"the run's test rows are none of: {known}, standardised, held_out 0.1, "
+        "dequantised as `TABLES` says"
+    )
 
 
 def report(pieces: dict[str, Piece]) -> None:

@@ -46,7 +46,9 @@ def two_pixels(head: str) -> tuple[ConditionalModel, Variables]:
     model = systems.load_model(digits.get_config("debug"))
     network = AutoregressiveModel(MaskedTrunk(8, 1, 4), HEADS[head])
     levels = GreyLevels(3, -1.0, 1.0)
-    ranges = {"low": -2.5, "high": 2.5, "num_cells": 48}
+    # Mixtures have mass beyond their range, which is that of the end levels.
+    limit = 2.5 if head == "score" else 1.1
+    ranges = {"low": -limit, "high": limit, "num_cells": 48}
     sigmas = np.array([0.1]) if head == "score" else None
     model = dataclasses.replace(
         model, data=Pair(), network=network, levels=levels, sigmas=sigmas, **ranges
@@ -74,8 +76,9 @@ def test_probabilities_of_all_images_sum_to_one(head):
     assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)  # nine sums in float32
 
 
-def test_samples_have_the_probabilities_that_the_likelihood_says():
-    model, variables = two_pixels("score")
+@pytest.mark.parametrize("head", HEADS)
+def test_samples_have_the_probabilities_that_the_likelihood_says(head):
+    model, variables = two_pixels(head)
     terms = model.conditionals(variables, all_images(model.levels))
     probabilities = np.exp(sum_except_batch(terms.log_prob), dtype=float)
     keys = row_keys(jax.random.key(2), 4096)
@@ -126,6 +129,23 @@ def test_causal_denoising_errs_as_much_as_the_closed_form_says():
     np.testing.assert_allclose(measured, causal, rtol=0.01)
     assert np.all(causal[:-1] > 1.01 * joint[:-1]), "later dimensions would help"
     np.testing.assert_allclose(causal[-1], joint[-1])  # the last one has seen all
+
+
+def test_held_out_losses_do_not_rank_wider_conditionals_as_better():
+    # Weighted by its own variance v, a Gaussian score of N(0, 1) data has 1 / (2 v) - 1, the lower
+    # the wider it is; without the weight the least is at v = 1.
+    model = systems.load_model(wine.get_config("debug"))
+    x = jax.random.normal(jax.random.key(0), (1000, 13))
+
+    def bound(v):
+        head = lambda u, c: -u / v
+        return Bound(lambda x: x[..., None], head, None, None, lambda c: jnp.full(c.shape[:-1], v))
+
+    losses = {
+        v: float(model.held_out_objective(bound(v), jax.random.key(1), x).mean())
+        for v in (0.5, 1.0, 4.0)
+    }
+    assert min(losses, key=losses.get) == 1.0
 
 
 def test_the_likelihood_of_images_is_that_of_their_grey_levels():
@@ -182,7 +202,9 @@ def test_models_offer_what_the_commands_ask_for():
         (digits, "debug", {"sigma_min": 2.0}, "sigma_min"),
         (digits, "mixture,debug", {"objective": "denoising"}, "'gaussian'"),
         (eight_gaussians, "debug", {"model": "pixelcnnpp"}, "need model='made'"),
-        (wine, "debug", {"dequantize": False}, "dequantize=True"),
+        (wine, "debug", {"dequantize": False, "data_noise": 0.0}, "dequantize=True"),
+        (wine, "debug", {"noisy_context": True}, "needs objective='denoising'; got 'csm'"),
+        (wine, "debug", {"hidden": 8}, "hidden needs a unit for each of 12 earlier"),
     ],
 )
 def test_impossible_configs_are_one_line(module, variant, changes, message):
@@ -202,7 +224,9 @@ def test_samplers_say_what_they_lack():
     with pytest.raises(ValueError, match="did you mean 'jacobi'"):
         model.sampler("jacoby")
     denoiser = systems.load_model(digits.get_config("noisy,debug"))
-    with pytest.raises(ValueError, match="noisy_context=False"):
+    with pytest.raises(ValueError, match="samples need noisy_context=False"):
         denoiser.sampler()
+    with pytest.raises(ValueError, match="densities need noisy_context=False"):
+        denoiser.likelihood()
     with pytest.raises(ValueError, match="noisy_context=True"):
         model.denoised(({}, {}), jnp.zeros((1, 2)), jnp.ones(1))

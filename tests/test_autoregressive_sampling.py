@@ -18,14 +18,14 @@ DIM = 3
 SIGMA = covariance(DIM)
 MODEL = Conditionals.of(SIGMA)
 ORDER = np.arange(DIM)
-RANGE = {"low": -10.0, "high": 10.0}
+INVERT = samplers.tabulated(gaussian_head, low=-10.0, high=10.0)
 
 
 def advance(cache: None, x: jax.Array, position: jax.Array) -> tuple[None, jax.Array]:
     return cache, MODEL.contexts(x)[:, position]
 
 
-def ancestral(draw: samplers.Draw, num: int, seed: int = 0) -> np.ndarray:
+def ancestral(draw: samplers.DrawDimension, num: int, seed: int = 0) -> np.ndarray:
     keys = row_keys(jax.random.key(seed), num)
     options = {"order": ORDER, "calls_per_draw": 1}
     sample = lambda keys: samplers.ancestral(keys, draw, advance, None, (num, DIM), **options).x
@@ -33,7 +33,7 @@ def ancestral(draw: samplers.Draw, num: int, seed: int = 0) -> np.ndarray:
 
 
 def test_inverse_distribution_functions_draw_the_data():
-    x = ancestral(samplers.inverse_cdf(gaussian_head, **RANGE), 4000)
+    x = ancestral(samplers.inverse_cdf(INVERT), 4000)
     white = np.linalg.solve(np.linalg.cholesky(SIGMA), x.T)
     for values in white:
         # Three tests: a false alarm in 3,000.
@@ -75,8 +75,8 @@ def test_langevin_ends_at_the_clean_mean_of_the_last_noise():
 def test_sweeps_end_at_the_sample_of_the_ancestral_order():
     num = 16
     keys = row_keys(jax.random.key(3), num)
-    one_by_one = ancestral(samplers.inverse_cdf(gaussian_head, **RANGE), num, seed=3)
-    swept = samplers.jacobi(keys, gaussian_head, MODEL.contexts, (num, DIM), order=ORDER, **RANGE)
+    one_by_one = ancestral(samplers.inverse_cdf(INVERT), num, seed=3)
+    swept = samplers.jacobi(keys, INVERT, MODEL.contexts, (num, DIM), order=ORDER)
     # Compiled once with optimisations and once without: rounding of the same table.
     np.testing.assert_allclose(swept.x, one_by_one, atol=2e-4)
     # No dimension depends on more than those before it; the last sweep sees that nothing moves.
@@ -90,7 +90,7 @@ def test_independent_dimensions_take_two_sweeps_and_rows_do_not_wait():
         (jnp.arange(len(x)) % 2 == 0)[:, None, None], independent(x), MODEL.contexts(x)
     )
     keys = row_keys(jax.random.key(5), 4)
-    run = functools.partial(samplers.jacobi, head=gaussian_head, order=np.arange(DIM), **RANGE)
+    run = functools.partial(samplers.jacobi, invert=INVERT, order=np.arange(DIM))
     both = run(keys, contexts=half, shape=(4, DIM))
     assert both.sweeps.tolist()[::2] == [2, 2]
     alone = run(keys[:1], contexts=independent, shape=(1, DIM))
@@ -98,9 +98,19 @@ def test_independent_dimensions_take_two_sweeps_and_rows_do_not_wait():
 
 
 def test_a_row_is_a_function_of_its_own_key():
-    draw = samplers.inverse_cdf(gaussian_head, **RANGE)
+    draw = samplers.inverse_cdf(INVERT)
     keys, c = row_keys(jax.random.key(1), 3), jnp.tile(jnp.array([0.5, 2.0]), (3, 1))
     np.testing.assert_array_equal(draw(keys, c)[1:2], draw(keys[1:2], c[1:2]))
+
+
+def test_bisection_inverts_a_distribution_function_and_clips_to_its_ends():
+    cdf = lambda u, c: jax.nn.sigmoid((u - c[..., 0]) / c[..., 1])
+    invert = samplers.bisected(cdf, low=-3.0, high=5.0)
+    v = jnp.array([0.001, 0.2, 0.5, 0.9, 0.99999])
+    c = jnp.broadcast_to(jnp.array([1.0, 0.5]), (5, 2))
+    exact = np.clip(1 + 0.5 * np.log(v / (1 - v)), -3, 5)
+    # The rounding of v next to 1 is that of u / 1e-5 (here clipped); elsewhere of single precision.
+    np.testing.assert_allclose(invert(c, v), exact, atol=1e-5)
 
 
 def test_unstable_steps_are_refused():

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Univariate densities from their scores against closed forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +129,24 @@ def test_quantiles_invert_the_distribution_function(name):
     # The density is linear in a quarter of a cell; its mass is about 1 / 100, the curvature in it
     # moves less than a hundredth of that.
     np.testing.assert_allclose(back, v, atol=1e-4)
+
+
+def test_levels_that_surprise_keep_their_logarithm():
+    c, level = jnp.tile(jnp.array([-1.0, 4e-4]), (3, 1, 1)), jnp.array([[1], [3], [5]])
+    bounds = (LEVELS[1:] + LEVELS[:-1]) / 2
+    measured = discrete_log_probs(gaussian_head, c, level, bounds=bounds, margin=0.4)
+    # A tail's mass is that of its nearer bound: log of Q(z), z standard deviations away.
+    z = (bounds[np.array([0, 2, 4])] + 1) / 0.02
+    # Cells of a standard deviation and a half, a quartic of log p in each: 0.3 nats of 400.
+    np.testing.assert_allclose(measured.log_prob[:, 0], stats.norm.logsf(z), rtol=1e-3)
+
+
+def test_impossible_ranges_are_refused():
+    c, x = jnp.array([[[0.0, 1.0]]]), jnp.zeros((1, 1))
+    measure = functools.partial(conditional_log_probs, gaussian_head, c)
+    for low, high in ((10.0, -10.0), (-10.0, np.inf)):
+        with pytest.raises(ValueError, match="finite low < high"):
+            measure(x, low=low, high=high)
+    with pytest.raises(ValueError, match="at least 20 cells; got 10"):
+        measure(x, num_cells=10)
+    assert np.isinf(measure(x + np.nan).error[0, 0])

@@ -21,7 +21,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dropout = 0.5
     config.features = 64
     config.head_hidden, config.num_head_hidden = 128, 3
-    config.sigma_max, config.sigma_min, config.num_levels = 1.0, 0.01, 10
+    # 256 grey levels, 0.0078 apart: noise of a sixth of that keeps them apart.
+    config.sigma_max, config.sigma_min, config.num_levels = 1.0, 0.0013, 10
+    config.num_frequencies, config.max_frequency = 16, 4.0
     config.data_noise = 0.01
 
     config.num_train_steps = 500_000

@@ -15,4 +15,6 @@ from configs.ar_csm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return variants.apply(family.small_table("digits"), variant, family.OBJECTIVES, family.SIZES)
+    config = family.small_table("digits")
+    config.hidden = 128
+    return variants.apply(config, variant, family.OBJECTIVES, family.SIZES)

@@ -75,7 +75,7 @@ def table(name: str) -> ConfigDict:
     config.num_train_steps = 8000
     config.eval_every = config.save_every = 4000
     config.eval_examples = config.eval_bits_examples = 2000
-    config.best_metric = "loss"
+    config.best_metric, config.best_mode = "valid_log_prob", "max"
     return config
 
 
@@ -129,7 +129,10 @@ IMAGE_OBJECTIVES: dict[str, Edit] = {
     "mixture": make_edit(head="mixture", objective="likelihood"),
 }
 TRUNKS: dict[str, Edit] = {"made": unchanged, "pixelcnnpp": pixelcnnpp}
-OTHER_TRUNKS: dict[str, Edit] = {"pixelcnnpp": unchanged, "made": make_edit(model="made")}
+OTHER_TRUNKS: dict[str, Edit] = {
+    "pixelcnnpp": unchanged,
+    "made": make_edit(model="made", hidden=1024),
+}
 OBJECTIVES: dict[str, Edit] = {
     "csm": make_edit(objective="csm"),
     "denoising": make_edit(objective="denoising"),
@@ -138,7 +141,7 @@ OBJECTIVES: dict[str, Edit] = {
 """Exact composite score matching, by denoising, and the likelihood of a mixture."""
 
 SMALL = {
-    "image_size": 8, "hidden": 16, "num_hidden": 1, "features": 8, "head_hidden": 8,
+    "image_size": 8, "hidden": 64, "num_hidden": 1, "features": 8, "head_hidden": 8,
     "num_head_hidden": 1, "num_levels": 2, "num_components": 2, "num_cells": 24, "num_filters": 4,
     "num_blocks": 1, "num_resolutions": 1, "langevin_steps": 2, "num_train_steps": 40,
     "batch_size": 16, "num_steps_per_call": 10, "warmup": 10, "log_every": 10, "eval_every": 20,

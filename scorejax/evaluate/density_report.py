@@ -55,6 +55,7 @@ def density_report(
     if normalize is None:
         report = likelihood_report(bits, nfe, dim=dim, exact=exact)
         if "error" in rows:
+            del report["divergence"], report["nfe"]  # of the flow's solver
             report |= quadrature_report(rows["error"], dim=dim)
     else:
         bounds = _normalized(normalize, run, seed, parts)
@@ -71,8 +72,8 @@ def quadrature_report(error: Float[np.ndarray, "n"], *, dim: int) -> dict[str, A
     report["largest_quadrature_error"] = float(bits.max())
     if not bits.mean() <= MAX_ERROR:
         report["caveats"] = [
-            f"the quadrature errs by up to {bits.mean():.2g} bits/dim on average: take a larger "
-            "num_cells, or a wider range if the error is infinite"
+            f"the quadrature errs by up to {bits.mean():.2g} bits/dim on average: train with a "
+            "larger num_cells; an infinite error means mass beyond its range"
         ]
     return report
 

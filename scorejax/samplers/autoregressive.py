@@ -102,7 +102,11 @@ def tabulated(
 
 
 def bisected(
-    cdf: Callable[[Array, Array], Array], *, low: float, high: float, num_steps: int = NUM_BISECTIONS
+    cdf: Callable[[Array, Array], Array],
+    *,
+    low: float,
+    high: float,
+    num_steps: int = NUM_BISECTIONS,
 ) -> Invert:
     """Builds the inverse of a distribution function (u, c) -> probability, by bisection.
 

@@ -67,7 +67,7 @@ OPTIONS = (
 )  # fmt: skip
 """Keys that it may have."""
 TAIL = 8.0
-"""Standard deviations of a noiseless Gaussian beyond the data that the quadrature covers."""
+"""How many times sigma_min the quadrature of images goes beyond the data."""
 
 
 def experiment(config: ConfigDict) -> ModuleType:
@@ -93,11 +93,16 @@ def make_model(config: ConfigDict) -> ConditionalModel | BinaryVAE:
     levels = grey_levels(config, data)
     sigmas = noise_levels(config)
     low, high = support(data, levels, 0.0 if sigmas is None else float(sigmas[-1]))
-    noisy_context = config.objective == "denoising" and config.noisy_context
+    noisy_context = config.get("noisy_context", False)
+    if noisy_context and config.objective != "denoising":
+        raise ValueError(
+            f"noisy_context=True needs objective='denoising'; got {config.objective!r}"
+        )
     return ConditionalModel(
         data=data,
         network=network(config, data),
         objective=objective(config, levels, sigmas),
+        held_out_objective=objective(config, levels, sigmas, held_out=True),
         sigmas=sigmas,
         noisy_context=noisy_context,
         levels=levels,
@@ -127,7 +132,9 @@ def view(config: ConfigDict) -> DataView:
     options = {"seed": config.split_seed, "held_out": config.held_out}
     options |= {"preparation": "standardised", "dequantize": config.dequantize}
     table = tables.load(config.dataset, **options)
-    preparation.require_continuous(table.train, table.columns)
+    noiseless = config.objective == "csm" and not config.data_noise
+    if noiseless or config.objective == "likelihood":
+        preparation.require_continuous(table.train, table.columns)
     return table.view()
 
 
@@ -171,12 +178,18 @@ def support(data: DataView, levels: GreyLevels | None, sigma: float) -> tuple[fl
 
 
 def objective(
-    config: ConfigDict, levels: GreyLevels | None, sigmas: np.ndarray | None
+    config: ConfigDict,
+    levels: GreyLevels | None,
+    sigmas: np.ndarray | None,
+    *,
+    held_out: bool = False,
 ) -> objectives.Objective:
-    """The objective of a config. Raises: ValueError for an impossible value."""
+    """The objective of a config; `held_out` has no weights. Raises: ValueError."""
     if config.objective == "csm":
         require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or positive")
-        return objectives.score_matching(config.data_noise, weighted=config.weighted)
+        return objectives.score_matching(
+            config.data_noise, weighted=config.weighted and not held_out
+        )
     if sigmas is not None:
         return objectives.denoising(sigmas, noisy_context=config.noisy_context)
     if config.head != "mixture":
@@ -184,10 +197,10 @@ def objective(
     return objectives.likelihood(levels)
 
 
-def langevin_options(config: ConfigDict) -> LangevinOptions:
-    """Step size and number of steps; only models of noise levels have them."""
+def langevin_options(config: ConfigDict) -> LangevinOptions | None:
+    """Step size and number of steps of models of noise levels."""
     if config.objective != "denoising":
-        return LangevinOptions(math.nan, 0)
+        return None
     require(config, ("langevin_step",), lambda v: 0 < v < 4, "to lie in (0, 4), where it is stable")
     require(config, ("langevin_steps",), lambda v: v >= 1, "to be at least 1")
     return LangevinOptions(config.langevin_step, config.langevin_steps)
@@ -199,6 +212,12 @@ def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
     if config.model != "made" and len(data.shape) != 3:
         raise ValueError(f"examples of shape {data.shape} need model='made'; got {config.model!r}")
     require_keys(config, options)
+    if config.model == "made":
+        needed = math.prod(data.shape) - 1
+        enough = lambda v: v >= needed
+        require(config, ("hidden",), enough, f"a unit for each of {needed} earlier dimensions")
+    elif config.get("order_seed", 0):
+        raise ValueError(f"{config.model!r} has one order; order_seed needs 0 or model='made'")
     require_keys(config, choose("head", config.head, HEAD_OPTIONS))
     if config.head == "mixture":
         head = MixtureHead(config.num_components, config.mixture_kind)

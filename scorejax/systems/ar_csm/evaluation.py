@@ -4,13 +4,17 @@
 import functools
 from typing import TYPE_CHECKING
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from scorejax.data.tables import TableView
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
-from scorejax.numerics import sum_except_batch
+from scorejax.numerics import mean_except_batch, sum_except_batch
+from scorejax.random import normal, row_keys
 from scorejax.report import Evaluation
 from scorejax.score_model.evaluation import frechet_distance
 from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
@@ -23,11 +27,11 @@ NUM_SHOWN = 128
 
 
 def metrics(model: "ConditionalModel") -> Metrics:
-    """By name: "loss"; "bits_per_dim" of images, "log_prob" of vectors; "samples" and "frechet" of
-    images; "divergence" of points of the plane.
+    """By name: "loss"; "bits_per_dim" of images, "log_prob" of vectors, "valid_log_prob" of tables;
+    "samples" and "frechet" of images; "divergence" of points of the plane.
 
     Those whose number of examples in `model.eval_options` is 0 are left out. Models with contexts
-    of noisy values have the loss alone.
+    of noisy values have the loss and, of images, "psnr".
     """
     options, data = model.eval_options, model.data
     at_once = {"batch_size": options.examples_at_once}
@@ -40,15 +44,16 @@ def metrics(model: "ConditionalModel") -> Metrics:
         return progress.held_out_loss(model.losses, held_out()[0], field=data.field, **at_once)
 
     def density(name: str) -> Metric:
-        named = {"names": [name, "error"], "field": data.field}
-        return progress.held_out_density(model.likelihood(), held_out()[1], **named, **at_once)
+        return exact_density(model, held_out()[1], name)
 
     def samples() -> Metric:
         return progress.sample_pictures(model.sampler(), options.eval_samples, **at_once)
 
     builders: Metrics = {"loss": loss}
     if model.noisy_context:
-        return builders
+        return builders | ({"psnr": lambda: denoising(model, held_out()[0])} if pictured else {})
+    if isinstance(data, TableView):
+        builders["valid_log_prob"] = lambda: exact_density(model, data.valid, "valid_log_prob")
     if options.eval_bits_examples:
         name = "bits_per_dim" if pictured else "log_prob"
         builders[name] = functools.partial(density, name)
@@ -59,6 +64,52 @@ def metrics(model: "ConditionalModel") -> Metrics:
     if model.truth is not None:
         builders["divergence"] = lambda: plane_divergence(model)
     return builders
+
+
+def exact_density(model: "ConditionalModel", x: np.ndarray, name: str) -> Metric:
+    """Mean log-density or bits/dim of examples, and the largest error of a quadrature, in nats."""
+    data, measure = model.data, model.likelihood()
+    stream = make_stream(lambda variables, rows: measure(variables, rows))
+
+    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
+        rows = {data.field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        rows = joined(stream(variables, rows, model.eval_options.examples_at_once))
+        values = rows[name.removeprefix("valid_")]
+        scalars = progress.summary(name, values[None])
+        return Evaluation(scalars | {f"{name}_largest_error": float(rows["error"].max())}, {})
+
+    return metric
+
+
+def denoising(model: "ConditionalModel", x: np.ndarray) -> Metric:
+    """PSNR in dB of causally denoised images at three noise levels, and of the noisy images."""
+    levels = model.sigmas[[0, len(model.sigmas) // 2, -1]]
+    peak = float(np.ptp(model.data.data_range))
+
+    def measure(variables: Variables, rows: Batch) -> dict[str, Array]:
+        clean, z = rows["image"], normal(rows["rng"], rows["image"].shape)
+        errors = {}
+        for i, sigma in enumerate(levels):
+            noisy = clean + sigma * z
+            denoised = model.denoised(variables, noisy, jnp.full(len(clean), sigma, clean.dtype))
+            errors[f"noisy_{i}"] = mean_except_batch((noisy - clean) ** 2)
+            errors[f"denoised_{i}"] = mean_except_batch((denoised - clean) ** 2)
+        return errors
+
+    stream = make_stream(measure)
+
+    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
+        rows = {"image": x, "rng": row_keys(jax.random.key(0), len(x))}
+        errors = joined(stream(variables, rows, model.eval_options.examples_at_once))
+        decibels = lambda error: float(10 * np.log10(peak**2 / error.mean(dtype=float)))
+        scalars = {}
+        for i, sigma in enumerate(levels):
+            scalars[f"psnr_noisy_{sigma:.3g}"] = decibels(errors[f"noisy_{i}"])
+            scalars[f"psnr_denoised_{sigma:.3g}"] = decibels(errors[f"denoised_{i}"])
+        scalars["psnr"] = scalars[f"psnr_denoised_{levels[1]:.3g}"]
+        return Evaluation(scalars, {})
+
+    return metric
 
 
 def plane_divergence(model: "ConditionalModel") -> Metric:

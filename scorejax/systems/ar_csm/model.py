@@ -44,6 +44,8 @@ class ConditionalModel:
     data: DataView
     network: AutoregressiveModel
     objective: Objective
+    held_out_objective: Objective
+    """Without weights of the model's own, which would rank wider conditionals as better."""
     sigmas: np.ndarray | None
     """Descending noise levels that the head was trained at; None: without noise."""
     noisy_context: bool
@@ -54,7 +56,8 @@ class ConditionalModel:
     high: float
     """The range of the quadrature."""
     num_cells: int
-    langevin: LangevinOptions
+    langevin: LangevinOptions | None
+    """None without noise levels."""
     tx: optax.GradientTransformation
     eval_options: EvaluationOptions
     truth: PlaneDistribution | None = None
@@ -89,8 +92,8 @@ class ConditionalModel:
         return lambda u, c: head(u, c, jnp.asarray(self.sigma, u.dtype))
 
     def losses(self, variables: Variables, rng: Rng, x: Array) -> Array:
-        """The objective of each example without dropout, (b,)."""
-        return self.objective(self.bind(variables), rng, x)
+        """The held-out objective of each example, without dropout, (b,)."""
+        return self.held_out_objective(self.bind(variables), rng, x)
 
     def denoised(self, variables: Variables, x: Array, sigma: Array) -> Array:
         """The mean of each dimension given noisy values x (b, *d), noise sigma (b,), up to itself.
@@ -127,8 +130,10 @@ class ConditionalModel:
         Images are as `ImageView.dequantized` returns them and have "bits_per_dim" (b,) too. If
         contexts are of grey levels, log_prob is the probability of the levels. `exact` changes
         nothing: a quadrature is exact up to `error`.
+        Raises: ValueError for contexts of noisy values.
         """
         del exact
+        self.require_clean_contexts("densities")
         data, dim = self.data, math.prod(self.data.shape)
 
         def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
@@ -158,15 +163,31 @@ class ConditionalModel:
         noisy values, or steps where there are none.
         """
         make = choose("sampler", name or "inverse_cdf", SAMPLERS)
-        if self.noisy_context:
-            raise ValueError(
-                "contexts of noisy values serve to denoise; samples need noisy_context=False"
-            )
+        self.require_clean_contexts("samples")
         if nfe or (num_steps and name != "langevin"):
             given = f"nfe={nfe}" if nfe else f"num_steps={num_steps}"
             fixed = f"the sampler {name or 'inverse_cdf'!r} has a fixed number of evaluations"
             raise ValueError(f"{fixed}; leave out {given}")
         return make(self, num_steps) if name == "langevin" else make(self)
+
+    def require_clean_contexts(self, purpose: str) -> None:
+        """Raises ValueError if contexts are of noisy values."""
+        if self.noisy_context:
+            raise ValueError(
+                f"contexts of noisy values serve to denoise; {purpose} need noisy_context=False"
+            )
+
+    def invert(self, variables: Variables) -> samplers.Invert:
+        """The inverse distribution functions of the conditionals; exact for noiseless mixtures."""
+        ends = {"low": self.low, "high": self.high}
+        if self.closed_form:
+            return samplers.bisected(apply(self.network, variables, "cdf"), **ends)
+        return samplers.tabulated(self.head(variables), **ends, num_cells=self.num_cells)
+
+    @property
+    def calls_to_invert(self) -> int:
+        """Evaluations of the head that `invert` makes for one value."""
+        return samplers.NUM_BISECTIONS if self.closed_form else 4 * self.num_cells
 
     def to_output(self, x: Array, nfe: Array) -> dict[str, Array]:
         """Samples in the units of the data."""
@@ -185,20 +206,19 @@ def apply(network: AutoregressiveModel, variables: Variables, method: str) -> Ca
 
 def by_inverse_cdf(model: ConditionalModel) -> Draw:
     """Draws one dimension after another by the inverse of its distribution function."""
-    options = {"low": model.low, "high": model.high, "num_cells": model.num_cells}
-    invert = lambda variables: samplers.inverse_cdf(model.head(variables), **options)
-    return _ancestral(model, invert, 4 * model.num_cells)
+    make_draw = lambda variables: samplers.inverse_cdf(model.invert(variables))
+    return _ancestral(model, make_draw, model.calls_to_invert)
 
 
 def by_langevin(model: ConditionalModel, num_steps: int = 0) -> Draw:
     """Draws one dimension after another by annealed Langevin dynamics."""
-    if model.sigmas is None:
+    if model.langevin is None:
         raise ValueError("the sampler 'langevin' needs noise levels: objective='denoising'")
     each = num_steps or model.langevin.num_steps
     options = {"step_size": model.langevin.step_size * model.sigma**2, "steps_per_level": each}
     options |= {"sigmas": model.sigmas, "low": model.low, "high": model.high}
 
-    def move(variables: Variables) -> samplers.Draw:
+    def move(variables: Variables) -> samplers.DrawDimension:
         return samplers.langevin(apply(model.network, variables, "head"), **options)
 
     samplers.langevin(lambda u, c, sigma: -u, **options)  # Refuses what cannot be.
@@ -207,17 +227,14 @@ def by_langevin(model: ConditionalModel, num_steps: int = 0) -> Draw:
 
 def by_jacobi(model: ConditionalModel) -> Draw:
     """Draws all dimensions at once, again and again until they stay."""
-    options = {"low": model.low, "high": model.high, "num_cells": model.num_cells}
     dim = math.prod(model.data.shape)
-    options["order"] = model.network.dimension_order(dim)
+    options = {"order": model.network.dimension_order(dim), "to_value": _to_value(model)}
 
     def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
-        bound, shape = model.bind(variables), (len(rngs), *model.data.shape)
-        drawn = samplers.jacobi(
-            rngs, model.head(variables), bound.contexts, shape, to_value=_to_value(model), **options
-        )
-        nfe = drawn.sweeps * dim * 4 * model.num_cells
-        return model.to_output(drawn.x, nfe) | {"sweeps": drawn.sweeps}
+        invert, contexts = model.invert(variables), model.bind(variables).contexts
+        shape = (len(rngs), *model.data.shape)
+        x, sweeps = samplers.jacobi(rngs, invert, contexts, shape, **options)
+        return model.to_output(x, sweeps * dim * model.calls_to_invert) | {"sweeps": sweeps}
 
     return draw
 
@@ -226,7 +243,7 @@ SAMPLERS = {"inverse_cdf": by_inverse_cdf, "langevin": by_langevin, "jacobi": by
 
 
 def _ancestral(
-    model: ConditionalModel, make_draw: Callable[[Variables], samplers.Draw], calls: int
+    model: ConditionalModel, make_draw: Callable[[Variables], samplers.DrawDimension], calls: int
 ) -> Draw:
     order = model.network.dimension_order(math.prod(model.data.shape))
     to_value = _to_value(model)

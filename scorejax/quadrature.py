@@ -52,7 +52,7 @@ class Table(NamedTuple):
 
 
 def require_range(low: float | np.ndarray, high: float | np.ndarray, num_cells: int) -> None:
-    """Raises ValueError unless low < high, both finite, and there are at least `MIN_CELLS` cells."""
+    """Raises ValueError unless low < high are finite and there are at least `MIN_CELLS` cells."""
     if not np.all(np.isfinite(low) & np.isfinite(high) & (np.asarray(low) < high)):
         raise ValueError(f"a quadrature needs finite low < high; got {low} and {high}")
     if num_cells < MIN_CELLS:
@@ -115,6 +115,22 @@ def log_density_at(
     s = head(start + (x - start) * jnp.asarray(NODES, x.dtype), c[None])
     log_density = table.log_density[cell, 0] + (x - start) * (jnp.asarray(QUARTIC[-1], x.dtype) @ s)
     return log_density, jnp.where(jnp.isfinite(log_density), table.errors[cell], jnp.inf)
+
+
+def cumulative(table: Table, x: Float[Array, ""]) -> Float[Array, ""]:
+    """The probability below x, 0 or 1 beyond the ends; the inverse of `quantile`."""
+    last = len(table.edges) - 2
+    cell = jnp.clip(jnp.searchsorted(table.edges, x, side="right") - 1, 0, last)
+    width = (table.edges[cell + 1] - table.edges[cell]) / 4
+    place = jnp.clip((x - table.edges[cell]) / jnp.where(width > 0, width, 1), 0, 4)
+    j = jnp.minimum(place.astype(int), 3)
+    t = place - j
+    log_p = table.log_density[cell]
+    p0, p1 = jnp.exp(log_p[j] - jnp.max(log_p)), jnp.exp(log_p[j + 1] - jnp.max(log_p))
+    share = (p0 * t + (p1 - p0) * t**2 / 2) / jnp.maximum((p0 + p1) / 2, jnp.finfo(x.dtype).tiny)
+    masses = table.masses.reshape(-1)
+    below = jnp.sum(jnp.where(jnp.arange(len(masses)) < 4 * cell + j, masses, 0))
+    return jnp.clip(below + share * masses[4 * cell + j], 0, 1)
 
 
 def quantile(table: Table, v: Float[Array, ""]) -> Float[Array, ""]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = [
     "Array", "Aux", "Batch", "ContextsFn", "EnergyFn", "Float", "HeadFn", "Int", "LossFn",
-    "NetworkFn", "OfflineSource", "OnlineSource", "PRNGKeyArray", "Params", "PyTree", "Sampled",
-    "ScoreFn", "Shape", "Variables",
+    "NetworkFn", "NoisyHeadFn", "OfflineSource", "OnlineSource", "PRNGKeyArray", "Params", "PyTree",
+    "Sampled", "ScoreFn", "Shape", "Variables",
 ]  # fmt: skip
 
 PyTree: TypeAlias = Any
@@ -28,6 +28,11 @@ EnergyFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[
 HeadFn: TypeAlias = Callable[[Float[Array, "*n"], Float[Array, "*m h"]], Float[Array, "*n"]]
 """(u, c) -> the score at u of a univariate conditional in the context c, elementwise over their
 leading axes, which broadcast."""
+NoisyHeadFn: TypeAlias = Callable[
+    [Float[Array, "*n"], Float[Array, "*m h"], Array], Float[Array, "*n"]
+]
+"""(u, c, sigma) -> the score of the conditional with noise of standard deviation sigma, which
+broadcasts against u."""
 ContextsFn: TypeAlias = Callable[[Float[Array, "b *d"]], Float[Array, "b *d h"]]
 """x -> a context for each dimension, computed from earlier dimensions alone."""
 NetworkFn: TypeAlias = Callable[[Float[Array, "b *d"], Array], Float[Array, "b *d"]]

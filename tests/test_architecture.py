@@ -29,6 +29,7 @@ LAYERS = [
         "linear_operators",
         "energies",
         "quadrature",
+        "noise_flow",
     },
     {
         "objectives",

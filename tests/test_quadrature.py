@@ -137,8 +137,8 @@ def test_levels_that_surprise_keep_their_logarithm():
     measured = discrete_log_probs(gaussian_head, c, level, bounds=bounds, margin=0.4)
     # A tail's mass is that of its nearer bound: log of Q(z), z standard deviations away.
     z = (bounds[np.array([0, 2, 4])] + 1) / 0.02
-    # Cells of a standard deviation and a half, a quartic of log p in each: 0.3 nats of 400.
-    np.testing.assert_allclose(measured.log_prob[:, 0], stats.norm.logsf(z), rtol=1e-3)
+    # log p changes by tens of nats between the nodes of a cell, whose mass is that of its first.
+    np.testing.assert_allclose(measured.log_prob[:, 0], stats.norm.logsf(z), rtol=1e-2)
 
 
 def test_impossible_ranges_are_refused():

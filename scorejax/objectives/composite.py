@@ -19,10 +19,7 @@ from jaxtyping import Array, Float
 from scorejax.numerics import expand, sum_except_batch
 from scorejax.objectives.directions import real_data
 from scorejax.random import Rng, normal
-from scorejax.typing import ContextsFn, HeadFn
-
-NoisyHead = Callable[[Float[Array, "*n"], Float[Array, "*m h"], Array], Float[Array, "*n"]]
-"""(u, c, sigma) -> the score of the noisy conditional; sigma broadcasts against u."""
+from scorejax.typing import ContextsFn, HeadFn, NoisyHeadFn
 
 
 def composite_score_matching(
@@ -52,7 +49,7 @@ def composite_score_matching(
 
 
 def denoising_composite(
-    head: NoisyHead,
+    head: NoisyHeadFn,
     contexts: ContextsFn,
     rng: Rng,
     x: Float[Array, "b *d"],

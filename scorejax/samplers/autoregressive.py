@@ -23,9 +23,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from scorejax.noise_flow import transport
 from scorejax.quadrature import NUM_CELLS, adaptive_table, quantile, require_range
 from scorejax.random import draw_rows, fold_in, normal, split
-from scorejax.typing import ContextsFn, HeadFn, PyTree, Sampled, Shape
+from scorejax.typing import ContextsFn, HeadFn, NoisyHeadFn, PyTree, Sampled, Shape
 
 AT_ONCE = 4096
 """Conditionals tabulated at once."""
@@ -101,6 +102,27 @@ def tabulated(
     return invert
 
 
+def flowed(
+    head: NoisyHeadFn,
+    *,
+    sigmas: tuple[float, float],
+    low: float,
+    high: float,
+    num_cells: int = NUM_CELLS,
+) -> Invert:
+    """Builds the inverse distribution function at the smaller noise of `sigmas` (smaller, larger).
+
+    It is `tabulated` at the larger noise, from where the flow takes values down; see `noise_flow`.
+    """
+    noisiest = lambda u, c: head(u, c, jnp.asarray(sigmas[1], u.dtype))
+    invert_noisiest = tabulated(noisiest, low=low, high=high, num_cells=num_cells)
+
+    def invert(c: Float[Array, "*n h"], v: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        return transport(head, c, invert_noisiest(c, v), start=sigmas[1], end=sigmas[0])[0]
+
+    return invert
+
+
 def bisected(
     cdf: Callable[[Array, Array], Array],
     *,
@@ -114,7 +136,7 @@ def bisected(
     """
 
     def invert(c: Float[Array, "*n h"], v: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        def halve(_: int, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             below, above = ends
             middle = (below + above) / 2
             right = cdf(middle, c) < v
@@ -128,7 +150,7 @@ def bisected(
 
 
 def langevin(
-    head: Callable[[Array, Array, Array], Array],
+    head: NoisyHeadFn,
     *,
     sigmas: np.ndarray,
     step_size: float,

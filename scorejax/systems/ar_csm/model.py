@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +20,7 @@ from scorejax.evaluate.progress import Metrics
 from scorejax.likelihood import bits_per_dim
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.univariate import MixtureHead
+from scorejax.noise_flow import CALLS_PER_STEP, NUM_STEPS
 from scorejax.numerics import sum_except_batch
 from scorejax.random import Rng
 from scorejax.samplers import autoregressive as samplers
@@ -28,6 +29,9 @@ from scorejax.score_model.sampling import Draw
 from scorejax.systems.ar_csm import evaluation
 from scorejax.systems.ar_csm.objectives import Bound, Objective, causal_denoised, log_probs
 from scorejax.typing import Array, Batch, HeadFn, PRNGKeyArray, Variables
+
+NOISE_TAIL = 6.0
+"""Standard deviations of the largest noise that the quadrature goes beyond the data."""
 
 
 class LangevinOptions(NamedTuple):
@@ -73,6 +77,18 @@ class ConditionalModel:
         """Whether conditionals have a density without quadrature: those of noiseless mixtures."""
         return self.sigma is None and isinstance(self.network.univariate, MixtureHead)
 
+    @property
+    def flows(self) -> bool:
+        """Whether densities and samples follow the flow along the noise levels."""
+        return self.sigmas is not None and len(self.sigmas) > 1
+
+    @property
+    def flow_options(self) -> dict[str, Any]:
+        """The ends of the noise, and a range that holds the noisiest densities."""
+        smaller, larger = float(self.sigmas[-1]), float(self.sigmas[0])
+        ends = {"low": self.low - NOISE_TAIL * larger, "high": self.high + NOISE_TAIL * larger}
+        return {"sigmas": (smaller, larger), **ends}
+
     def bind(self, variables: Variables, dropout_rng: Rng | None = None) -> Bound:
         """The network with these variables, and with dropout if there is a key."""
         call = functools.partial(apply, self.network, variables)
@@ -117,6 +133,12 @@ class ConditionalModel:
         if self.closed_form:
             exact = log_probs(bound, self.levels, x, c)
             return densities.Conditionals(exact, jnp.zeros_like(exact))
+        if self.flows:
+            flow = self.flow_options | {"num_cells": self.num_cells}
+            if self.levels is None:
+                return densities.flow_log_probs(bound.head, c, x, **flow)
+            level, bounds = self.levels.index(x), self.levels.bounds
+            return densities.flow_discrete_log_probs(bound.head, c, level, bounds=bounds, **flow)
         if self.levels is None:
             ends = {"low": self.low, "high": self.high, "num_cells": self.num_cells}
             return densities.conditional_log_probs(head, c, x, **ends)
@@ -182,12 +204,18 @@ class ConditionalModel:
         ends = {"low": self.low, "high": self.high}
         if self.closed_form:
             return samplers.bisected(apply(self.network, variables, "cdf"), **ends)
+        if self.flows:
+            flow = self.flow_options | {"num_cells": self.num_cells}
+            return samplers.flowed(apply(self.network, variables, "head"), **flow)
         return samplers.tabulated(self.head(variables), **ends, num_cells=self.num_cells)
 
     @property
     def calls_to_invert(self) -> int:
         """Evaluations of the head that `invert` makes for one value."""
-        return samplers.NUM_BISECTIONS if self.closed_form else 4 * self.num_cells
+        if self.closed_form:
+            return samplers.NUM_BISECTIONS
+        flow = NUM_STEPS * CALLS_PER_STEP if self.flows else 0
+        return 4 * self.num_cells + flow
 
     def to_output(self, x: Array, nfe: Array) -> dict[str, Array]:
         """Samples in the units of the data."""

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The objectives of a network of contexts and a head, and its causal estimate of clean values."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -46,14 +45,17 @@ def score_matching(noise: float, *, weighted: bool) -> Objective:
 
 
 def denoising(sigmas: np.ndarray, *, noisy_context: bool) -> Objective:
-    """Builds denoising at random levels: one for each dimension, or for each example if contexts
-    are of noisy values, which then know the level."""
+    """Builds denoising at noise levels whose logarithms are uniform over the range of `sigmas`.
+
+    A level is drawn for each dimension, or for each example if contexts are of noisy values, which
+    then know the level.
+    """
 
     def objective(bound: Bound, rng: Rng, x: Array) -> Array:
         level_rng, rng = split(rng)
         shape = x.shape[:1] if noisy_context else x.shape
-        pick = functools.partial(jax.random.randint, minval=0, maxval=len(sigmas))
-        sigma = jnp.asarray(sigmas, x.dtype)[draw_rows(pick, level_rng, shape)]
+        share = draw_rows(jax.random.uniform, level_rng, shape)
+        sigma = sigmas[-1] * (sigmas[0] / sigmas[-1]) ** share
         contexts = at_level(bound, sigma) if noisy_context else bound.contexts
         return denoising_composite(
             bound.head, contexts, rng, x, sigma=sigma, noisy_context=noisy_context

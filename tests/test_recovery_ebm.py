@@ -45,7 +45,7 @@ def model():
     rng = np.random.default_rng(0)
     rows = DATA.mean + math.sqrt(DATA.variance) * rng.normal(size=(600, DIM))
     view = VectorView(rows[:300], rows[300:])
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     return dataclasses.replace(
         systems.load_model(config),
         levels=DATA.levels,
@@ -195,7 +195,7 @@ def test_a_product_of_gaussian_experts_is_their_product():
 
 
 def test_published_singular_vectors_are_those_of_the_averages():
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     system = systems.load(config)
     params, model_state = jax.jit(system.init)(jax.random.key(0))
     state = TrainState.create(params, model_state, system.tx)
@@ -209,7 +209,7 @@ def test_published_singular_vectors_are_those_of_the_averages():
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path):
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     config.spectral_norm, config.num_train_steps, config.eval_every = False, 400, 0
     config.best_metric, config.save_every, config.warmup = "", 10, 400
     config.learning_rate, config.num_chain_steps = 1.0, 10
@@ -276,7 +276,7 @@ def test_bad_config_is_one_line(key, value, words):
 
 
 def test_a_ladder_that_contradicts_the_run_is_one_line(tmp_path):
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     config.num_train_steps, config.eval_every, config.best_metric = 10, 0, ""
     config.save_every = 10
     train(systems.load(config), config, tmp_path)

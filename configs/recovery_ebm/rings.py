@@ -3,7 +3,8 @@
 
 Paper     Gao et al. 2021, arXiv:2012.08125 (which has none; sizes are ours)
 Command   python -m launch.train --workdir=runs/new --config=configs/recovery_ebm/rings.py
-          variants: full (the default), and :debug for seconds
+          variants: rings.py:denoising (the default), :recovery, whose chains do not
+          converge; :debug or :recovery,debug for seconds
 Expected  does not converge: a KL of 0.65 to 1.1 nats at level 0, see docs/results.md
 Hardware  2 CPU cores: 220 CPU-seconds
 """
@@ -15,4 +16,7 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    return variants.apply(family.fine_plane("rings"), variant, family.SIZES)
+    objective, resize = variants.choose(
+        variant, family.FINE_OBJECTIVES, family.SIZES, default="denoising"
+    )
+    return resize(objective(family.fine_plane("rings")))

@@ -23,7 +23,12 @@ from scorejax.models.build import DTYPES
 from scorejax.models.mlp import LevelPerceptron
 from scorejax.models.recovery_resnet import RecoveryResNet
 from scorejax.samplers.recovery import require_steps
-from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_levels
+from scorejax.schedules import (
+    RecoveryLevels,
+    fine_recovery_levels,
+    geometric_recovery_levels,
+    recovery_levels,
+)
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.systems.recovery_ebm.model import OBJECTIVES, LongChains, RecoveryModel
 from scorejax.systems.recovery_ebm.training import training_system
@@ -41,7 +46,11 @@ NETWORK_OPTIONS = {
     ),
 }  # fmt: skip
 LEVEL_OPTIONS = ("step_rule", "detail", "energy_unit")
-LADDERS = {"blocks": recovery_levels, "fine": fine_recovery_levels}
+LADDERS = {
+    "blocks": recovery_levels,
+    "fine": fine_recovery_levels,
+    "geometric": geometric_recovery_levels,
+}
 KEYS = (
     "dataset", "model", "ladder", "num_levels", "step_scale", *LEVEL_OPTIONS, "objective",
     "num_chain_steps", "noise_scale", "energy_band", "learning_rate", "cosine_decay",
@@ -66,7 +75,8 @@ def make_model(config: ConfigDict) -> RecoveryModel:
     """The model of a config. Raises: ValueError for an impossible value."""
     require_keys(config, KEYS)
     require_known("objective", config.objective, OBJECTIVES)
-    needed = {"ladder": "fine", "num_chain_steps": 0, "energy_unit": "nats"}
+    ladder = config.ladder if config.ladder in LADDERS and config.ladder != "blocks" else "fine"
+    needed = {"ladder": ladder, "num_chain_steps": 0, "energy_unit": "nats"}
     wrong = [key for key, value in needed.items() if config[key] != value]
     if config.objective == "denoising" and wrong:
         raise ValueError(

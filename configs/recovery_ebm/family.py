@@ -155,8 +155,10 @@ def fine_denoising(config: ConfigDict) -> ConfigDict:
     """
     config = denoising(config)
     config.ladder, config.num_levels = "geometric", 500
-    config.frequency = 3.0
-    config.learning_rate, config.num_train_steps = 2e-3, 8000
+    config.num_frequencies, config.frequency = 128, 3.0
+    # Without it, energies away from the data are whatever periodic features make of them.
+    config.background = 0.005
+    config.learning_rate, config.num_train_steps = 2e-3, 4000
     return config
 
 

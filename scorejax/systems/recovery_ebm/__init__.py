@@ -60,8 +60,8 @@ KEYS = (
 TOY_OPTIONS = ("num_train_examples", "data_seed")
 OPTIONS = (
     *VIEW_OPTIONS, *TOY_OPTIONS, *NETWORK_OPTIONS["resnet"], *NETWORK_OPTIONS["mlp"],
-    *ADAM_OPTIONS, "eval_examples", "eval_samples", "eval_frechet_samples", "eval_features",
-    "eval_matmul_precision",
+    *ADAM_OPTIONS, "background", "eval_examples", "eval_samples", "eval_frechet_samples",
+    "eval_features", "eval_matmul_precision",
 )  # fmt: skip
 """Keys that it may have."""
 
@@ -92,6 +92,7 @@ def make_model(config: ConfigDict) -> RecoveryModel:
     require(config, ("noise_scale",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     require(config, ("eval_chain_steps",), lambda v: v >= 0, "to be at least 0")
     require(config, ("eval_chains",), lambda v: v >= 3, "to be at least 3, to see a trend")
+    require({"background": 0.0, **config}, ("background",), lambda v: 0 <= v < 1, "to be in [0, 1)")
     require(config, ("energy_band",), lambda v: v >= 0, "to be positive, or 0 for none")
     data = view(config)
     return RecoveryModel(
@@ -105,6 +106,7 @@ def make_model(config: ConfigDict) -> RecoveryModel:
         tx=optimiser(config),
         eval_options=EvaluationOptions.from_config(config),
         long_chains=LongChains(config.eval_chain_steps, config.eval_chains),
+        background=config.get("background", 0.0),
         truth=toy_distribution(config.dataset) if config.dataset in TOYS else None,
     )
 

@@ -62,6 +62,8 @@ class RecoveryModel:
     tx: optax.GradientTransformation
     eval_options: EvaluationOptions
     long_chains: LongChains
+    background: float = 0.0
+    """Share of white noise among the examples of the losses."""
     truth: PlaneDistribution | None = None
     """The distribution of the data, where it is known."""
 
@@ -191,7 +193,8 @@ class RecoveryModel:
 
     def losses(self, variables: Variables, rng: Rng, x: Array) -> tuple[Array, dict[str, Array]]:
         """The objective of each example at a random level (b,), and what to watch (b,)."""
-        level_rng, pair_rng = split(rng)
+        level_rng, pair_rng, background_rng = split(rng, 3)
+        x = objectives.with_background(background_rng, x, self.background)
         t = objectives.draw_levels(level_rng, len(x), self.levels)
         energy_fn = self.energy(variables)
         if self.objective == "denoising":

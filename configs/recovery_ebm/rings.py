@@ -16,7 +16,15 @@ from configs.recovery_ebm import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    objective, resize = variants.choose(
-        variant, family.FINE_OBJECTIVES, family.SIZES, default="denoising"
-    )
+    objective, resize = variants.choose(variant, OBJECTIVES, family.SIZES, default="denoising")
     return resize(objective(family.fine_plane("rings")))
+
+
+def denoising(config: ConfigDict) -> ConfigDict:
+    """As of the other toys, learned faster: 2e-3 leaves a KL of 0.15."""
+    config = family.fine_denoising(config)
+    config.learning_rate = 4e-3
+    return config
+
+
+OBJECTIVES = {**family.FINE_OBJECTIVES, "denoising": denoising}

@@ -256,6 +256,7 @@ def test_samplers_and_their_mistakes():
         ("step_scale", 0.1, "step_scale needs to be below 0.0445"),
         ("noise_scale", 0.0, r"noise_scale needs to lie in \(0, 1\]; got 0.0"),
         ("energy_band", -1.0, "energy_band needs to be positive, or 0"),
+        ("background", 1.0, r"background needs to be in \[0, 1\); got 1.0"),
         ("image_size", 7, "multiple of 2; got 7 x 7"),
         ("model", "mlp", "need model='resnet'; got 'mlp'"),
         ("activation", "relux", "unknown activation 'relux'"),

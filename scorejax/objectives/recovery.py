@@ -79,7 +79,7 @@ def with_background(rng: Rng, x: X, share: float) -> X:
         return x
     place_rng, noise_rng = split(rng)
     place = draw_rows(jax.random.uniform, place_rng, x.shape[:1])
-    return jnp.where(expand(place < share, x), normal(noise_rng, x.shape, x.dtype), x)
+    return jnp.where(expand(place, x) < share, normal(noise_rng, x.shape, x.dtype), x)
 
 
 def draw_pair(

@@ -21,7 +21,9 @@ def head(u, c, sigma):
     variance = STD**2 + sigma**2
 
     def log_prob(u):
-        terms = [np.log(w) - (u - m) ** 2 / (2 * variance) for m, w in zip(MEANS, WEIGHTS, strict=True)]
+        terms = [
+            np.log(w) - (u - m) ** 2 / (2 * variance) for m, w in zip(MEANS, WEIGHTS, strict=True)
+        ]
         return jnp.sum(jnp.logaddexp(*terms))
 
     return jax.grad(log_prob)(u)

@@ -22,7 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def denoising(config: ConfigDict) -> ConfigDict:
-    """As of the other toys, learned faster: 2e-3 leaves a KL of 0.15."""
+    """Settings of the other toys, learned faster: 2e-3 leaves a KL of 0.15."""
     config = family.fine_denoising(config)
     config.learning_rate = 4e-3
     return config

@@ -27,7 +27,7 @@ from scorejax.density.bidirectional import confidence_interval, verdict
 from scorejax.evaluate import plane
 from scorejax.evaluate.pictures import save_png
 from scorejax.systems.recovery_ebm import RecoveryModel
-from scorejax.systems.recovery_ebm.density import data_log_prob, normalizer
+from scorejax.systems.recovery_ebm.density import data_log_prob, noised_truth, normalizer
 from scorejax.systems.recovery_ebm.evaluation import LIMIT
 from scorejax.typing import Variables
 
@@ -55,9 +55,9 @@ def open_run(workdir: str) -> Trained:
 def report(trained: Trained, num_walks: int) -> None:
     """Prints a row of the table, and the verdict on the bounds."""
     model, variables = trained.model, trained.variables
-    levels = model.levels
-    truth = model.truth.noised(float(levels.scales[0]), float(levels.stds[0]))
-    compared = plane.compare(truth.log_prob, data_log_prob(model, variables), limit=LIMIT)
+    compared = plane.compare(
+        noised_truth(model).log_prob, data_log_prob(model, variables), limit=LIMIT
+    )
     bounds_of = normalizer(
         model,
         num_walks=num_walks,
@@ -85,12 +85,10 @@ def report(trained: Trained, num_walks: int) -> None:
 def save_picture(trained: Trained, path: str, num_samples: int, limit: float = 1.4) -> None:
     """Draws the true density, the model's and samples of the model's chains, side by side."""
     model, variables = trained.model, trained.variables
-    levels = model.levels
-    truth = model.truth.noised(float(levels.scales[0]), float(levels.stds[0]))
     grid = functools.partial(plane.grid_log_prob, limit=limit)
     values = grid(data_log_prob(model, variables))
     densities = {
-        "truth": grid(truth.log_prob),
+        "truth": grid(noised_truth(model).log_prob),
         "model": values - plane.log_integral(values, limit=limit).value,
     }
     keys = jax.random.split(jax.random.key(2), num_samples)

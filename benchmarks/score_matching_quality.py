@@ -161,9 +161,9 @@ def row(model: str, objective: str, runs: list[Run], by_fd_ssm: list[Run]) -> st
     return f"| {model} | {objective} | {likelihood} | {seconds:.1f} | {size} |"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], digits: int = 1) -> str:
     mean, half = interval(values)
-    return f"{mean:.1f} ± {half:.1f}"
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 def draw(path: pathlib.Path, found: dict[str, dict[str, list[Run]]]) -> None:

@@ -5,13 +5,18 @@ A system's `make_model(config)` returns an object with the methods of those that
 """
 
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import optax
 
+from scorejax.choices import require_known
 from scorejax.evaluate.progress import Metrics
 from scorejax.linear_operators import LinearOperator
+from scorejax.typing import Array, PRNGKeyArray, Variables
+
+Draw = Callable[[Variables, PRNGKeyArray], dict[str, Array]]
+"""(variables, keys (b,)) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}."""
 
 
 @runtime_checkable
@@ -119,3 +124,19 @@ ACTIONS: dict[type, str] = {
 def cannot(name: str, capability: type, able: Iterable[str]) -> ValueError:
     """The error for a model `name` without a capability; `able` are the systems that have it."""
     return ValueError(f"{name} cannot {ACTIONS[capability]}; {', '.join(able)} can")
+
+
+def require_sampler(own: str, name: str, condition: Any = None) -> None:
+    """Raises ValueError for another sampler than a model's own, or a condition to guide it."""
+    require_known("sampler", name or own, (own,))
+    if condition is not None:
+        raise ValueError(f"samples by {own!r} cannot be guided by a classifier")
+
+
+def require_one_step(
+    own: str, name: str, *, num_steps: int = 0, nfe: int = 0, condition: Any = None
+) -> None:
+    """Raises ValueError as `require_sampler`, or for more than the one step of the sampler."""
+    require_sampler(own, name, condition)
+    if max(num_steps, nfe) > 1:
+        raise ValueError(f"the sampler {own!r} draws in one step; got {max(num_steps, nfe)}")

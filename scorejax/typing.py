@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 __all__ = [
-    "Array", "Aux", "Batch", "EnergyFn", "Float", "Int", "LossFn", "NetworkFn", "OfflineSource",
-    "OnlineSource", "PRNGKeyArray", "Params", "PyTree", "Sampled", "ScoreFn", "Shape", "Variables",
+    "Array", "Aux", "Batch", "ContextsFn", "EnergyFn", "Float", "HeadFn", "Int", "LossFn",
+    "NetworkFn", "NoisyHeadFn", "OfflineSource", "OnlineSource", "PRNGKeyArray", "Params", "PyTree",
+    "Sampled", "ScoreFn", "Shape", "Variables",
 ]  # fmt: skip
 
 PyTree: TypeAlias = Any
@@ -24,6 +25,16 @@ Variables: TypeAlias = tuple[Params, PyTree]
 
 ScoreFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b *d"]]
 EnergyFn: TypeAlias = Callable[[Float[Array, "b *d"], Float[Array, "b"]], Float[Array, "b"]]
+HeadFn: TypeAlias = Callable[[Float[Array, "*n"], Float[Array, "*m h"]], Float[Array, "*n"]]
+"""(u, c) -> the score at u of a univariate conditional in the context c, elementwise over their
+leading axes, which broadcast."""
+NoisyHeadFn: TypeAlias = Callable[
+    [Float[Array, "*n"], Float[Array, "*m h"], Array], Float[Array, "*n"]
+]
+"""(u, c, sigma) -> the score of the conditional with noise of standard deviation sigma, which
+broadcasts against u."""
+ContextsFn: TypeAlias = Callable[[Float[Array, "b *d"]], Float[Array, "b *d h"]]
+"""x -> a context for each dimension, computed from earlier dimensions alone."""
 NetworkFn: TypeAlias = Callable[[Float[Array, "b *d"], Array], Float[Array, "b *d"]]
 """A network with its parameters bound: (x, label) -> output, in the convention of its training."""
 

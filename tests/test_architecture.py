@@ -21,7 +21,16 @@ SOURCES = sorted((ROOT / "scorejax").rglob("*.py"))
 
 LAYERS = [
     {"typing", "numerics", "random", "choices", "ode", "distances", "files", "report"},
-    {"sdes", "schedules", "parameterize", "preconditioning", "linear_operators", "energies"},
+    {
+        "sdes",
+        "schedules",
+        "parameterize",
+        "preconditioning",
+        "linear_operators",
+        "energies",
+        "quadrature",
+        "noise_flow",
+    },
     {
         "objectives",
         "samplers",
@@ -35,7 +44,7 @@ LAYERS = [
         "models",
     },
     {"train", "data", "evaluate", "interop", "runs"},
-    {"score_model", "capabilities"},
+    {"score_model", "capabilities", "autoencoder"},
     {"systems"},
 ]  # fmt: skip
 

@@ -266,21 +266,6 @@ def test_the_loss_of_a_linear_score_is_its_closed_form(model):
 # The autoencoders.
 
 
-def test_the_score_stands_in_for_the_gradient_of_the_entropy():
-    # z = A noise has the entropy log |det A| + const and the score -(A A^T)^-1 z. With noise of
-    # second moment I exactly, the mean of (B2) is exact: -A^-T is the gradient of -log |det A|.
-    generator = np.random.default_rng(0)
-    noise, _ = np.linalg.qr(generator.normal(size=(50, 3)))
-    noise, a = noise * math.sqrt(50), generator.normal(size=(3, 3)) + 2 * np.eye(3)
-
-    def mean(a):
-        inverse = jnp.linalg.inv(a @ a.T)
-        score = lambda z: -z @ inverse
-        return autoencoder.negative_entropy(score, noise @ a.T).mean()
-
-    np.testing.assert_allclose(jax.grad(mean)(a), -np.linalg.inv(a).T, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("name", ["vae_digits", pytest.param("wae_digits", marks=pytest.mark.slow)])
 def test_each_player_learns_from_its_own_part(name):
     config = get_config(name)
@@ -353,9 +338,11 @@ def test_what_cannot_be_is_refused_in_one_line(name, change, message):
 
 
 def test_what_a_model_has_not_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"'kernel_exponential_family', cannot draw samples; edm"):
+    with pytest.raises(
+        ValueError, match=r"'kernel_exponential_family', cannot draw samples; .*edm"
+    ):
         systems.require(get_config("kernel_wine"), capabilities.DrawsSamples)
-    with pytest.raises(ValueError, match="'implicit_vae', cannot measure likelihoods; edm"):
+    with pytest.raises(ValueError, match=r"'implicit_vae', cannot measure likelihoods; .*edm"):
         systems.require(get_config("vae_digits"), capabilities.MeasuresDensity)
 
 

@@ -343,3 +343,16 @@ def test_bad_input_is_one_line(make, words):
     with pytest.raises(ValueError, match=words) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_a_share_of_the_examples_becomes_background():
+    x, share, num = jnp.full((2**14, 2), 3.0), 0.1, 2**14
+    mixed = np.asarray(objectives.with_background(jax.random.key(0), x, share), np.float64)
+    replaced = (mixed != 3).all(axis=1)
+    # 4 standard errors of a share, of a mean and of a variance: 2 in 10,000 fail.
+    assert abs(replaced.mean() - share) < 4 * np.sqrt(share * (1 - share) / num)
+    assert_moments(mixed[replaced], 0.0, 1.0)
+    assert (mixed[~replaced] == 3).all()
+    assert objectives.with_background(jax.random.key(0), x, 0.0) is x
+    with pytest.raises(ValueError, match=r"background needs to lie in \[0, 1\); got 1"):
+        objectives.with_background(jax.random.key(0), x, 1.0)

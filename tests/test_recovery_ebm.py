@@ -45,7 +45,7 @@ def model():
     rng = np.random.default_rng(0)
     rows = DATA.mean + math.sqrt(DATA.variance) * rng.normal(size=(600, DIM))
     view = VectorView(rows[:300], rows[300:])
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     return dataclasses.replace(
         systems.load_model(config),
         levels=DATA.levels,
@@ -195,7 +195,7 @@ def test_a_product_of_gaussian_experts_is_their_product():
 
 
 def test_published_singular_vectors_are_those_of_the_averages():
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     system = systems.load(config)
     params, model_state = jax.jit(system.init)(jax.random.key(0))
     state = TrainState.create(params, model_state, system.tx)
@@ -209,10 +209,11 @@ def test_published_singular_vectors_are_those_of_the_averages():
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_checkpoint(tmp_path):
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     config.spectral_norm, config.num_train_steps, config.eval_every = False, 400, 0
     config.best_metric, config.save_every, config.warmup = "", 10, 400
     config.learning_rate, config.num_chain_steps = 1.0, 10
+    config.energy_band = 1e-2  # Before rates are so high that all units may saturate.
     with pytest.raises(RuntimeError, match="diverged at step") as caught:
         train(systems.load(config), config, tmp_path)
     message = str(caught.value)
@@ -255,6 +256,7 @@ def test_samplers_and_their_mistakes():
         ("step_scale", 0.1, "step_scale needs to be below 0.0445"),
         ("noise_scale", 0.0, r"noise_scale needs to lie in \(0, 1\]; got 0.0"),
         ("energy_band", -1.0, "energy_band needs to be positive, or 0"),
+        ("background", 1.0, r"background needs to be in \[0, 1\); got 1.0"),
         ("image_size", 7, "multiple of 2; got 7 x 7"),
         ("model", "mlp", "need model='resnet'; got 'mlp'"),
         ("activation", "relux", "unknown activation 'relux'"),
@@ -276,7 +278,7 @@ def test_bad_config_is_one_line(key, value, words):
 
 
 def test_a_ladder_that_contradicts_the_run_is_one_line(tmp_path):
-    config = rings.get_config("debug")
+    config = rings.get_config("recovery,debug")
     config.num_train_steps, config.eval_every, config.best_metric = 10, 0, ""
     config.save_every = 10
     train(systems.load(config), config, tmp_path)

@@ -7,7 +7,8 @@ import pytest
 
 from scorejax.objectives import recovery as objectives
 from scorejax.parameterize import recovery_energy
-from scorejax.schedules import recovery_levels
+from scorejax.samplers.recovery import require_steps
+from scorejax.schedules import fine_recovery_levels, geometric_recovery_levels, recovery_levels
 from tests.test_recovery import LEVELS, Data
 
 
@@ -30,6 +31,19 @@ def test_energies_in_nats_are_networks_and_their_losses_likelihoods():
     np.testing.assert_array_equal(energy_fn(positive, t), jnp.sum(positive, axis=1))
     loss = objectives.contrast(energy_fn, levels, t, positive, negative).loss
     np.testing.assert_allclose(loss, jnp.sum(positive, axis=1) - 2, rtol=1e-6)  # one rounding
+
+
+def test_noise_to_signal_ratios_of_the_geometric_ladder_grow_by_one_factor():
+    levels, ddpm = geometric_recovery_levels(500), fine_recovery_levels(1000)
+    ratios = levels.stds[:-1] / levels.scales[:-1]
+    np.testing.assert_allclose(ratios[1:] / ratios[:-1], ratios[1] / ratios[0], rtol=1e-9)
+    for level in (0, -2):  # 1 - A^2 cancels: 1e-16 / S_0^2
+        np.testing.assert_allclose(levels.stds[level], ddpm.stds[level], rtol=1e-11)
+        np.testing.assert_allclose(levels.scales[level], ddpm.scales[level], rtol=1e-11)
+    assert levels.num_energies == 500 and levels.scales[-1] == 0
+    require_steps(levels, 0)  # fine enough for single draws
+    with pytest.raises(ValueError, match=r"\(ladder 'geometric'\) needs 21 levels or more"):
+        geometric_recovery_levels(20)
 
 
 @pytest.mark.parametrize(

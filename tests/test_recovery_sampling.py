@@ -4,10 +4,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from scorejax.linear_operators import mask_operator
 from scorejax.objectives import recovery as objectives
 from scorejax.samplers import recovery as samplers
+from scorejax.samplers.recovery_ancestral import sample_ancestral
+from scorejax.schedules import fine_recovery_levels
 from tests.compilation import optimised_jit
 from tests.test_recovery import DATA, LEVELS, assert_moments
 
@@ -81,3 +84,32 @@ def test_completion_imposes_the_measurement_at_every_step():
     x = np.asarray(optimised_jit(draw)(jax.random.key(0)), np.float64)
     np.testing.assert_allclose(x[:, 0], value, atol=1e-6)
     assert_moments(x[:, 1], mean[1], cov[1, 1])
+
+
+def test_ancestral_sampling_passes_over_levels():
+    # Gaussian data: all moves are affine, and mean and variance of x follow level by level.
+    num, levels = 2**14, fine_recovery_levels(100)
+    mean, variance = 0.3, 0.25
+    kept = [0, 25, 50, 74, 99]
+    scales, stds = levels.scales, levels.stds
+    centre, spread = 0.0, 1.0
+    for below, above in zip(kept[-2::-1], kept[:0:-1], strict=True):
+        decay = scales[above] / scales[below]
+        added = 1 - decay**2
+        precision = 1 / (scales[above] ** 2 * variance + stds[above] ** 2)
+        factor = (1 - added * precision) / decay
+        centre = factor * centre + added * precision * scales[above] * mean / decay
+        spread = factor**2 * spread + added * (stds[below] / stds[above]) ** 2
+
+    def energy_fn(x, t):
+        scale, std = (jnp.asarray(table, x.dtype)[t + 1, None] for table in (scales, stds))
+        return ((x - scale * mean) ** 2 / (2 * (scale**2 * variance + std**2))).sum(axis=1)
+
+    draw = lambda rngs: sample_ancestral(rngs, energy_fn, (len(rngs), 2), levels, num_calls=4)
+    rngs = jax.random.split(jax.random.key(0), num)
+    drawn = jax.jit(draw)(rngs)
+    assert drawn.nfe == 4
+    assert_moments(drawn.x, centre, spread)
+    np.testing.assert_allclose(drawn.x[-2:], draw(rngs[-2:]).x, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"num_calls needs to lie in 2 .. 99; got 100"):
+        sample_ancestral(rngs, energy_fn, (num, 2), levels, num_calls=100)

@@ -37,9 +37,12 @@ TABLE = {
     "fd_score_matching-energy": ("configs.fd_score_matching.energy_digits", "debug"),
     "fd_score_matching-vae": ("configs.fd_score_matching.vae_digits", "debug"),
     "fd_score_matching-kernel": ("configs.fd_score_matching.kernel_wine", "debug"),
+    "ar_csm-vae": ("configs.ar_csm.vae_digits", "debug"),
     "bionet": ("configs.bionet.nuclei", "t2,debug"),
     "recovery_ebm-images": ("configs.recovery_ebm.digits", "debug"),
     "recovery_ebm-plane": ("configs.recovery_ebm.rings", "debug"),
+    "ar_csm-images": ("configs.ar_csm.digits", "debug"),
+    "ar_csm-table": ("configs.ar_csm.wine", "debug"),
 }
 # Of the joined batch two devices compute something else where batches are normalised, or weights
 # solved for, on each device's own examples. Flows' and energies' differences lose more digits to

@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from scorejax.data import tables
+from scorejax.data import preparation, tables
 
 rng = np.random.default_rng(0)
 
@@ -32,14 +32,14 @@ def test_what_says_the_same_is_dropped():
     assert not {"mean perimeter", "mean area"} & set(table.columns)
     x = rng.normal(size=(50, 2))
     rows = np.stack([x[:, 0], -3 * x[:, 0] + 1, np.ones(50), x[:, 1]], axis=1)
-    assert tables.distinct_columns(rows).tolist() == [0, 3]
+    assert preparation.distinct_columns(rows).tolist() == [0, 3]
 
 
 def test_rounded_values_are_spread_over_their_cells_and_others_left():
     rows = np.stack([rng.integers(0, 5, 2000) * 0.5, rng.normal(size=2000)], axis=1)
-    widths = tables.cell_widths(rows)
+    widths = preparation.cell_widths(rows)
     assert widths.tolist() == [0.5, 0.0]
-    spread = tables.dequantized(rng, rows, widths)
+    spread = preparation.dequantized(rng, rows, widths)
     np.testing.assert_array_equal(spread[:, 1], rows[:, 1])
     off = (spread - rows)[:, 0]
     # Uniform on (-1/4, 1/4): variance 1/48, whose estimate from 2000 has an error of 2 %.
@@ -50,13 +50,13 @@ def test_rounded_values_are_spread_over_their_cells_and_others_left():
 def test_the_split_and_the_fit_are_functions_of_the_seed():
     first, again, other = (tables.load("wine", seed=seed) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first.test, again.test)
-    assert not np.array_equal(first.whitening.mean, other.whitening.mean)
+    assert not np.array_equal(first.preparation.mean, other.preparation.mean)
 
 
 def test_whitening_changes_a_gaussian_density_by_its_log_det():
     # log N(x; m, C) = log N(w(x); 0, I) + log_det, with m and C those of the rows that w is of.
     rows = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 3)) + 5
-    whiten = tables.Whitening.of(rows)
+    whiten = preparation.Whitening.of(rows)
     mean, covariance = rows.mean(axis=0), np.cov(rows, rowvar=False)
     off = rows[:4] - mean
     expected = -0.5 * np.einsum("bi,ij,bj->b", off, np.linalg.inv(covariance), off)
@@ -91,6 +91,6 @@ def test_what_cannot_be_is_refused_in_one_line(options, message):
 def test_rows_in_a_plane_and_bad_noise_are_refused():
     rows = np.repeat(rng.normal(size=(20, 1)), 2, axis=1)
     with pytest.raises(ValueError, match="whitening needs more rows than columns"):
-        tables.Whitening.of(rows)
+        preparation.Whitening.of(rows)
     with pytest.raises(ValueError, match="noise needs to be 0 or a positive number; got -1"):
         tables.load("wine").training_source(4, noise=-1)

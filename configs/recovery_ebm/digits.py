@@ -5,7 +5,7 @@ Paper     Gao et al. 2021, arXiv:2012.08125 (which has no digits; sizes are ours
 Command   python -m launch.train --workdir=runs/new --config=configs/recovery_ebm/digits.py
           variants: digits.py:recovery (the default), :denoising; :debug or :denoising,debug for
           seconds
-Expected  samples, and a Frechet distance of digit features: see docs/papers/recovery_likelihood.md
+Expected  samples, and a Frechet distance of digit features: see docs/results.md
 Hardware  2 CPU cores: some minutes
 """
 

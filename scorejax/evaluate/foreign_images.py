@@ -8,12 +8,19 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from scorejax.data.view import ImageView
 from scorejax.evaluate import pictures
 from scorejax.evaluate.chunks import measure_in_chunks
 from scorejax.typing import Array
+
+
+def clothes() -> UInt8[np.ndarray, "n 8 8 1"]:
+    """128 pieces of clothing with the grey levels 0 to 16 of digits, see data/samples."""
+    samples = importlib.resources.files("scorejax.data") / "samples" / "fashion_mnist_8x8.npz"
+    with samples.open("rb") as file:
+        return np.load(file)["image"]
 
 
 def digits_beside_others(
@@ -27,11 +34,8 @@ def digits_beside_others(
     `measure` is the likelihood of a model of `data`, see `score_model.evaluation.likelihood`.
     """
     rng = np.random.default_rng(0)
-    samples = importlib.resources.files("scorejax.data") / "samples" / "fashion_mnist_8x8.npz"
-    with samples.open("rb") as file:
-        clothes = np.load(file)["image"]
     noise = rng.integers(0, data.levels, (num, *data.shape), np.uint8)
-    kinds = {"test digits": data.stored("test").image, "clothes": clothes, "noise": noise}
+    kinds = {"test digits": data.stored("test").image, "clothes": clothes(), "noise": noise}
     num = min(num, *map(len, kinds.values()))
     x = data.dequantized(rng, np.concatenate([images[:num] for images in kinds.values()]))
     rows = measure_in_chunks(jax.random.key(0), measure, variables, x, batch_size=num)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax.choices import unknown
+from scorejax.data.view import DataView
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.random import row_keys
 from scorejax.report import Evaluation
@@ -44,6 +45,19 @@ def make_evaluate(
         return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
 
     return evaluate
+
+
+def held_out_examples(
+    data: DataView, num: int, num_density: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `num` test examples as in training, and the first `num_density` as for densities.
+
+    The same noise is drawn every time.
+    """
+    rng = np.random.default_rng(0)
+    batches = data.held_out_batches(rng, num, batch_size)
+    x = np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
+    return x, data.density_examples(rng, num_density)
 
 
 def held_out_loss(
@@ -121,6 +135,24 @@ def chain_pictures(
         sequence = np.moveaxis(np.concatenate(ways), 1, 0)
         shown = {"samples": pictures.image_grid(np.concatenate(samples))}
         return Evaluation({}, shown | {"denoising": pictures.denoising_sequence(sequence)})
+
+    return metric
+
+
+def sample_pictures(
+    draw: Callable[[Any, Array], dict[str, Array]], num: int, *, batch_size: int
+) -> Metric:
+    """The picture "samples" of `num` draws, `batch_size` at a time.
+
+    draw(variables, keys (b,)) returns {"image": (b, h, w, c) in [0, 1], ...}.
+    """
+    stream = make_stream(lambda variables, rows: draw(variables, rows["rng"]))
+
+    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        from scorejax.evaluate import pictures  # Imported here: it takes a second.
+
+        drawn = joined(stream(variables, {"rng": row_keys(rng, num)}, batch_size))
+        return Evaluation({}, {"samples": pictures.image_grid(drawn["image"])})
 
     return metric
 

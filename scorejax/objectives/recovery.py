@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from scorejax.energies import score_of
-from scorejax.numerics import norm_except_batch, sum_except_batch
+from scorejax.numerics import expand, norm_except_batch, sum_except_batch
 from scorejax.random import Rng, draw_rows, fold_in, normal, split
 from scorejax.samplers.recovery import at_level, draw_conditional, require_steps
 from scorejax.schedules import RecoveryLevels
@@ -64,6 +64,22 @@ def noised_data(rng: Rng, x: X, levels: RecoveryLevels, t: int = 0) -> X:
     """x_t of level t: data x scaled by A_t, with noise of std S_t."""
     z = normal(rng, x.shape, x.dtype)
     return float(levels.scales[t]) * x + float(levels.stds[t]) * z
+
+
+def with_background(rng: Rng, x: X, share: float) -> X:
+    """Data x (b, *d), each example replaced by white noise with the probability `share`.
+
+    The model is then that of a mixture, at most -log(1 - share) nats from the data. Away from the
+    data, where denoising at little noise never comes, its energies go up.
+    Raises: ValueError unless 0 <= share < 1.
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"background needs to lie in [0, 1); got {share}")
+    if not share:
+        return x
+    place_rng, noise_rng = split(rng)
+    place = draw_rows(jax.random.uniform, place_rng, x.shape[:1])
+    return jnp.where(expand(place, x) < share, normal(noise_rng, x.shape, x.dtype), x)
 
 
 def draw_pair(

@@ -18,11 +18,17 @@ from scorejax.schedules.ladders import (
     steady_variance_ratio,
     time_grid,
 )
-from scorejax.schedules.recovery import RecoveryLevels, fine_recovery_levels, recovery_levels
+from scorejax.schedules.recovery import (
+    RecoveryLevels,
+    fine_recovery_levels,
+    geometric_recovery_levels,
+    recovery_levels,
+)
 
 __all__ = [
     "RecoveryLevels", "Table", "alpha_products", "fine_recovery_levels", "geometric_ratio",
-    "geometric_sigmas", "improved_ddpm_sigmas", "langevin_step_size", "langevin_step_sizes",
-    "langevin_steps", "langevin_variance_ratio", "linear_betas", "ncsnv2_sigmas", "recovery_levels",
-    "rho_sigmas", "shell_overlap", "steady_variance_ratio", "time_grid",
+    "geometric_recovery_levels", "geometric_sigmas", "improved_ddpm_sigmas", "langevin_step_size",
+    "langevin_step_sizes", "langevin_steps", "langevin_variance_ratio", "linear_betas",
+    "ncsnv2_sigmas", "recovery_levels", "rho_sigmas", "shell_overlap", "steady_variance_ratio",
+    "time_grid",
 ]  # fmt: skip

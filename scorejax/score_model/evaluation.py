@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scorejax import likelihood as likelihoods
 from scorejax.data.view import ImageView
@@ -64,12 +63,8 @@ def metrics(model: "ScoreModel") -> Metrics:
 
     chunks = {"batch_size": options.examples_at_once}
 
-    @functools.cache
-    def held_out() -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(0)
-        batches = data.held_out_batches(rng, options.eval_examples, options.batch_size)
-        x = np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
-        return x, data.density_examples(rng, options.eval_bits_examples)
+    numbers = options.eval_examples, options.eval_bits_examples, options.batch_size
+    held_out = functools.cache(lambda: progress.held_out_examples(data, *numbers))
 
     def loss() -> Metric:
         def losses(variables: Variables, rngs: Array, x: Array) -> Array:

@@ -13,7 +13,8 @@ def make_init(model: nn.Module, *inputs: PyTree) -> Callable[[PRNGKeyArray], tup
     """Builds init(rng) -> (params, model_state) of a network, compiled once.
 
     `inputs` are examples of the arguments that the network is called with, such as images (1, h, w,
-    c) and labels (1,), token ids or a dictionary of arrays; only shapes and types matter.
+    c) and labels (1,), token ids or a dictionary of arrays. Their values matter to networks whose
+    first parameters follow from data, such as `PixelCNNPP`; to others only shapes and types do.
     Raises: ValueError if the network's layers do not fit the inputs.
     """
 

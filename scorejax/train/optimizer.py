@@ -85,6 +85,19 @@ def adam_from_config(config: Mapping[str, Any]) -> optax.GradientTransformation:
     return optimizer(config["learning_rate"], clip_norm=clip_norm, **options)
 
 
+def decaying_adam_from_config(config: Mapping[str, Any]) -> optax.GradientTransformation:
+    """`adam_from_config`; with `cosine_decay` its rate falls to 0 at step `num_train_steps`.
+
+    Raises: ValueError for an impossible value.
+    """
+    if not config["cosine_decay"]:
+        return adam_from_config(config)
+    # A run that ends while it warms up does not decay.
+    warmup = min(config.get("warmup", 0), config["num_train_steps"] - 1)
+    decay = cosine_decay(config["num_train_steps"], warmup=warmup)
+    return optax.chain(adam_from_config(config), optax.scale_by_schedule(decay))
+
+
 def warmup_schedule(learning_rate: float, warmup: int) -> optax.Schedule:
     """Rate learning_rate * min(k / warmup, 1) of update k, counted from 0."""
 

@@ -20,9 +20,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from scorejax.capabilities import Draw, require_sampler
 from scorejax.choices import require
 from scorejax.data.view import VIEW_OPTIONS, ImageView
 from scorejax.evaluate import progress
+from scorejax.evaluate.held_out import HeldOut
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.models.energy_resnet import EnergyResNet
 from scorejax.random import Rng, draw_rows, split
@@ -72,7 +74,7 @@ def make_model(config: ConfigDict) -> "DeepEnergy":
         objective=training.make_objective(config, shape, normalised=False),
         tx=training.optimizer(config),
         chain=Chain(config.step_size, table, config.denoise_sigma),
-        held_out=training.HeldOut.from_config(config, data),
+        held_out=HeldOut.from_options(config, data),
     )
 
 
@@ -97,7 +99,7 @@ class DeepEnergy:
     objective: training.EnergyObjective
     tx: optax.GradientTransformation
     chain: Chain
-    held_out: training.HeldOut
+    held_out: HeldOut
 
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
@@ -135,12 +137,12 @@ class DeepEnergy:
 
     def sampler(
         self, name: str = "", *, num_steps: int = 0, nfe: int = 0, condition: Any = None
-    ) -> training.Draw:
+    ) -> Draw:
         """Tempered Langevin dynamics from noise; each sample is a function of its own key.
 
         Raises: ValueError for any sampler but "langevin", a number of steps, or a condition.
         """
-        training.require_sampler("langevin", name, condition)
+        require_sampler("langevin", name, condition)
         if num_steps or nfe:
             raise ValueError(
                 "the chain of temperatures has its own number of steps, num_hot + num_cooling + "

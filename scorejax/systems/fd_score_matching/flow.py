@@ -20,10 +20,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from scorejax.capabilities import Draw, require_one_step
 from scorejax.choices import require
 from scorejax.data.view import VIEW_OPTIONS, ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.chunks import joined, make_stream
+from scorejax.evaluate.held_out import HeldOut
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.likelihood import bits_per_dim
 from scorejax.models.nice import NICE
@@ -65,7 +67,7 @@ def make_model(config: ConfigDict) -> "Flow":
         squeeze=config.squeeze,
         objective=training.make_objective(config, (dim,), normalised=True),
         tx=training.optimizer(config),
-        held_out=training.HeldOut.from_config(config, data),
+        held_out=HeldOut.from_options(config, data),
     )
 
 
@@ -78,7 +80,7 @@ class Flow:
     squeeze: float
     objective: training.EnergyObjective
     tx: optax.GradientTransformation
-    held_out: training.HeldOut
+    held_out: HeldOut
 
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
@@ -118,12 +120,12 @@ class Flow:
 
         return measure
 
-    def sampler(self, name: str = "", **options: Any) -> training.Draw:
+    def sampler(self, name: str = "", **options: Any) -> Draw:
         """The inverse flow of draws of its base.
 
         Raises: ValueError for any sampler but "inverse", more than one step, or a condition.
         """
-        training.require_one_step("inverse", name, **options)
+        require_one_step("inverse", name, **options)
         shape = (1, *self.data.shape)
 
         def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
@@ -175,7 +177,7 @@ def log_det_logit(x: Array, squeeze: float) -> Array:
     return sum_except_batch(math.log(1 - 2 * squeeze) - jnp.log(p) - jnp.log1p(-p))
 
 
-def sample_grid(draw: training.Draw, held_out: training.HeldOut) -> Metric:
+def sample_grid(draw: Draw, held_out: HeldOut) -> Metric:
     """A picture of `eval_samples` samples."""
     stream = make_stream(lambda variables, rows: draw(variables, rows["rng"]))
 

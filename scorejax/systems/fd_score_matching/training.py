@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces that the experiments share: objectives and optimiser by config, losses, held-out images.
+"""Pieces that the experiments share: objectives and optimiser by config, losses, metrics.
 
 Each objective is divided by its `expected_multiple`, so that its mean over directions is that of
 score matching, or of denoising score matching, in full, and losses are of one size.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +16,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scorejax.choices import choose, require, require_known
-from scorejax.data.view import ImageView
+from scorejax.choices import choose, require
 from scorejax.energies import Energy, Score
 from scorejax.evaluate import progress
-from scorejax.evaluate.chunks import examples_at_once
+from scorejax.evaluate.held_out import HeldOut
 from scorejax.objectives import finite_difference
 from scorejax.objectives.directions import DIRECTIONS, check_eps
 from scorejax.objectives.score_matching import (
@@ -43,9 +41,6 @@ EnergyObjective = Callable[[Energy, Rng, Array], Array]
 """(energy, rng, x (b, *d)) -> (b,)."""
 ScoreObjective = Callable[[Score, Rng, Array], Array]
 """(score, rng, x (b, *d)) -> (b,)."""
-
-Draw = Callable[[Variables, PRNGKeyArray], dict[str, Array]]
-"""(variables, keys (b,)) -> {"image": (b, h, w, c) in [0, 1], not clipped, "nfe": (b,)}."""
 
 OPTIONS = ("objective", "eps", "sigma", "direction", "num_directions")
 OPTIMIZER_OPTIONS = ("learning_rate", "beta1", "beta2", "grad_clip", "cosine_decay")
@@ -166,67 +161,6 @@ def image_system(model: Any, config: ConfigDict) -> System:
         evaluate=progress.make_evaluate(model.metrics(), config.best_metric, unranked=UNRANKED),
         paths=model.data.paths,
     )
-
-
-def require_sampler(own: str, name: str, condition: Any = None) -> None:
-    """Raises ValueError for another sampler than a model's own, or a condition to guide it."""
-    require_known("sampler", name or own, (own,))
-    if condition is not None:
-        raise ValueError(f"samples by {own!r} cannot be guided by a classifier")
-
-
-def require_one_step(
-    own: str, name: str, *, num_steps: int = 0, nfe: int = 0, condition: Any = None
-) -> None:
-    """Raises ValueError as `require_sampler`, or for more than the one step of the sampler."""
-    require_sampler(own, name, condition)
-    if max(num_steps, nfe) > 1:
-        raise ValueError(f"the sampler {own!r} draws in one step; got {max(num_steps, nfe)}")
-
-
-@dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """Test images as in training, with one draw of their noise, and how many each metric uses.
-
-    Raises: ValueError for a negative number, or no example for the held-out loss.
-    """
-
-    data: ImageView
-    batch_size: int
-    eval_examples: int
-    eval_samples: int
-    eval_exact_examples: int = 0
-    """Examples for the exact score-matching loss."""
-    accumulation: int = 1
-    """Parts into which training divides its batch."""
-
-    @classmethod
-    def from_config(cls, config: ConfigDict, data: ImageView) -> Self:
-        """The numbers that a config states."""
-        names = [field.name for field in dataclasses.fields(cls) if field.name in config]
-        return cls(data, **{name: config[name] for name in names})
-
-    def __post_init__(self) -> None:
-        counts = ("eval_samples", "eval_exact_examples")
-        require(vars(self), ("eval_examples",), lambda v: v >= 1, "to be at least 1")
-        require(vars(self), counts, lambda v: v >= 0, "to be at least 0")
-
-    @property
-    def examples_at_once(self) -> int:
-        """See `chunks.examples_at_once`."""
-        return examples_at_once(self.batch_size, self.accumulation)
-
-    @functools.cached_property
-    def all_images(self) -> np.ndarray:
-        """All images (n, h, w, c). Raises: as the data set."""
-        size = min(self.batch_size, self.eval_examples)
-        rng = np.random.default_rng(0)
-        batches = self.data.held_out_batches(rng, self.eval_examples, size)
-        return np.concatenate([batch["image"][batch["mask"]] for batch in batches])
-
-    def images(self, num: int | None = None) -> np.ndarray:
-        """The first `num` images (num, h, w, c), all by default. Raises: as the data set."""
-        return self.all_images[:num]
 
 
 def held_out_loss(losses: RowLosses, held_out: HeldOut) -> progress.Metric:

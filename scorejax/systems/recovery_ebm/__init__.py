@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import optax
 from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_keys, require_known
@@ -23,11 +22,16 @@ from scorejax.models.build import DTYPES
 from scorejax.models.mlp import LevelPerceptron
 from scorejax.models.recovery_resnet import RecoveryResNet
 from scorejax.samplers.recovery import require_steps
-from scorejax.schedules import RecoveryLevels, fine_recovery_levels, recovery_levels
+from scorejax.schedules import (
+    RecoveryLevels,
+    fine_recovery_levels,
+    geometric_recovery_levels,
+    recovery_levels,
+)
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.systems.recovery_ebm.model import OBJECTIVES, LongChains, RecoveryModel
 from scorejax.systems.recovery_ebm.training import training_system
-from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config, cosine_decay
+from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
 
 NETWORK_OPTIONS = {
@@ -41,7 +45,11 @@ NETWORK_OPTIONS = {
     ),
 }  # fmt: skip
 LEVEL_OPTIONS = ("step_rule", "detail", "energy_unit")
-LADDERS = {"blocks": recovery_levels, "fine": fine_recovery_levels}
+LADDERS = {
+    "blocks": recovery_levels,
+    "fine": fine_recovery_levels,
+    "geometric": geometric_recovery_levels,
+}
 KEYS = (
     "dataset", "model", "ladder", "num_levels", "step_scale", *LEVEL_OPTIONS, "objective",
     "num_chain_steps", "noise_scale", "energy_band", "learning_rate", "cosine_decay",
@@ -51,8 +59,8 @@ KEYS = (
 TOY_OPTIONS = ("num_train_examples", "data_seed")
 OPTIONS = (
     *VIEW_OPTIONS, *TOY_OPTIONS, *NETWORK_OPTIONS["resnet"], *NETWORK_OPTIONS["mlp"],
-    *ADAM_OPTIONS, "eval_examples", "eval_samples", "eval_frechet_samples", "eval_features",
-    "eval_matmul_precision",
+    *ADAM_OPTIONS, "background", "eval_examples", "eval_samples", "eval_frechet_samples",
+    "eval_features", "eval_matmul_precision",
 )  # fmt: skip
 """Keys that it may have."""
 
@@ -66,7 +74,8 @@ def make_model(config: ConfigDict) -> RecoveryModel:
     """The model of a config. Raises: ValueError for an impossible value."""
     require_keys(config, KEYS)
     require_known("objective", config.objective, OBJECTIVES)
-    needed = {"ladder": "fine", "num_chain_steps": 0, "energy_unit": "nats"}
+    ladder = config.ladder if config.ladder in LADDERS and config.ladder != "blocks" else "fine"
+    needed = {"ladder": ladder, "num_chain_steps": 0, "energy_unit": "nats"}
     wrong = [key for key, value in needed.items() if config[key] != value]
     if config.objective == "denoising" and wrong:
         raise ValueError(
@@ -82,6 +91,7 @@ def make_model(config: ConfigDict) -> RecoveryModel:
     require(config, ("noise_scale",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     require(config, ("eval_chain_steps",), lambda v: v >= 0, "to be at least 0")
     require(config, ("eval_chains",), lambda v: v >= 3, "to be at least 3, to see a trend")
+    require({"background": 0.0, **config}, ("background",), lambda v: 0 <= v < 1, "to be in [0, 1)")
     require(config, ("energy_band",), lambda v: v >= 0, "to be positive, or 0 for none")
     data = view(config)
     return RecoveryModel(
@@ -92,22 +102,12 @@ def make_model(config: ConfigDict) -> RecoveryModel:
         num_chain_steps=config.num_chain_steps,
         noise_scale=config.noise_scale,
         energy_band=config.energy_band,
-        tx=optimiser(config),
+        tx=decaying_adam_from_config(config),
         eval_options=EvaluationOptions.from_config(config),
         long_chains=LongChains(config.eval_chain_steps, config.eval_chains),
+        background=config.get("background", 0.0),
         truth=toy_distribution(config.dataset) if config.dataset in TOYS else None,
     )
-
-
-def optimiser(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam; with `cosine_decay` its rate falls to 0 at the last step. Raises: ValueError."""
-    adam = adam_from_config(config)
-    if not config.cosine_decay:
-        return adam
-    # A run that ends while it warms up does not decay.
-    warmup = min(config.get("warmup", 0), config.num_train_steps - 1)
-    decay = cosine_decay(config.num_train_steps, warmup=warmup)
-    return optax.chain(adam, optax.scale_by_schedule(decay))
 
 
 def make_ladder(config: Mapping[str, Any]) -> RecoveryLevels:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax import likelihood as likelihoods
+from scorejax.data.toy import PlaneDistribution
 from scorejax.data.view import ImageView
 from scorejax.density.annealed_importance import NUM_TUNING, tuned_step_sizes
 from scorejax.density.annealing_path import Path, level_path
@@ -77,6 +78,17 @@ def likelihood(model: "RecoveryModel") -> Callable[[Variables, Batch], dict[str,
 def data_level(model: "RecoveryModel") -> int:
     """The level of the noisy data whose density energy 0 is: 0, or 1 after denoising."""
     return int(model.objective == "denoising")
+
+
+def noised_truth(model: "RecoveryModel") -> PlaneDistribution:
+    """The known distribution of the data with the noise of `data_level`.
+
+    Raises: ValueError if the model's data have no known distribution.
+    """
+    if model.truth is None:
+        raise ValueError("the distribution of the data needs to be known: a toy of the plane")
+    level = data_level(model)
+    return model.truth.noised(float(model.levels.scales[level]), float(model.levels.stds[level]))
 
 
 def ladder_path(model: "RecoveryModel", variables: Variables, num_temperatures: int) -> Path:

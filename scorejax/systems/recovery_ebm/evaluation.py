@@ -12,7 +12,7 @@ from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.report import Evaluation
 from scorejax.score_model.evaluation import frechet_distance
-from scorejax.systems.recovery_ebm.density import data_log_prob
+from scorejax.systems.recovery_ebm.density import data_log_prob, noised_truth
 from scorejax.systems.recovery_ebm.long_chains import long_chains
 from scorejax.typing import PRNGKeyArray, Variables
 
@@ -61,10 +61,10 @@ def metrics(model: "RecoveryModel") -> Metrics:
 
 
 def plane_divergence(model: "RecoveryModel") -> Metric:
-    """KL(truth || model) in nats at level 0, by quadrature, with a picture of both densities."""
+    """KL(truth || model) in nats at `data_level`, by quadrature, with a picture of both."""
     from scorejax.evaluate import plane
 
-    truth = model.truth.noised(float(model.levels.scales[0]), float(model.levels.stds[0]))
+    truth = noised_truth(model)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
         log_prob = data_log_prob(model, variables)

@@ -2,6 +2,7 @@
 """A ladder of energies of images or vectors, and what one does with it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,13 +23,14 @@ from scorejax.objectives import recovery as objectives
 from scorejax.parameterize import recovery_energy
 from scorejax.random import Rng, split
 from scorejax.samplers import recovery as samplers
+from scorejax.samplers.recovery_ancestral import sample_ancestral
 from scorejax.schedules import RecoveryLevels
 from scorejax.score_model.binding import bind
 from scorejax.score_model.control import Apply, completed
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.score_model.sampling import Draw, Trajectory
 from scorejax.systems.recovery_ebm import density, evaluation
-from scorejax.typing import Array, EnergyFn, PRNGKeyArray, Variables
+from scorejax.typing import Array, EnergyFn, PRNGKeyArray, Sampled, Variables
 
 NUM_FRAMES = 10
 
@@ -60,6 +62,8 @@ class RecoveryModel:
     tx: optax.GradientTransformation
     eval_options: EvaluationOptions
     long_chains: LongChains
+    background: float = 0.0
+    """Share of white noise among the examples of the losses."""
     truth: PlaneDistribution | None = None
     """The distribution of the data, where it is known."""
 
@@ -71,17 +75,26 @@ class RecoveryModel:
         """draw(variables, keys (b,)) -> {"image" in [0, 1], not clipped, or "x", and "nfe"}.
 
         Each sample is a function of its own key. `num_steps` is the number of steps a level, `nfe`
-        that of gradient calls at most; with neither, the model's.
+        that of gradient calls at most; with neither, the model's. Energies by denoising can have
+        fewer calls than levels, by ancestral sampling.
         Raises: ValueError for any sampler but "langevin", or too few calls.
         """
-        options = self.chain_options(name, num_steps=num_steps, nfe=nfe)
+        sample = self._sample(name, num_steps, nfe)
 
         def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
             shape = len(rngs), *self.data.shape
-            x, nfe = samplers.sample(rngs, self.energy(variables), shape, self.levels, **options)
+            x, nfe = sample(rngs, self.energy(variables), shape, self.levels)
             return {self.data.field: self.data.to_data(x), "nfe": jnp.full(len(rngs), nfe)}
 
         return draw
+
+    def _sample(self, name: str, num_steps: int, nfe: int) -> Callable[..., Sampled]:
+        few = self.objective == "denoising" and 1 < nfe < self.levels.num_energies
+        if few and not (name or num_steps):
+            options = {"num_calls": nfe, "noise_scale": self.noise_scale}
+            return functools.partial(sample_ancestral, **options)
+        options = self.chain_options(name, num_steps=num_steps, nfe=nfe)
+        return functools.partial(samplers.sample, **options)
 
     def trajectory(self) -> Trajectory:
         """(variables, keys (b,)) -> frames of samples on their way down the ladder."""
@@ -180,7 +193,8 @@ class RecoveryModel:
 
     def losses(self, variables: Variables, rng: Rng, x: Array) -> tuple[Array, dict[str, Array]]:
         """The objective of each example at a random level (b,), and what to watch (b,)."""
-        level_rng, pair_rng = split(rng)
+        level_rng, pair_rng, background_rng = split(rng, 3)
+        x = objectives.with_background(background_rng, x, self.background)
         t = objectives.draw_levels(level_rng, len(x), self.levels)
         energy_fn = self.energy(variables)
         if self.objective == "denoising":

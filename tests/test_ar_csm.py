@@ -76,7 +76,7 @@ def test_probabilities_of_all_images_sum_to_one(head):
     assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)  # nine sums in float32
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [pytest.param("score", marks=pytest.mark.slow), "mixture"])
 def test_samples_have_the_probabilities_that_the_likelihood_says(head):
     model, variables = two_pixels(head)
     terms = model.conditionals(variables, all_images(model.levels))
@@ -99,6 +99,7 @@ def test_samples_have_the_probabilities_that_the_likelihood_says(head):
     assert np.all(drawn["jacobi"]["sweeps"] <= 2)
 
 
+@pytest.mark.slow
 def test_samples_of_one_key_do_not_depend_on_the_others():
     model, variables = two_pixels("score")
     keys = row_keys(jax.random.key(2), 5)
@@ -148,6 +149,7 @@ def test_held_out_losses_do_not_rank_wider_conditionals_as_better():
     assert min(losses, key=losses.get) == 1.0
 
 
+@pytest.mark.slow
 def test_the_likelihood_of_images_is_that_of_their_grey_levels():
     config = digits.get_config("debug")
     model = systems.load_model(config)

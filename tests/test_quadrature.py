@@ -117,7 +117,7 @@ def test_levels_have_the_integrals_of_the_density_between_their_bounds():
     assert float(jnp.sum(jnp.exp(measured.log_prob))) == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["normal", "far apart"])
+@pytest.mark.parametrize("name", [pytest.param("normal", marks=pytest.mark.slow), "far apart"])
 def test_quantiles_invert_the_distribution_function(name):
     c, _, limit = mixture(name)
     means, stds, weights, _ = MIXTURES[name]

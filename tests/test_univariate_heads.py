@@ -113,7 +113,8 @@ def test_the_linear_part_of_a_score_head_is_that_of_a_noisy_gaussian(x64, noisy)
     params = variables["params"]
     params["out"] = jax.tree.map(np.zeros_like, params["out"])
     affine = lambda name: np.asarray(c) @ params[name]["kernel"][:, 0] + params[name]["bias"]
-    variance = 0.01 + np.log1p(np.exp(affine("variance")) * np.expm1(0.99))
+    least = FOURIER.min_variance
+    variance = least + np.log1p(np.exp(affine("spread")) * np.expm1(1 - least))
     expected = (affine("mean") - u) / (variance + (np.asarray(sigma) ** 2 if noisy else 0))
     found = jax.jit(FOURIER.apply)(variables, u, c, sigma)
     np.testing.assert_allclose(found, expected, rtol=1e-6)

@@ -5,7 +5,7 @@ Paper     Gao et al. 2021, arXiv:2012.08125 (which has none; sizes are ours)
 Command   python -m launch.train --workdir=runs/new --config=configs/recovery_ebm/spirals.py
           variants: spirals.py:denoising (the default), :recovery, whose chains do not
           converge; :debug or :recovery,debug for seconds
-Expected  KL(truth || model) of 0.06 nats at noise of std 0.01 (one seed), see docs/results.md; that
+Expected  KL(truth || model) of 0.04 to 0.06 nats at noise of std 0.01, see docs/results.md; that
           page and docs/papers/recovery_likelihood.md say why chains do not converge
 Hardware  2 CPU cores: 80 to 100 CPU-seconds
 """

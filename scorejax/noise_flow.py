@@ -18,10 +18,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from scorejax.typing import NoisyHeadFn
+from scorejax.typing import HeadFn, NoisyHeadFn
 
 NUM_STEPS = 32
 CALLS_PER_STEP = 4
+
+
+def at_sigma(head: NoisyHeadFn, sigma: float) -> HeadFn:
+    """The head at one noise level."""
+    return lambda u, c: head(u, c, jnp.asarray(sigma, u.dtype))
 
 
 def transport(

@@ -43,6 +43,16 @@ def log_mean_exp(x: Float[Array, "*a"], axis: int = 0) -> Array:
     return jax.nn.logsumexp(x, axis=axis) - np.log(x.shape[axis])
 
 
+def log_mass(
+    lower: Float[Array, "*n"], upper: Float[Array, "*n"], tiny: Float[Array, "*n"], *, least: float
+) -> Float[Array, "*n"]:
+    """log(upper - lower) of two distribution functions; `tiny` where their difference is below
+    `least`, of which rounding would leave few digits."""
+    mass = upper - lower
+    # Both branches are finite, so that the gradient of the other one is no NaN.
+    return jnp.where(mass > least, jnp.log(jnp.maximum(mass, least)), tiny)
+
+
 def gaussian_log_prob(z: Float[Array, "b *d"], std: float) -> Float[Array, "b"]:
     """Log-density of N(0, std^2 I) at z, in nats."""
     dim = math.prod(z.shape[1:])

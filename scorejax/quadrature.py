@@ -8,6 +8,7 @@ order on the same nodes differs most, which also gives an estimate of the error;
 ends of the range counts as error too.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from scorejax.typing import HeadFn
+from scorejax.typing import HeadFn, PyTree
 
 NUM_CELLS = 96
 NUM_HALVINGS = 10
@@ -35,6 +36,10 @@ def _cumulative_weights(nodes: np.ndarray) -> np.ndarray:
 
 QUARTIC = _cumulative_weights(NODES)
 QUADRATIC = _cumulative_weights(NODES[::2])
+
+
+AT_ONCE = 4096
+"""Conditionals tabulated at once: their heads hold AT_ONCE * 4 NUM_CELLS values of u."""
 
 
 class Table(NamedTuple):
@@ -213,3 +218,13 @@ def _running_sum(steps: Float[Array, "k"]) -> Float[Array, "k+1"]:
     ascending = jnp.cumsum(jnp.where(right, steps, 0))
     descending = jnp.cumsum(jnp.where(right, 0, steps)[::-1])[::-1]
     return jnp.pad(ascending, (1, 0)) - jnp.pad(descending, (0, 1))
+
+
+def over_conditionals(
+    one: Callable, c: Float[Array, "*n h"], *arrays: Array, at_once: int = AT_ONCE
+) -> PyTree:
+    """Maps `one` over the conditionals of c and of the arrays, which broadcast to (*n)."""
+    shape = c.shape[:-1]
+    flat = (jnp.broadcast_to(jnp.asarray(a), shape).reshape(-1) for a in arrays)
+    found = jax.lax.map(one, (c.reshape(-1, c.shape[-1]), *flat), batch_size=at_once)
+    return jax.tree.map(lambda a: a.reshape(shape), found)

@@ -9,7 +9,6 @@ Source: ours; Meng et al. 2020, arXiv:2010.12810, for the conditional scores.
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,23 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from scorejax.noise_flow import NUM_STEPS, transport
-from scorejax.numerics import sum_except_batch
+from scorejax.noise_flow import NUM_STEPS, at_sigma, transport
+from scorejax.numerics import log_mass, sum_except_batch
 from scorejax.quadrature import (
+    AT_ONCE,
     NUM_CELLS,
     QUARTIC,
     Table,
     adaptive_table,
     cumulative,
     log_density_at,
+    over_conditionals,
     require_range,
     tabulate,
 )
 from scorejax.typing import ContextsFn, HeadFn, NoisyHeadFn
-
-AT_ONCE = 4096
-"""Conditionals tabulated at once: their heads hold AT_ONCE * 4 NUM_CELLS values of u."""
-
 
 SMALL = 1e-4
 """Probability below which a difference of two distribution functions has lost its digits."""
@@ -86,7 +83,7 @@ def conditional_log_probs(
         return Conditionals(*log_density_at(head, c, table, x))
 
     ends = jnp.asarray(low, x.dtype), jnp.asarray(high, x.dtype)
-    return _over_conditionals(one, c, x, *ends, at_once=at_once)
+    return over_conditionals(one, c, x, *ends, at_once=at_once)
 
 
 def flow_log_probs(
@@ -109,15 +106,15 @@ def flow_log_probs(
 
     def one(row: tuple[Array, ...]) -> Conditionals:
         c, x = row
+        table = _noisiest(head, c, sigmas[1], low, high, num_cells)
         values = []
         for num_steps in (NUM_STEPS, NUM_STEPS // 2):
             u, log_slope = transport(head, c[None], x[None], **ends, num_steps=num_steps)
-            table = _noisiest(head, c, sigmas[1], low, high, num_cells)
             log_p, error = log_density_at(at_sigma(head, sigmas[1]), c, table, u[0])
             values.append(log_p + log_slope[0])
         return Conditionals(values[0], error + jnp.abs(values[0] - values[1]))
 
-    return _over_conditionals(one, c, x, at_once=at_once)
+    return over_conditionals(one, c, x, at_once=at_once)
 
 
 def flow_discrete_log_probs(
@@ -156,16 +153,10 @@ def flow_discrete_log_probs(
             upper = jnp.where(level < last, cumulative(table, u[1]), 1.0)
             log_p, error = log_density_at(at_sigma(head, sigmas[1]), c, table, u[2])
             tiny = log_p + log_slope[2] + math.log(spacing)
-            mass = upper - lower
-            values.append(jnp.where(mass > SMALL, jnp.log(jnp.maximum(mass, SMALL)), tiny))
+            values.append(log_mass(lower, upper, tiny, least=SMALL))
         return Conditionals(values[0], error + jnp.abs(values[0] - values[1]))
 
-    return _over_conditionals(one, c, level, at_once=at_once)
-
-
-def at_sigma(head: NoisyHeadFn, sigma: float) -> HeadFn:
-    """The head at one noise level."""
-    return lambda u, c: head(u, c, jnp.asarray(sigma, u.dtype))
+    return over_conditionals(one, c, level, at_once=at_once)
 
 
 def _noisiest(
@@ -211,15 +202,4 @@ def discrete_log_probs(
         error = jnp.max(jnp.where(of_level, table.errors, 0))
         return Conditionals(jax.nn.logsumexp(mass, where=of_level), error)
 
-    return _over_conditionals(one, c, level, at_once=at_once)
-
-
-def _over_conditionals(
-    one: Callable, c: Float[Array, "b *d h"], *arrays: Array, at_once: int
-) -> Conditionals:
-    """Maps `one` over the conditionals of c and of the arrays, which broadcast to (b, *d)."""
-    shape = c.shape[:-1]
-    flat = (jnp.broadcast_to(jnp.asarray(a), shape).reshape(-1) for a in arrays)
-    rows = (c.reshape(-1, c.shape[-1]), *flat)
-    found = jax.lax.map(one, rows, batch_size=at_once)
-    return jax.tree.map(lambda a: a.reshape(shape), found)
+    return over_conditionals(one, c, level, at_once=at_once)

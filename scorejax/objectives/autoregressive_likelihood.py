@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from scorejax.numerics import log_mass
+
 Conditional = Callable[[Float[Array, "*n"], Float[Array, "*n h"]], Float[Array, "*n"]]
 """(u, c) -> log-density or distribution function at u in the context c."""
 
@@ -33,8 +35,6 @@ def level_log_prob(
     bounds = jnp.asarray(bounds, c.dtype)
     upper = jnp.where(level < last, cdf(bounds[jnp.minimum(level, last - 1)], c), 1.0)
     lower = jnp.where(level > 0, cdf(bounds[jnp.maximum(level - 1, 0)], c), 0.0)
-    mass = upper - lower
     middle = bounds[0] + spacing * (level.astype(c.dtype) - 0.5)
     tiny = log_prob(middle, c) + jnp.log(spacing).astype(c.dtype)
-    # Both branches are finite, so that the gradient of the other one is no NaN.
-    return jnp.where(mass > SMALL, jnp.log(jnp.maximum(mass, SMALL)), tiny)
+    return log_mass(lower, upper, tiny, least=SMALL)

@@ -23,13 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from scorejax.noise_flow import transport
-from scorejax.quadrature import NUM_CELLS, adaptive_table, quantile, require_range
+from scorejax.noise_flow import at_sigma, transport
+from scorejax.quadrature import (
+    AT_ONCE,
+    NUM_CELLS,
+    adaptive_table,
+    over_conditionals,
+    quantile,
+    require_range,
+)
 from scorejax.random import draw_rows, fold_in, normal, split
 from scorejax.typing import ContextsFn, HeadFn, NoisyHeadFn, PyTree, Sampled, Shape
 
-AT_ONCE = 4096
-"""Conditionals tabulated at once."""
 Advance = Callable[[PyTree, Float[Array, "b *d"], Int[Array, ""]], tuple[PyTree, Array]]
 """(cache, x, position) -> (cache, context (b, h)); called for positions 0, 1, ... in turn. Earlier
 dimensions of x are final, later ones arbitrary."""
@@ -96,8 +101,7 @@ def tabulated(
         def one(row: tuple[Array, Array]) -> Array:
             return quantile(adaptive_table(head, row[0], *ends, num_cells=num_cells), row[1])
 
-        rows = c.reshape(-1, c.shape[-1]), v.reshape(-1)
-        return jax.lax.map(one, rows, batch_size=at_once).reshape(v.shape)
+        return over_conditionals(one, c, v, at_once=at_once)
 
     return invert
 
@@ -114,7 +118,7 @@ def flowed(
 
     It is `tabulated` at the larger noise, from where the flow takes values down; see `noise_flow`.
     """
-    noisiest = lambda u, c: head(u, c, jnp.asarray(sigmas[1], u.dtype))
+    noisiest = at_sigma(head, sigmas[1])
     invert_noisiest = tabulated(noisiest, low=low, high=high, num_cells=num_cells)
 
     def invert(c: Float[Array, "*n h"], v: Float[Array, "*n"]) -> Float[Array, "*n"]:

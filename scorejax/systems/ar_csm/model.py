@@ -20,7 +20,7 @@ from scorejax.evaluate.progress import Metrics
 from scorejax.likelihood import bits_per_dim
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.univariate import MixtureHead
-from scorejax.noise_flow import CALLS_PER_STEP, NUM_STEPS
+from scorejax.noise_flow import CALLS_PER_STEP, NUM_STEPS, at_sigma
 from scorejax.numerics import sum_except_batch
 from scorejax.random import Rng
 from scorejax.samplers import autoregressive as samplers
@@ -84,10 +84,10 @@ class ConditionalModel:
 
     @property
     def flow_options(self) -> dict[str, Any]:
-        """The ends of the noise, and a range that holds the noisiest densities."""
+        """The ends of the noise, and the quadrature of the noisiest densities."""
         smaller, larger = float(self.sigmas[-1]), float(self.sigmas[0])
         ends = {"low": self.low - NOISE_TAIL * larger, "high": self.high + NOISE_TAIL * larger}
-        return {"sigmas": (smaller, larger), **ends}
+        return {"sigmas": (smaller, larger), **ends, "num_cells": self.num_cells}
 
     def bind(self, variables: Variables, dropout_rng: Rng | None = None) -> Bound:
         """The network with these variables, and with dropout if there is a key."""
@@ -103,9 +103,7 @@ class ConditionalModel:
     def head(self, variables: Variables) -> HeadFn:
         """The head at the smallest noise level."""
         head = apply(self.network, variables, "head")
-        if self.sigma is None:
-            return head
-        return lambda u, c: head(u, c, jnp.asarray(self.sigma, u.dtype))
+        return head if self.sigma is None else at_sigma(head, self.sigma)
 
     def losses(self, variables: Variables, rng: Rng, x: Array) -> Array:
         """The held-out objective of each example, without dropout, (b,)."""
@@ -134,7 +132,7 @@ class ConditionalModel:
             exact = log_probs(bound, self.levels, x, c)
             return densities.Conditionals(exact, jnp.zeros_like(exact))
         if self.flows:
-            flow = self.flow_options | {"num_cells": self.num_cells}
+            flow = self.flow_options
             if self.levels is None:
                 return densities.flow_log_probs(bound.head, c, x, **flow)
             level, bounds = self.levels.index(x), self.levels.bounds
@@ -205,8 +203,7 @@ class ConditionalModel:
         if self.closed_form:
             return samplers.bisected(apply(self.network, variables, "cdf"), **ends)
         if self.flows:
-            flow = self.flow_options | {"num_cells": self.num_cells}
-            return samplers.flowed(apply(self.network, variables, "head"), **flow)
+            return samplers.flowed(apply(self.network, variables, "head"), **self.flow_options)
         return samplers.tabulated(self.head(variables), **ends, num_cells=self.num_cells)
 
     @property

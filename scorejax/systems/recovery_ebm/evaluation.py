@@ -34,11 +34,8 @@ def metrics(model: "RecoveryModel") -> Metrics:
     options, data = model.eval_options, model.data
     at_once = {"batch_size": options.examples_at_once}
 
-    @functools.cache
-    def held_out() -> np.ndarray:
-        rng = np.random.default_rng(0)
-        batches = data.held_out_batches(rng, options.eval_examples, options.batch_size)
-        return np.concatenate([batch[data.field][batch["mask"]] for batch in batches])
+    numbers = options.eval_examples, 0, options.batch_size
+    held_out = functools.cache(lambda: progress.held_out_examples(data, *numbers)[0])
 
     def loss() -> Metric:
         losses = lambda variables, rngs, x: model.losses(variables, rngs, x)[0]

@@ -4,7 +4,7 @@
 Paper     Meng et al. 2020, arXiv:2010.12810 (which has other tables; sizes are ours)
 Command   python -m launch.train --workdir=runs/new --config=configs/ar_csm/breast_cancer.py
           variants: csm (the default), denoising, mixture; :debug for seconds
-Expected  see docs/results.md
+Expected  -10.3 nats on dequantised rows, which this config no longer takes, see docs/results.md
 Hardware  2 CPU cores: minutes
 """
 

@@ -4,7 +4,7 @@
 Paper     Meng et al. 2020, arXiv:2010.12810 (sizes are ours)
 Command   python -m launch.train --workdir=runs/new --config=configs/ar_csm/checkerboard.py
           variants: csm, denoising (the default), mixture; :debug for seconds
-Expected  see docs/results.md
+Expected  not run by us; eight_gaussians.py was, see docs/results.md
 Hardware  2 CPU cores: minutes
 """
 

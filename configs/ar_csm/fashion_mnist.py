@@ -6,7 +6,7 @@ Data      apt-get install dataset-fashion-mnist, or its four files in --config.d
 Command   python -m launch.train --workdir=runs/new --config=configs/ar_csm/fashion_mnist.py
           variants: pixelcnnpp (the default) or made; denoising (the default), mixture, csm, noisy;
           :debug for seconds
-Expected  see docs/results.md
+Expected  not run by us
 Hardware  one GPU
 """
 

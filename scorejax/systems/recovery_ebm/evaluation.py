@@ -5,8 +5,6 @@ import functools
 import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics

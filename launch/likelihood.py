@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures bits per dimension of real images: <out>.json, and <out>.npz with every image's.
+"""Measures bits per dimension of images, or nats of vectors: <out>.json, <out>.npz with each one's.
 
 python -m launch.likelihood --workdir=runs/digits --split=test
 python -m launch.likelihood --workdir=runs/digits --split=train --num=200 --repeats=5
 python -m launch.likelihood --workdir=runs/digits --num=100 --repeats=20 --importance_weighted
 python -m launch.likelihood --workdir=runs/photos --images=my/pictures
+python -m launch.likelihood --workdir=runs/magic --split=valid
 
-A killed call resumes at its last chunk of images.
+Rows of tables are in the units of the model, standardised say; "log_det" leads to raw units.
+
+A killed call resumes at its last chunk of examples.
 """
 
 from absl import flags
@@ -14,14 +17,14 @@ from absl import flags
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-SPLIT = flags.DEFINE_string("split", "test", "test or train.")
+SPLIT = flags.DEFINE_string("split", "test", "test or train; valid, of tables.")
 IMAGES = flags.DEFINE_string("images", "", "Folder of pictures, in place of a split.")
-NUM = flags.DEFINE_integer("num", 0, "Number of images, from the first; 0: all.", lower_bound=0)
-REPEATS = flags.DEFINE_integer("repeats", 1, "Draws of dequantisation and probe noise per image.")
+NUM = flags.DEFINE_integer("num", 0, "Number of examples, from the first; 0: all.", lower_bound=0)
+REPEATS = flags.DEFINE_integer("repeats", 1, "Draws of dequantisation and probe noise per example.")
 IMPORTANCE_WEIGHTED = flags.DEFINE_bool(
     "importance_weighted", False, "Also the tighter bound, by exact divergences: slower."
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images at a time, on all devices.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Examples at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 WALKS = flags.DEFINE_integer("num_walks", 256, "For energies: walks that bound the normaliser.")
 TEMPERATURES = flags.DEFINE_integer("num_temperatures", 600, "For energies: steps of a walk.")
@@ -40,15 +43,17 @@ def prepare() -> command.Job:
         raise ValueError("--images takes the place of --split; give one of them")
     from scorejax import runs, systems
     from scorejax.capabilities import MeasuresDensity, Normalizes
+    from scorejax.evaluate.density_report import stored_examples
 
     model = systems.require(runs.read_config(WORKDIR.value), MeasuresDensity)
-    command.require_images(model)
+    num = NUM.value or None
     if IMAGES.value:
+        command.require_images(model)
         name, origin = "images", {"images": IMAGES.value}
-        stored = model.data.pictures(IMAGES.value, NUM.value or None)
+        examples = model.data.pictures(IMAGES.value, num)
     else:
         name, origin = SPLIT.value, {"split": SPLIT.value}
-        stored = model.data.stored(SPLIT.value, NUM.value or None).image
+        examples = stored_examples(model.data, SPLIT.value, num)
     model.likelihood(exact=IMPORTANCE_WEIGHTED.value)  # Refuses what the model cannot.
     normalize = None
     if isinstance(model, Normalizes):
@@ -67,7 +72,7 @@ def prepare() -> command.Job:
 
         options = {"exact": IMPORTANCE_WEIGHTED.value, "seed": SEED.value}
         options |= {"batch_size": BATCH_SIZE.value, "out": out, "normalize": normalize}
-        report, parts = density_report(model, run, stored, REPEATS.value, **options)
+        report, parts = density_report(model, run, examples, REPEATS.value, **options)
         if command.writes():
             save_and_print(f"{out}.json", {**origin, "step": run.step, **report})
         parts.remove()

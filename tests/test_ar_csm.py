@@ -230,5 +230,8 @@ def test_samplers_say_what_they_lack():
         denoiser.sampler()
     with pytest.raises(ValueError, match="densities need noisy_context=False"):
         denoiser.likelihood()
+    of_levels = systems.load_model(digits.get_config("debug"))
+    with pytest.raises(ValueError, match="no importance-weighted bound"):
+        of_levels.likelihood(exact=True)
     with pytest.raises(ValueError, match="noisy_context=True"):
         model.denoised(({}, {}), jnp.zeros((1, 2)), jnp.ones(1))

@@ -46,6 +46,16 @@ def advance_through(net, variables, x, condition=None):
     return jnp.moveaxis(c, 0, 1).reshape(*x.shape, -1)
 
 
+def test_a_missing_condition_is_refused():
+    net, variables = network(1, (2, 2, 1), images((2,))[:1])
+    x = images((2, 2, 1))
+    cache = net.apply(variables, x, method="empty")
+    with pytest.raises(ValueError, match="condition needs an array"):
+        net.apply(variables, x)
+    with pytest.raises(ValueError, match="condition needs an array"):
+        net.apply(variables, cache, x, 0, method="advance")
+
+
 @pytest.mark.parametrize(
     ("num_resolutions", "shape"),
     [

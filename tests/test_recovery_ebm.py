@@ -15,7 +15,7 @@ from scorejax import capabilities, runs, systems
 from scorejax.data.vectors import VectorView
 from scorejax.density.bidirectional import sandwich
 from scorejax.energies import product_of_experts
-from scorejax.evaluate.density_report import energy_report
+from scorejax.evaluate.density_report import Unit, energy_report
 from scorejax.models.spectral_norm import power_iteration
 from scorejax.objectives.recovery import recovery_denoising
 from scorejax.samplers import recovery as samplers
@@ -139,8 +139,9 @@ def test_energies_learned_by_denoising_are_those_of_the_noisier_level(model):
 
 
 def test_bits_per_dim_are_reported_for_both_bounds():
+    unit = Unit("bits_per_dim", -1 / (DIM * math.log(2)), "num_images")
     bounds = sandwich(jnp.asarray([1.0, 1.5, 1.2]), jnp.asarray([-1.6, -1.3]))
-    report = energy_report(np.full((1, 5), 2.0), bounds, dim=DIM)
+    report = energy_report(np.full((1, 5), 2.0), bounds, unit=unit)
     for name, log_z in {"high": bounds.upper, "low": bounds.lower}.items():
         expected = 2.0 + float(log_z) / (DIM * math.log(2))
         np.testing.assert_allclose(report[f"bits_per_dim_{name}"], expected, rtol=1e-6)
@@ -148,7 +149,7 @@ def test_bits_per_dim_are_reported_for_both_bounds():
     assert not report["bounds_meet"] and "bits_per_dim" not in report
 
     upside_down = sandwich(jnp.asarray([1.0, 1.1, 1.2]), jnp.asarray([9.0, 9.1]))
-    report = energy_report(np.full((1, 5), 2.0), upside_down, dim=DIM)
+    report = energy_report(np.full((1, 5), 2.0), upside_down, unit=unit)
     assert "bits_per_dim_low" in report and "bits_per_dim_high" not in report
 
 

@@ -7,15 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 from scipy import stats
 from toy_system import CONFIG as TOY
 
 from scorejax.capabilities import Completes, DrawsSamples, MeasuresDensity
 from scorejax.data.vectors import VectorView
+from scorejax.density.bidirectional import sandwich
 from scorejax.evaluate.chunks import measure_in_chunks
+from scorejax.evaluate.density_report import Unit, density_report, energy_report, stored_examples
 from scorejax.linear_operators import mask_operator
 from scorejax.objectives.denoising import denoising_score_matching
 from scorejax.parameterize import noise_prediction
+from scorejax.random import row_keys
+from scorejax.runs import Run
 from scorejax.score_model import ChainOptions, EvaluationOptions, ScoreModel, training_system
 from scorejax.sdes import VPSDE
 from scorejax.systems import make_init
@@ -110,6 +115,35 @@ def test_the_likelihood_is_that_of_the_gaussian_in_nats():
     # to the narrowest, 0.09: 1e-5 of a nat, and as much again for every std from the mean.
     np.testing.assert_allclose(measured["log_prob"], expected, atol=1e-3)
     assert "bits_per_dim" not in measured
+
+
+def test_the_report_of_vectors_is_in_nats(tmp_path):
+    model, x = score_model(), vectors(3, seed=2)
+    run = Run(ConfigDict(), ({}, {}), 7)
+    out, options = str(tmp_path / "nats"), {"exact": True, "seed": 0, "batch_size": 4}
+    report, _ = density_report(model, run, x, 2, out=out, **options)
+    rows = {"x": np.tile(x, (2, 1)), "rng": row_keys(jax.random.key(0), 6)}
+    expected = jax.jit(model.likelihood(exact=True))(({}, {}), rows)["log_prob"]
+    saved = np.load(f"{out}.npz")["log_prob"]
+    # The same programs, on as many devices as there are: rounding of a solver of 1e-5.
+    np.testing.assert_allclose(saved, expected.reshape(2, 3), atol=1e-3)
+    assert report["log_prob"] == pytest.approx(saved.mean()) and report["num_rows"] == 3
+    assert not any("bits" in name for name in report)
+
+
+def test_nats_of_an_energy_fall_as_its_normaliser_rises():
+    bounds = sandwich(jnp.asarray([1.0, 1.5, 1.2]), jnp.asarray([-1.6, -1.3]))
+    report = energy_report(np.full((1, 5), 2.0), bounds, unit=Unit("log_prob", 1.0, "num_rows"))
+    assert report["log_prob_high"] == pytest.approx(2.0 - float(bounds.lower))
+    assert report["log_prob_low"] == pytest.approx(2.0 - float(bounds.upper))
+
+
+def test_the_splits_of_vectors_are_named():
+    view = score_model().data
+    np.testing.assert_array_equal(stored_examples(view, "train", 5), vectors()[:5])
+    assert len(stored_examples(view, "test", None)) == 400
+    with pytest.raises(ValueError, match="unknown split 'tset': did you mean 'test'"):
+        stored_examples(view, "tset", 5)
 
 
 def test_a_measured_coordinate_is_kept():

@@ -84,11 +84,10 @@ class TableView(VectorView):
     valid: np.ndarray
     preparation: Whitening | Standardisation
 
-    def density_examples(
-        self, rng: np.random.Generator, num: int, split: str = "test"
-    ) -> Float[np.ndarray, "b d"]:
-        """The first `num` rows of a split, "train", "valid" or "test", in the model's units."""
-        return self.valid[:num] if split == "valid" else super().density_examples(rng, num, split)
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """Rows by the name of their split, in the units of the model."""
+        return super().splits | {"valid": self.valid}
 
     def to_data(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """Rows in the units of the table."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Array, Float
 
+from scorejax.choices import choose
 from scorejax.data.source import array_source, padded_rows
 from scorejax.typing import OfflineSource, Shape
 
@@ -52,11 +53,16 @@ class VectorView:
         return list(padded_rows({self.field: self.test[:num]}, batch_size))
 
     def density_examples(
-        self, rng: np.random.Generator, num: int, split: str = "test"
+        self, rng: np.random.Generator, num: int | None, split: str = "test"
     ) -> Float[np.ndarray, "b d"]:
-        """The first `num` rows of a split."""
+        """The first `num` rows of a split, all if it is None. Raises: ValueError for no split."""
         del rng
-        return {"train": self.train, "test": self.test}[split][:num]
+        return choose("split", split, self.splits)[:num]
+
+    @property
+    def splits(self) -> dict[str, np.ndarray]:
+        """Rows by the name of their split."""
+        return {"train": self.train, "test": self.test}
 
     def to_data(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         """The rows as they are."""

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bits per dimension of images under a trained model, each measured several times.
+"""Densities of examples under a trained model, each measured several times, as a report.
 
-Each chunk of results is saved, so that a killed computation resumes.
+Images are reported in bits per dimension, vectors in nats. Each chunk of results is saved, so that
+a killed computation resumes.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
+from scorejax.data.view import DataView, ImageView
 from scorejax.density.bidirectional import Sandwich, verdict
 from scorejax.evaluate.chunks import measure_in_chunks
 from scorejax.evaluate.parts import Parts
@@ -22,13 +24,42 @@ from scorejax.runs import Run
 from scorejax.typing import PRNGKeyArray, Variables
 
 MAX_ERROR = 0.02
-"""Mean error of a quadrature, in bits/dim, above which a report has a caveat."""
+"""Mean error of a quadrature, in bits a dimension, above which a report has a caveat."""
+
+
+class Unit(NamedTuple):
+    """A density's name in a report, and the number by which it grows for a nat of log-density."""
+
+    name: str
+    per_nat: float
+    number: str
+    """Name of the number of examples in a report."""
+
+    @classmethod
+    def of(cls, data: DataView) -> "Unit":
+        """Bits per dimension of images, nats of vectors."""
+        if isinstance(data, ImageView):
+            bits = -1 / (math.prod(data.shape) * math.log(2))
+            return cls("bits_per_dim", bits, "num_images")
+        return cls("log_prob", 1.0, "num_rows")
+
+    def by_bound(self, bound: str) -> str:
+        """Name of the value that takes the "lower" or "upper" bound of log Z."""
+        low = "lower" if self.per_nat < 0 else "upper"
+        return f"{self.name}_{'low' if bound == low else 'high'}"
+
+
+def stored_examples(data: DataView, split: str, num: int | None) -> np.ndarray:
+    """The first `num` examples of a split: images uint8, or rows in the units of the model."""
+    if isinstance(data, ImageView):
+        return data.stored(split, num).image
+    return data.density_examples(np.random.default_rng(0), num, split)
 
 
 def density_report(
     model: Any,
     run: Run,
-    stored: UInt8[np.ndarray, "n h w c"],
+    examples: np.ndarray,
     repeats: int,
     *,
     exact: bool,
@@ -37,36 +68,39 @@ def density_report(
     out: str,
     normalize: Callable[[Variables, PRNGKeyArray], Sandwich] | None = None,
 ) -> tuple[dict[str, Any], Parts]:
-    """A report of bits/dim, and the parts of the computation, to be removed in the end.
+    """A report of bits/dim of images, or nats of vectors, and the parts of the computation.
 
-    The model is a `capabilities.MeasuresDensity` with `data`, an `ImageView`. Every repetition has
-    its own dequantisation and probe noise. If the model is an energy, `normalize` bounds its
-    normaliser, and bits/dim are reported for both bounds. Writes "bits_per_dim" and "nfe"
-    (repeats, n) to <out>.npz; those of an energy lack log Z / (d log 2), which is in the report.
+    The parts are to be removed in the end. The model is a `capabilities.MeasuresDensity` with
+    `data`; `examples` are images (n, h, w, c) uint8 as stored, or rows (n, d) in the units of the
+    model. Every repetition has its own dequantisation and probe noise. If the model is an energy,
+    `normalize` bounds its normaliser, and values are reported for both bounds. Writes the values
+    and "nfe" (repeats, n) to <out>.npz; those of an energy lack log Z, which is in the report.
     """
-    repeated = np.tile(stored, (repeats, 1, 1, 1))
-    x = model.data.dequantized(np.random.default_rng(seed), repeated)
+    x = np.tile(examples, (repeats, *(1,) * (examples.ndim - 1)))
+    if isinstance(model.data, ImageView):
+        x = model.data.dequantized(np.random.default_rng(seed), x)
     identity = {"config": run.config.to_dict(), "exact": exact, "seed": seed}
     parts = Parts(out, identity | {"batch_size": batch_size}, (run.variables, x))
     measure, rng = model.likelihood(exact=exact), jax.random.key(seed)
-    rows = measure_in_chunks(rng, measure, run.variables, x, batch_size=batch_size, parts=parts)
-    bits, nfe = (rows[name].reshape(repeats, -1) for name in ("bits_per_dim", "nfe"))
-    dim = x[0].size
+    options = {"field": model.data.field, "batch_size": batch_size, "parts": parts}
+    rows = measure_in_chunks(rng, measure, run.variables, x, **options)
+    unit, dim = Unit.of(model.data), x[0].size
+    values, nfe = (rows[name].reshape(repeats, -1) for name in (unit.name, "nfe"))
     if normalize is None:
-        report = likelihood_report(bits, nfe, dim=dim, exact=exact)
+        report = likelihood_report(values, nfe, unit=unit, dim=dim, exact=exact)
         if "error" in rows:
             del report["divergence"], report["nfe"]  # of the flow's solver
             report |= quadrature_report(rows["error"], dim=dim)
     else:
         bounds = _normalized(normalize, run, seed, parts)
-        report = energy_report(bits, bounds, dim=dim) | {"caveats": model.caveats()}
+        report = energy_report(values, bounds, unit=unit) | {"caveats": model.caveats()}
     if jax.process_index() == 0:
-        save_npz(f"{out}.npz", bits_per_dim=bits, nfe=nfe)
+        save_npz(f"{out}.npz", **{unit.name: values, "nfe": nfe})
     return report, parts
 
 
 def quadrature_report(error: Float[np.ndarray, "n"], *, dim: int) -> dict[str, Any]:
-    """Estimated errors of log-densities in bits/dim, and a caveat where they are large."""
+    """Estimated errors of log-densities in bits a dimension, and a caveat where they are large."""
     bits = np.asarray(error, np.float64) / (dim * math.log(2))
     report: dict[str, Any] = {"mean_quadrature_error": float(bits.mean())}
     report["largest_quadrature_error"] = float(bits.max())
@@ -88,23 +122,23 @@ def _normalized(normalize: Callable, run: Run, seed: int, parts: Parts) -> Sandw
 
 
 def energy_report(
-    bits: Float[np.ndarray, "repeats n"], bounds: Sandwich, *, dim: int
+    values: Float[np.ndarray, "repeats n"], bounds: Sandwich, *, unit: Unit
 ) -> dict[str, Any]:
-    """Mean bits/dim of n images under an energy, by both bounds of its normaliser.
+    """Mean density of n examples under an energy, by both bounds of its normaliser.
 
-    `bits` lack the normaliser. "bits_per_dim_low" takes the lower bound of log Z and promises too
-    much; "bits_per_dim_high" takes the upper one. The latter is left out if the bounds are upside
-    down or not finite, and is "bits_per_dim", the number to quote, only if they meet.
+    `values` lack the normaliser. The lower bound of log Z promises too much: "bits_per_dim_low", or
+    "log_prob_high". The value by the upper bound is left out if the bounds are upside down or not
+    finite, and is the number to quote, without a suffix, only if they meet.
     """
     report: dict[str, Any] = {"verdict": verdict(bounds), "bounds_meet": bool(bounds.met)}
-    report |= {"repeats": len(bits), "num_images": bits.shape[1]}
+    report |= {"repeats": len(values), unit.number: values.shape[1]}
     error = math.hypot(bounds.lower_error, bounds.upper_error)
     ordered = math.isfinite(bounds.gap) and bounds.gap > -2 * error
-    named = {"low": bounds.lower} | ({"high": bounds.upper} if ordered else {})
-    for name, log_z in named.items():
-        report |= summary(f"bits_per_dim_{name}", bits + float(log_z) / (dim * math.log(2)))
+    named = {"lower": bounds.lower} | ({"upper": bounds.upper} if ordered else {})
+    for bound, log_z in named.items():
+        report |= summary(unit.by_bound(bound), values - float(log_z) * unit.per_nat)
     if bounds.met and ordered:
-        report["bits_per_dim"] = report["bits_per_dim_high"]
+        report[unit.name] = report[unit.by_bound("upper")]
     for name in ("lower", "upper"):
         size = float(getattr(bounds, f"{name}_effective_size"))
         report[f"log_normalizer_{name}"] = float(getattr(bounds, name))
@@ -116,21 +150,22 @@ def energy_report(
 
 
 def likelihood_report(
-    bits: Float[np.ndarray, "repeats n"],
+    values: Float[np.ndarray, "repeats n"],
     nfe: Int[np.ndarray, "repeats n"],
     *,
+    unit: Unit,
     dim: int,
     exact: bool,
 ) -> dict[str, Any]:
-    """Mean bits/dim of n images of `dim` entries, each measured several times.
+    """Mean density of n examples of `dim` entries, each measured several times.
 
     `exact` says that the divergence was computed exactly; only then is the importance-weighted
-    bound reported, which an estimated divergence would bias.
+    bound of images reported, which an estimated divergence would bias.
     """
-    report = {"repeats": len(bits), "num_images": bits.shape[1]}
+    report = {"repeats": len(values), unit.number: values.shape[1]}
     report |= {"divergence": "exact" if exact else "hutchinson", "nfe": float(nfe.mean())}
-    report |= summary("bits_per_dim", bits)
-    if exact:
-        weighted = importance_weighted(bits, dim)[None]
+    report |= summary(unit.name, values)
+    if exact and unit.name == "bits_per_dim":
+        weighted = importance_weighted(values, dim)[None]
         report |= summary("bits_per_dim_importance_weighted", weighted)
     return report

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -88,9 +89,10 @@ class PixelCNNPP(nn.Module):
     ) -> Float[Array, "b h w c features"]:
         """Contexts of all values; those of a value do not depend on it or on later ones.
 
-        Raises: ValueError if x is not of the network's shape.
+        Raises: ValueError if x is not of the network's shape, or a condition is missing.
         """
         self._require_shape(x)
+        self._require_condition(condition)
         marked, conditioning = mark(x), (condition, dropout_rng)
         shifted = jnp.pad(marked, ((0, 0), (1, 0), (1, 0), (0, 0)))
         rows, image = WholeImage(), WholeImage()
@@ -116,7 +118,9 @@ class PixelCNNPP(nn.Module):
 
         Values of x at and after `position` do not matter. The network runs at one pixel, and its
         first stream along one row, at the first channel of a pixel, and of a row.
+        Raises: ValueError if a condition is missing.
         """
+        self._require_condition(condition)
         position = jnp.asarray(position)
         pixel, channel = position // self.shape[2], position % self.shape[2]
         row, column = pixel // self.shape[1], pixel % self.shape[1]
@@ -177,6 +181,11 @@ class PixelCNNPP(nn.Module):
             raise ValueError(
                 f"this PixelCNN++ needs images of shape {tuple(self.shape)}; got {x.shape[1:]}."
             )
+
+    def _require_condition(self, condition: Array | None) -> None:
+        paths = flatten_dict(self.variables.get("params", {}))
+        if condition is None and any("condition" in path for path in paths):
+            raise ValueError("condition needs an array, as in initialisation; got None")
 
 
 def mark(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c+1"]:

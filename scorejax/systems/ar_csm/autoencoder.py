@@ -189,7 +189,7 @@ class BinaryVAE(Autoencoder):
         white = draw_rows(jax.random.uniform, rng, images.shape) < images
         return white.astype(images.dtype)
 
-    def likelihood(self, variables: Variables, rows: Batch) -> dict[str, Array]:
+    def annealed_likelihood(self, variables: Variables, rows: Batch) -> dict[str, Array]:
         """log_prob of binary images in nats and its effective number of walks, (b,) each."""
         apply, options = self.bound(variables[0]), dataclasses.asdict(self.annealing)
         del options["num_examples"]
@@ -203,7 +203,7 @@ class BinaryVAE(Autoencoder):
 
         return jax.vmap(of_one)(rows["rng"], rows["image"])
 
-    def bound_of_likelihood(self, variables: Variables, rows: Batch) -> dict[str, Array]:
+    def evidence_bound(self, variables: Variables, rows: Batch) -> dict[str, Array]:
         """elbo (b,): the lower bound of log p(x), in nats, by the density of a triangular encoder.
 
         It uses that density whatever estimator has trained the encoder.
@@ -224,7 +224,7 @@ class BinaryVAE(Autoencoder):
             return progress.held_out_density(measure, few(), names=names, batch_size=at_once)
 
         found = super().metrics()
-        found["log_prob"] = lambda: density(self.likelihood, "log_prob", "effective_walks")
+        found["log_prob"] = lambda: density(self.annealed_likelihood, "log_prob", "effective_walks")
         if self.network.encoder_kind == "triangular":
-            found["elbo"] = lambda: density(self.bound_of_likelihood, "elbo")
+            found["elbo"] = lambda: density(self.evidence_bound, "elbo")
         return found

@@ -150,10 +150,14 @@ class ConditionalModel:
         Images are as `ImageView.dequantized` returns them and have "bits_per_dim" (b,) too. If
         contexts are of grey levels, log_prob is the probability of the levels. `exact` changes
         nothing: a quadrature is exact up to `error`.
-        Raises: ValueError for contexts of noisy values.
+        Raises: ValueError for contexts of noisy values, or if `exact` is asked of grey levels,
+        whose probability has no dequantisation to average over.
         """
-        del exact
         self.require_clean_contexts("densities")
+        if exact and self.levels is not None:
+            raise ValueError(
+                "bits/dim of grey levels are exact already, and have no importance-weighted bound"
+            )
         data, dim = self.data, math.prod(self.data.shape)
 
         def measure(variables: Variables, batch: Batch) -> dict[str, Array]:

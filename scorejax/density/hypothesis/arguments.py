@@ -14,7 +14,7 @@ def require_level(**levels: float) -> None:
 
 
 def score_array(
-    name: str, scores: Shaped[ArrayLike, "n"], *, least: int = 1
+    name: str, scores: Shaped[ArrayLike, "..."], *, least: int = 1
 ) -> Float[np.ndarray, "n"]:
     """Scores in double precision; infinite ones are allowed, since they have a rank.
 

@@ -64,14 +64,14 @@ def select_threshold(
     risk: float,
     delta: float,
     p_value: RiskPValue = clopper_pearson_p_value,
-    num_starts: int = 5,
+    num_starts: int = 1,
 ) -> Selection:
     """Chooses a threshold so that P(mean loss of accepted rows > risk) <= delta.
 
     The probability is over independent calibration rows with losses in [0, 1]. The thresholds need
     to be fixed without these rows, quantiles of training scores say; they are tested from the
-    highest down. The highest accept few rows and seldom pass, so that the test starts from several
-    places (`fixed_sequence`).
+    highest down, until one fails. A threshold with less than log(delta) / log(1 - risk) rows above
+    it never passes: let the highest expect twice as many, or start at several (`fixed_sequence`).
     Raises: ValueError if lengths differ, for a NaN, losses outside [0, 1] or neither 0 nor 1 under
     `clopper_pearson_p_value`, risk or delta outside (0, 1), or num_starts outside 1 .. k.
     """

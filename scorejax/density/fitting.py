@@ -80,19 +80,18 @@ class _State(NamedTuple):
 def minimize(
     rng: PRNGKeyArray,
     network: nn.Module,
+    variables: PyTree,
     losses: Losses,
     x: Float[Array, "n d"],
     training: Training = TRAINING,
 ) -> Minimized:
-    """Fits a network to rows (n, d) by its mean loss.
+    """Fits a network to rows (n, d) by its mean loss, from its initial variables.
 
-    The network is initialised with a batch, on which its first values may depend. `network` and
-    `losses` need to be hashable: linen modules and functions of a module are.
+    `network` and `losses` need to be hashable: linen modules and functions of a module are.
     Raises: ValueError if no held-out loss is finite.
     """
-    split_rng, init_rng, held_out_rng, epochs_rng = jax.random.split(rng, 4)
+    split_rng, held_out_rng, epochs_rng = jax.random.split(rng, 3)
     x, held_out = held_out_split(split_rng, x, training.held_out)
-    variables = jax.jit(network.init)(init_rng, x[: training.batch_size])
     state = _State(variables, _optimizer(training, len(x)).init(variables))
     best = Minimized(variables, math.inf, 0)
     for epoch in range(1, training.num_epochs + 1):

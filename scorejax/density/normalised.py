@@ -13,6 +13,9 @@ from scorejax.density.fitting import Losses, Training, minimize
 from scorejax.random import Rng, row_keys
 from scorejax.typing import PyTree
 
+INITIAL_ROWS = 1024
+"""Rows that initialise a network."""
+
 
 class NormalisedDensity(flax.struct.PyTreeNode):
     """A network with its variables, and its mean held-out log-density in nats.
@@ -41,7 +44,11 @@ def fit_network(
     losses: Losses = _negative_log_prob,
 ) -> NormalisedDensity:
     """Fits a normalised network to rows by maximum likelihood, or by `losses`. Raises: as `fitting.minimize`."""
-    fitted = minimize(rng, network, losses, x, training)
+    rows_rng, init_rng, fit_rng = jax.random.split(rng, 3)
+    # Drawn from all rows, which may be sorted: first values of the network may depend on them.
+    few = jax.random.choice(rows_rng, x, (min(len(x), INITIAL_ROWS),), replace=False)
+    variables = jax.jit(network.init)(init_rng, few)
+    fitted = minimize(fit_rng, network, variables, losses, x, training)
     held_out = -jnp.asarray(fitted.held_out_loss, x.dtype)
     return NormalisedDensity(fitted.variables, held_out, network, x.shape[1])
 

@@ -18,7 +18,9 @@ def checked_rows(x: object) -> Float[Array, "n d"]:
         raise ValueError(f"a density needs rows (n, d), n >= 2 and d >= 1; got shape {rows.shape}")
     if not np.isrealobj(rows) or not np.isfinite(rows).all():
         bad = int(np.sum(~np.isfinite(rows).all(axis=1))) if np.isrealobj(rows) else len(rows)
-        raise ValueError(f"a density needs finite real numbers; {bad} of {len(rows)} rows have others")
+        raise ValueError(
+            f"a density needs finite real numbers; {bad} of {len(rows)} rows have others"
+        )
     if (rows == rows[:1]).all():
         raise ValueError(f"a density needs rows that vary; all {len(rows)} rows are equal")
     return jnp.asarray(rows, float)

@@ -217,7 +217,9 @@ def _scaled_normal(
     num_visible = np.sum(below[:, None] <= above[None], axis=0)
 
     def init(rng: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        scale = factor / np.sqrt(np.maximum(num_visible, 1)).reshape((-1,) + (1,) * (len(shape) - 2))
+        scale = factor / np.sqrt(np.maximum(num_visible, 1)).reshape(
+            (-1,) + (1,) * (len(shape) - 2)
+        )
         return jax.random.normal(rng, shape, dtype) * jnp.asarray(scale, dtype)[None]
 
     return init

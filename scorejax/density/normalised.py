@@ -43,7 +43,7 @@ def fit_network(
     training: Training,
     losses: Losses = _negative_log_prob,
 ) -> NormalisedDensity:
-    """Fits a normalised network to rows by maximum likelihood, or by `losses`. Raises: as `fitting.minimize`."""
+    """Fits a network by maximum likelihood, or by `losses`. Raises: as `fitting.minimize`."""
     rows_rng, init_rng, fit_rng = jax.random.split(rng, 3)
     # Drawn from all rows, which may be sorted: first values of the network may depend on them.
     few = jax.random.choice(rows_rng, x, (min(len(x), INITIAL_ROWS),), replace=False)

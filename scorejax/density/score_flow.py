@@ -53,7 +53,7 @@ TRAINING = Training(num_epochs=200, learning_rate=2e-3, patience=30)
 
 
 class ScoreFlow(flax.struct.PyTreeNode):
-    """A network F with its variables, and its held-out loss: a bound of -log p, up to a constant."""
+    """A network F, its variables, and its held-out loss: a bound of -log p up to a constant."""
 
     variables: PyTree
     held_out_loss: Array

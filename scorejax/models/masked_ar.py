@@ -52,8 +52,8 @@ class MaskedTrunk(nn.Module):
     There are `num_hidden` layers of `hidden` units; each but the first is a residual layer. `order`
     lists flat indices into an example, the first dimension first; None stands for 0, 1, ... All
     contexts depend on the condition. With fewer hidden units than dimensions, contexts miss some of
-    the dimensions right before them. `init_scale` multiplies the initial weights of the last layer: 0
-    makes the contexts of a new network zero.
+    the dimensions right before them. `init_scale` multiplies the first weights of the last layer;
+    with 0 the contexts of a new network are zero.
 
     Raises: ValueError if a size is below 1, the activation is unknown, or the order is not a
     permutation of the example's dimensions.
@@ -217,9 +217,8 @@ def _scaled_normal(
     num_visible = np.sum(below[:, None] <= above[None], axis=0)
 
     def init(rng: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        scale = factor / np.sqrt(np.maximum(num_visible, 1)).reshape(
-            (-1,) + (1,) * (len(shape) - 2)
-        )
+        std = factor / np.sqrt(np.maximum(num_visible, 1))
+        scale = std.reshape((-1,) + (1,) * (len(shape) - 2))
         return jax.random.normal(rng, shape, dtype) * jnp.asarray(scale, dtype)[None]
 
     return init

@@ -138,7 +138,7 @@ def equal_norm_noise(
     noise = normal(rng, x.shape, x.dtype)
     at = lambda scale: jnp.clip(x + expand(scale, x) * noise, 0, 1)
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Array, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         lower, upper = bounds
         middle = (lower + upper) / 2
         short = perturbation_norm(at(middle), x, "2") < target

@@ -20,6 +20,7 @@ from scorejax.failures.training_rows import (
     paired_rows,
     require_all_classes,
 )
+from scorejax.typing import PyTree
 
 BLOCK_BYTES = 2**21
 """Size of a block of similarities, which fits the cache."""
@@ -258,7 +259,7 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(length, np.finfo(rows.dtype).tiny)
 
 
-def _single(params: NamedTuple | np.ndarray) -> NamedTuple | Array:
+def _single(params: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
 
 

@@ -169,17 +169,14 @@ def _solve(sde, drift_fn, drift_and_divergence, x, **solver):
     _, divergence = jax.eval_shape(joint_drift, (x, None), jnp.asarray(sde.t_min, x.dtype))
     start = x, jnp.zeros(divergence.shape, x.dtype)
     return ode.dormand_prince(
-        joint_drift, start, sde.t_min, sde.t_max, first_step=FIRST_STEP, norm=_largest_rms, **solver
+        joint_drift,
+        start,
+        sde.t_min,
+        sde.t_max,
+        first_step=FIRST_STEP,
+        norm=ode.largest_root_mean_square,
+        **solver,
     )
-
-
-def _largest_rms(state):
-    """The larger of the root-mean-squares of point and integral.
-
-    With their joint root-mean-square the log-density could err by the square root of the dimension
-    times the tolerance. This norm costs 5-10 % more evaluations.
-    """
-    return jnp.stack([jnp.sqrt(jnp.mean(leaf**2)) for leaf in state]).max()
 
 
 def _mean_and_standard_error(integral):

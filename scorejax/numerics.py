@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 MATMUL_PRECISIONS = ("highest", "high", "default")
 """Precisions of float32 matrix products and convolutions, as JAX names them.
@@ -16,7 +16,7 @@ GPUs; "high" takes three bfloat16 products on TPUs. CPUs always compute in float
 """
 
 
-def expand(values: Float[Array, "b"], like: Array) -> Array:
+def expand(values: Shaped[Array, "b"], like: Array) -> Array:
     """Appends axes to per-example values so that they broadcast against `like` (b, *d)."""
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 

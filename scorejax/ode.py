@@ -39,6 +39,15 @@ def root_mean_square(state: PyTree) -> Float[Array, ""]:
     return jnp.sqrt(jnp.mean(jnp.concatenate(leaves) ** 2))
 
 
+def largest_root_mean_square(state: PyTree) -> Float[Array, ""]:
+    """The largest of the leaves' root-mean-squares: for a point with integrals along its path.
+
+    With their joint root-mean-square a log-density could err by the square root of the dimension
+    times the tolerance. This norm costs 5-10 % more evaluations.
+    """
+    return jnp.stack([jnp.sqrt(jnp.mean(leaf**2)) for leaf in jax.tree.leaves(state)]).max()
+
+
 class _StepControl(diffrax.PIDController):
     """Gives up when a rejected step shrinks below `resolution`, which hardly moves the time.
 

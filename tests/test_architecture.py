@@ -42,9 +42,10 @@ LAYERS = [
         "bregman",
         "rl",
         "models",
+        "attacks",
     },
     {"train", "data", "evaluate", "interop", "runs"},
-    {"score_model", "capabilities", "autoencoder"},
+    {"score_model", "capabilities", "autoencoder", "failures"},
     {"systems"},
 ]  # fmt: skip
 

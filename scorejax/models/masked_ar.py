@@ -52,7 +52,8 @@ class MaskedTrunk(nn.Module):
     There are `num_hidden` layers of `hidden` units; each but the first is a residual layer. `order`
     lists flat indices into an example, the first dimension first; None stands for 0, 1, ... All
     contexts depend on the condition. With fewer hidden units than dimensions, contexts miss some of
-    the dimensions right before them.
+    the dimensions right before them. `init_scale` multiplies the first weights of the last layer;
+    with 0 the contexts of a new network are zero.
 
     Raises: ValueError if a size is below 1, the activation is unknown, or the order is not a
     permutation of the example's dimensions.
@@ -63,6 +64,7 @@ class MaskedTrunk(nn.Module):
     features: int
     order: Sequence[int] | None = None
     activation: str = "swish"
+    init_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.order is not None:
@@ -169,7 +171,8 @@ class MaskedTrunk(nn.Module):
 
         def kernel(name: str, below: np.ndarray, above: np.ndarray, *features: int) -> Array:
             shape = (len(below), len(above), *features)
-            return jnp.asarray(self.param(f"{name}_kernel", _scaled_normal(below, above), shape))
+            init = _scaled_normal(below, above, self.init_scale if features else 1.0)
+            return jnp.asarray(self.param(f"{name}_kernel", init, shape))
 
         def bias(name: str, *shape: int) -> Array:
             return jnp.asarray(self.param(f"{name}_bias", nn.initializers.zeros, shape))
@@ -207,12 +210,15 @@ def _masked(kernel: Float[Array, "i o *f"], below: Array, above: Array) -> Float
     return jnp.where(visible.reshape(visible.shape + (1,) * (kernel.ndim - 2)), kernel, 0)
 
 
-def _scaled_normal(below: np.ndarray, above: np.ndarray) -> nn.initializers.Initializer:
-    """Normal initializer of variance 1 / (number of units that the masks leave visible)."""
+def _scaled_normal(
+    below: np.ndarray, above: np.ndarray, factor: float
+) -> nn.initializers.Initializer:
+    """Normal initializer of std factor / sqrt(number of units that the masks leave visible)."""
     num_visible = np.sum(below[:, None] <= above[None], axis=0)
 
     def init(rng: Array, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        scale = 1 / np.sqrt(np.maximum(num_visible, 1)).reshape((-1,) + (1,) * (len(shape) - 2))
+        std = factor / np.sqrt(np.maximum(num_visible, 1))
+        scale = std.reshape((-1,) + (1,) * (len(shape) - 2))
         return jax.random.normal(rng, shape, dtype) * jnp.asarray(scale, dtype)[None]
 
     return init

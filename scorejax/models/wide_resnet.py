@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A wide residual network that classifies noisy images, conditional on the noise level.
+"""Wide residual networks that classify images, or noisy images conditional on the noise level.
 
 Source: Zagoruyko and Komodakis 2016, arXiv:1605.07146, with the noise level as in Song et al. 2021,
-arXiv:2011.13456, Appendix I.1.
+arXiv:2011.13456, Appendix I.1. GroupNorm stands in place of batch normalisation, so that the logits
+of an image do not depend on the batch.
 """
 
 import math
@@ -18,12 +19,11 @@ EPSILON = 1e-5
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class WideResNet(nn.Module):
-    """The classifier (x (b, h, w, c), sigma (b,)) -> logits (b, num_classes).
+class WideTrunk(nn.Module):
+    """The layers that both networks share, from the image to the last feature map and the logits.
 
-    x is an image plus noise of standard deviation sigma. The network first scales each image to
-    mean 0 and variance 1. Stage k has 2^k * width * widen_factor channels and half the
-    size of the previous stage. Defaults are those of WRN-28-10.
+    Stage k has 2^k * width * widen_factor channels and half the size of the previous stage.
+    Defaults are those of WRN-28-10.
     """
 
     num_classes: int = 10
@@ -31,12 +31,9 @@ class WideResNet(nn.Module):
     widen_factor: int = 10
     num_blocks: int = 4
     num_stages: int = 3
-    embedding_features: int = 128
-    fourier_scale: float = 16.0
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], sigma: Float[Array, "b"]) -> Float[Array, "b k"]:
-        temb = self._embed(sigma)
+    def last_map(self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"] | None) -> Array:
+        """The last normalised feature map, before its ReLU, of standardised images."""
         h = WideConv(self.width, name="conv_in")(standardised(x))
         for stage in range(self.num_stages):
             features = self.width * self.widen_factor * 2**stage
@@ -45,12 +42,30 @@ class WideResNet(nn.Module):
                 stride = 2 if stage and i == 0 else 1
                 block = WideBlock(features, stride, activate_shortcut=first, name=f"{stage}_{i}")
                 h = block(h, temb)
-        h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_out")(h)).mean(axis=(1, 2))
+        return GroupNorm(epsilon=EPSILON, name="norm_out")(h)
+
+    def logits(self, features: Float[Array, "b d"]) -> Float[Array, "b k"]:
+        """The linear map of pooled features."""
         bound = 1 / math.sqrt(self.num_classes)
         init = lambda key, shape, dtype: (
             nn.initializers.uniform(2 * bound)(key, shape, dtype) - bound
         )
-        return nn.Dense(self.num_classes, kernel_init=init, name="out")(h)
+        return nn.Dense(self.num_classes, kernel_init=init, name="out")(features)
+
+
+class WideResNet(WideTrunk):
+    """The classifier (x (b, h, w, c), sigma (b,)) -> logits (b, num_classes).
+
+    x is an image plus noise of standard deviation sigma. The network first scales each image to
+    mean 0 and variance 1.
+    """
+
+    embedding_features: int = 128
+    fourier_scale: float = 16.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], sigma: Float[Array, "b"]) -> Float[Array, "b k"]:
+        return self.logits(nn.relu(self.last_map(x, self._embed(sigma))).mean(axis=(1, 2)))
 
     def _embed(self, sigma: Array) -> Array:
         h = FourierEmbedding(self.embedding_features, self.fourier_scale, name="fourier")(
@@ -68,11 +83,12 @@ class WideBlock(nn.Module):
     activate_shortcut: bool
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"]) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"], temb: Float[Array, "b e"] | None) -> Array:
         h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_0")(x))
         shortcut = self._shortcut(h if self.activate_shortcut else x)
         h = WideConv(self.features, self.stride, name="conv_0")(h)
-        h = h + nn.Dense(self.features, name="temb")(nn.silu(temb))[:, None, None]
+        if temb is not None:
+            h = h + nn.Dense(self.features, name="temb")(nn.silu(temb))[:, None, None]
         h = nn.relu(GroupNorm(epsilon=EPSILON, name="norm_1")(h))
         return shortcut + WideConv(self.features, name="conv_1")(h)
 
@@ -98,6 +114,7 @@ class WideConv(nn.Module):
 def standardised(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Scales each image to mean 0 and variance 1; the divisor is at least 1 / sqrt(h w c)."""
     axes = (1, 2, 3)
-    floor = 1 / math.sqrt(math.prod(x.shape[1:]))
-    std = jnp.maximum(jnp.std(x, axis=axes, keepdims=True), floor)
+    # The bound is on the variance: the gradient of the root at zero would be NaN.
+    floor = 1 / math.prod(x.shape[1:])
+    std = jnp.sqrt(jnp.maximum(jnp.var(x, axis=axes, keepdims=True), floor))
     return (x - jnp.mean(x, axis=axes, keepdims=True)) / std

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Density by a masked autoregressive flow, fitted to rows by maximum likelihood.
+
+Source: Papamakarios et al. 2017, arXiv:1705.07057.
+"""
+
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from scorejax.density.fitting import TRAINING, Training
+from scorejax.density.normalised import NormalisedDensity, fit_network, log_prob, sample
+from scorejax.density.rows import checked_rows
+from scorejax.models.maf import MaskedAutoregressiveFlow
+
+__all__ = ["fit", "log_prob", "sample"]
+
+
+def fit(
+    rng: PRNGKeyArray,
+    x: Float[Array, "n d"],
+    *,
+    num_blocks: int = 5,
+    hidden: int = 256,
+    num_hidden: int = 2,
+    max_log_scale: float = 3.0,
+    training: Training = TRAINING,
+) -> NormalisedDensity:
+    """Fits the flow to rows of about mean 0 and variance 1.
+
+    Raises: ValueError for rows as `rows.checked_rows`, or an option out of range.
+    """
+    x = checked_rows(x)
+    network = MaskedAutoregressiveFlow(
+        x.shape[1], num_blocks, hidden, num_hidden, max_log_scale=max_log_scale
+    )
+    return fit_network(rng, network, x, training)

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A detector of a classifier's failures with a bound on its false alarms, for any classifier.
+
+It needs features and logits only. The log-density of the features finds inputs that are unlike
+those of training and is nearly blind to ordinary mistakes; the largest softmax probability finds
+mistakes and is nearly blind to such inputs. Each becomes a conformal p-value, and the two together
+one p-value, by Bonferroni's inequality.
+
+Source: Shao, Song & Ermon 2020, arXiv:2010.02364, for the density of features; Bates et al. 2021,
+arXiv:2104.08279, for the bounds.
+"""
+
+import functools
+import hashlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from scorejax.choices import choose, require
+from scorejax.data.features import FeaturePreparation
+from scorejax.density import get_density
+from scorejax.density.hypothesis import conformal
+from scorejax.evaluate.chunks import joined, make_stream
+from scorejax.failures.scores import SCORES
+from scorejax.random import row_keys
+from scorejax.typing import PyTree
+
+AT_ONCE = 1024
+LOGIT_SCORES = ("max_softmax", "negative_entropy", "max_logit", "energy")
+"""Scores of logits that are not fitted."""
+
+
+class FailureDetector(OutlierMixin, BaseEstimator):
+    """Flags rows on which a classifier may fail: predict is -1 for those, and 1 for the others.
+
+    `fit` takes features (n, d) on which the classifier was trained, or others like them.
+    `calibrate` takes held-out rows, and says for whom the bound holds: if they are those that the
+    classifier gets right, P(flag | right) <= alpha. Where all calls have logits (n, k), the largest
+    softmax probability counts as well.
+
+    Parameters
+    ----------
+    density : name in `scorejax.density.DENSITIES`, with `density_options` for its `fit`.
+    alpha : level of false alarms, in (0, 1).
+    delta : with None, the level holds on average over calibration sets. Else it holds for this
+        calibration set, except with probability delta over its rows.
+    logit_score : one of `LOGIT_SCORES`.
+    by_class : calibrates rows of each predicted class apart; the level holds inside each class.
+    held_out : share of the rows of `fit` that calibrate the detector at once; None: none. They must
+        be new to the classifier.
+    explained : share of the variance of features that the density sees, as principal components.
+    random_state : seed of the fit, and of the noise of features with repeated values.
+    """
+
+    def __init__(
+        self,
+        density: str = "gaussian_mixture",
+        *,
+        alpha: float = 0.05,
+        delta: float | None = None,
+        logit_score: str = "max_softmax",
+        by_class: bool = False,
+        held_out: float | None = None,
+        explained: float = 0.99,
+        density_options: Mapping[str, Any] | None = None,
+        random_state: int = 0,
+    ):
+        self.density = density
+        self.alpha = alpha
+        self.delta = delta
+        self.logit_score = logit_score
+        self.by_class = by_class
+        self.held_out = held_out
+        self.explained = explained
+        self.density_options = density_options
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
+        """Fits the density to features (n, d); `logits` (n, k) only calibrate, by `held_out`.
+
+        Raises: ValueError for a parameter out of range, rows that are not finite or do not vary, or
+        features and logits of different lengths.
+        """
+        self._require_options()
+        density = get_density(self.density)
+        X, logits = self._rows(X, y, logits, reset=True)
+        rng = jax.random.key(self.random_state)
+        held = np.zeros(len(X), bool)
+        if self.held_out is not None:
+            num = min(max(1, round(self.held_out * len(X))), len(X) - 2)
+            held[np.random.default_rng(self.random_state).permutation(len(X))[:num]] = True
+        train = X[~held]
+        self.preparation_ = FeaturePreparation.of(train, explained=self.explained)
+        prepared = self.preparation_(train, rng).x
+        self.density_ = density.fit(rng, prepared, **(self.density_options or {}))
+        self._seen = _digests(train)
+        if self.held_out is not None:
+            self.calibrate(X[held], logits=None if logits is None else logits[held])
+        return self
+
+    def calibrate(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
+        """Keeps the scores of features (n, d), and of logits (n, k) if later calls have them.
+
+        Warns if there are too few rows for alpha, and if rows were among those of `fit`.
+        Raises: ValueError as `fit`.
+        """
+        check_is_fitted(self, "density_")
+        self._require_options()
+        X, logits = self._rows(X, y, logits)
+        if self.by_class and logits is None:
+            raise ValueError("by_class needs logits, whose largest is the predicted class")
+        seen = len(_digests(X) & self._seen)
+        if seen:
+            _warn(
+                f"{seen} of {len(X)} calibration rows were fitted to as well: new rows will look "
+                "odd beside them, and false alarms exceed alpha. Calibrate on rows held out"
+            )
+        self.with_logits_ = logits is not None
+        groups, scores = self._groups(logits, len(X)), self._scores(X, logits)
+        self.calibration_ = {
+            group: {name: values[groups == group] for name, values in scores.items()}
+            for group in np.unique(groups).tolist()
+        }
+        num = len(scores)
+        sizes = {group: int(np.sum(groups == group)) for group in self.calibration_}
+        self.levels_ = {group: num * self._rank(n, num) / (n + 1) for group, n in sizes.items()}
+        self.offset_ = np.nextafter(max(self.levels_.values()), 2.0)
+        self._require_calibration(min(sizes.values()), num)
+        return self
+
+    def p_values(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> Float[np.ndarray, "n"]:
+        """A p-value for each row: P(p <= a) <= a for rows like those of calibration.
+
+        Raises: ValueError as `fit`, for logits where `calibrate` had none, or none where it had
+        them, or a predicted class without calibration rows.
+        """
+        return conformal.bonferroni(*self.score_p_values(X, logits=logits).values())
+
+    def score_p_values(
+        self, X: ArrayLike, *, logits: ArrayLike | None = None
+    ) -> dict[str, Float[np.ndarray, "n"]]:
+        """The p-value of each score by itself, "density" and `logit_score`."""
+        X, logits = self._calibrated_rows(X, logits)
+        groups = self._groups(logits, len(X))
+        p_values = {}
+        for name, values in self._scores(X, logits).items():
+            known = [(group, scores[name]) for group, scores in self.calibration_.items()]
+            p_values[name] = conformal.mondrian_p_values(
+                np.concatenate([scores for _, scores in known]),
+                values,
+                calibration_groups=np.concatenate([np.full(len(s), g) for g, s in known]),
+                groups=groups,
+            )
+        return p_values
+
+    def predict(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> Int[np.ndarray, "n"]:
+        """-1 for rows that are flagged, 1 for others. Raises: ValueError as `p_values`."""
+        return np.where(self.decision_function(X, logits=logits) >= 0, 1, -1)
+
+    def decision_function(
+        self, X: ArrayLike, *, logits: ArrayLike | None = None
+    ) -> Float[np.ndarray, "n"]:
+        """p-values minus the level at which rows are flagged, negative for those that are."""
+        X, logits = self._calibrated_rows(X, logits)
+        levels = [self.levels_.get(group, 0.0) for group in self._groups(logits, len(X)).tolist()]
+        return self.p_values(X, logits=logits) - np.nextafter(levels, 2.0)
+
+    def score_samples(
+        self, X: ArrayLike, *, logits: ArrayLike | None = None
+    ) -> Float[np.ndarray, "n"]:
+        """`p_values`, by scikit-learn's name; higher is more normal."""
+        return self.p_values(X, logits=logits)
+
+    def density_scores(self, X: ArrayLike) -> dict[str, Float[np.ndarray, "n"]]:
+        """Scores of features in nats: "density", and minus the norms that it does not see.
+
+        "residual" is outside of the principal components, "dead" on units without variance.
+        """
+        check_is_fitted(self, "density_")
+        X, _ = self._rows(X, None, None)
+        rng = row_keys(jax.random.key(self.random_state), len(X))
+        stream = _density_stream(self.density, self.preparation_)
+        rows = joined(stream(self.density_, {"x": X, "rng": rng}, AT_ONCE))
+        return {name: np.asarray(values, float) for name, values in rows.items()}
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "density_")
+
+    def _require_options(self) -> None:
+        options, inside = vars(self), lambda v: 0 < v < 1
+        require(options, ("alpha",), inside, "to lie in (0, 1)")
+        optional = [name for name in ("delta", "held_out") if options[name] is not None]
+        require(options, optional, inside, "to lie in (0, 1), or to be None")
+        choose("logit_score", self.logit_score, dict.fromkeys(LOGIT_SCORES))
+
+    def _rows(
+        self, X: ArrayLike, y: ArrayLike | None, logits: ArrayLike | None, *, reset: bool = False
+    ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n k"] | None]:
+        if y is not None and np.asarray(y).ndim == 2:
+            raise ValueError("the second argument is not read; pass logits by name: logits=...")
+        X = validate_data(self, X, reset=reset, dtype=np.float32, ensure_min_samples=1 + reset)
+        if logits is None:
+            return X, None
+        logits = np.asarray(logits, np.float32)
+        if logits.ndim != 2 or len(logits) != len(X) or logits.shape[1] < 2:
+            raise ValueError(f"{len(X)} rows need logits ({len(X)}, k), k >= 2; got {logits.shape}")
+        if not np.isfinite(logits).all():
+            raise ValueError("logits need to be finite; drop rows of infinities or NaN")
+        return X, logits
+
+    def _calibrated_rows(self, X: ArrayLike, logits: ArrayLike | None) -> tuple:
+        check_is_fitted(self, "calibration_", msg="%(name)s is not calibrated: call calibrate")
+        X, logits = self._rows(X, None, logits)
+        if (logits is not None) != self.with_logits_:
+            had, needs = ("", "need them") if self.with_logits_ else ("no ", "take none")
+            raise ValueError(f"calibrate had {had}logits, so that p-values {needs}")
+        return X, logits
+
+    def _scores(self, X: np.ndarray, logits: np.ndarray | None) -> dict[str, np.ndarray]:
+        scores = {"density": self.density_scores(X)["density"]}
+        if logits is not None:
+            values = SCORES[self.logit_score].score((), X, logits)
+            scores[self.logit_score] = np.asarray(values, float)
+        return scores
+
+    def _groups(self, logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
+        return logits.argmax(axis=1) if self.by_class else np.zeros(num, int)
+
+    def _rank(self, size: int, num_scores: int) -> int:
+        """Rank, among so many calibration scores, up to which one of the scores flags a row."""
+        level = self.alpha / num_scores
+        if self.delta is None:
+            return conformal.marginal_rank(size, level)
+        share = self.delta / num_scores
+        return conformal.training_conditional_rank(size, level, delta=share)
+
+    def _require_calibration(self, size: int, num_scores: int) -> None:
+        delta = None if self.delta is None else self.delta / num_scores
+        promised = num_scores * conformal.smallest_alpha(size, delta=delta)
+        if promised > self.alpha:
+            needed = conformal.calibration_size(self.alpha / num_scores, delta=delta)
+            rows = "rows of each class" if self.by_class else "rows"
+            _warn(
+                f"alpha={self.alpha:g} by {num_scores} scores needs {needed} calibration {rows}; "
+                f"{size} can promise alpha={math.ceil(1e4 * promised) / 1e4:g} at best, and flag "
+                "nothing below it"
+            )
+
+
+@functools.lru_cache(maxsize=8)
+def _density_stream(density: str, preparation: FeaturePreparation) -> Callable[..., Iterator]:
+    """Compiled once for a fitted detector, however often it is asked."""
+    log_prob = get_density(density).log_prob
+
+    def measure(params: PyTree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        prepared = preparation(rows["x"], rows["rng"])
+        norms = {"residual": -prepared.residual_norm, "dead": -prepared.dead_norm}
+        return {"density": log_prob(params, prepared.x) + preparation.log_det} | norms
+
+    return make_stream(measure)
+
+
+def _digests(rows: np.ndarray) -> set[bytes]:
+    return {hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows}
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=3)

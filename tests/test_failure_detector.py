@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector keeps its promise, says when it cannot, and is a scikit-learn estimator."""
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.utils.estimator_checks import check_estimator
+
+from scorejax.density.hypothesis import false_alarm_law
+from scorejax.failures.detector import FailureDetector
+
+DIM, NUM_CLASSES = 4, 3
+
+
+def rows(num, seed, shift=0.0):
+    """Features N(shift, I), and logits that are linear in them with noise."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(num, DIM)) + shift
+    logits = x[:, :NUM_CLASSES] * 2 + rng.normal(size=(num, NUM_CLASSES))
+    return x.astype(np.float32), logits.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def detector():
+    x, logits = rows(2000, 0)
+    fitted = FailureDetector("gaussian", alpha=0.1).fit(x)
+    x, logits = rows(999, 1)
+    return fitted.calibrate(x, logits=logits)
+
+
+def test_the_density_is_the_gaussian_of_the_training_rows(detector):
+    train, (x, _) = rows(2000, 0)[0].astype(float), rows(50, 2)
+    expected = stats.multivariate_normal(train.mean(0), np.cov(train.T, bias=True)).logpdf(x)
+    # Float32 sums of four squares of order ten.
+    np.testing.assert_allclose(detector.density_scores(x)["density"], expected, atol=1e-3)
+
+
+def test_false_alarms_follow_their_law(detector):
+    x, logits = rows(20_000, 3)
+    law = false_alarm_law(999, 0.05)
+    for p in detector.score_p_values(x, logits=logits).values():
+        # Each score at alpha / 2, given this calibration set: beta-binomial, one false alarm in
+        # 10^5.
+        low, high = law.count_interval(len(x), 1 - 1e-5)
+        assert low <= np.sum(p <= 0.05) <= high
+    flagged = detector.predict(x, logits=logits) == -1
+    np.testing.assert_array_equal(flagged, detector.p_values(x, logits=logits) <= 0.1)
+    assert flagged.mean() <= 2 * high / len(x)
+
+
+def test_it_finds_rows_that_are_elsewhere(detector):
+    assert (
+        np.mean(detector.predict(*[rows(200, 4, shift=6.0)[0]], logits=rows(200, 4)[1]) < 0) > 0.99
+    )
+
+
+def test_one_calibration_set_keeps_the_level_with_confidence():
+    x, _ = rows(2000, 0)
+    detector = FailureDetector("gaussian", alpha=0.1, delta=0.05).fit(x)
+    fresh, failures, num = rows(4000, 5)[0], 0, 60
+    for seed in range(num):
+        detector.calibrate(rows(200, 100 + seed)[0])
+        failures += np.mean(detector.predict(fresh) == -1) > 0.1 + 3 * np.sqrt(0.09 / 4000)
+    # At most binomial(60, .05) sets may exceed alpha; more than 12 of them happen once in 10^5.
+    assert failures <= stats.binom.isf(1e-5, num, 0.05)
+
+
+def test_a_small_calibration_set_says_what_it_can_promise():
+    detector = FailureDetector("gaussian", alpha=0.01).fit(rows(500, 0)[0])
+    x, logits = rows(50, 1)
+    message = r"alpha=0.01 by 2 scores needs 199 calibration rows; 50 can promise alpha=0.0393"
+    with pytest.warns(UserWarning, match=message):
+        detector.calibrate(x, logits=logits)
+    far, logits = rows(20, 2, shift=50.0)
+    assert (detector.predict(far, logits=logits) == 1).all()
+
+
+def test_calibration_rows_that_were_fitted_to_are_noticed():
+    x, _ = rows(300, 0)
+    detector = FailureDetector("gaussian").fit(x)
+    with pytest.warns(UserWarning, match="40 of 100 calibration rows were fitted to"):
+        detector.calibrate(np.concatenate([x[:40], rows(60, 1)[0]]))
+
+
+def test_levels_hold_inside_each_predicted_class():
+    (x, _), (c, c_logits), (fresh, logits) = rows(2000, 0), rows(3000, 1), rows(30_000, 2)
+    detector = FailureDetector("gaussian", alpha=0.1, by_class=True)
+    detector.fit(x, logits=rows(2000, 0)[1]).calibrate(c, logits=c_logits)
+    flagged = detector.predict(fresh, logits=logits) == -1
+    for label in range(NUM_CLASSES):
+        inside = logits.argmax(axis=1) == label
+        size = np.sum(c_logits.argmax(axis=1) == label)
+        _, high = false_alarm_law(size, 0.05).count_interval(int(inside.sum()), 1 - 1e-5)
+        assert flagged[inside].sum() <= 2 * high
+
+
+def test_a_detector_survives_a_pickle(detector):
+    x, logits = rows(20, 6)
+    again = pickle.loads(pickle.dumps(detector))
+    np.testing.assert_array_equal(
+        again.p_values(x, logits=logits), detector.p_values(x, logits=logits)
+    )
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda d, x, z: FailureDetector(alpha=1.5).fit(x), "alpha needs to lie in"),
+        (lambda d, x, z: FailureDetector("gausian").fit(x), "did you mean 'gaussian'"),
+        (lambda d, x, z: FailureDetector("gaussian").fit(x, z), "pass logits by name"),
+        (lambda d, x, z: d.p_values(x, logits=z[:-1]), "5 rows need logits"),
+        (lambda d, x, z: d.p_values(x), "calibrate had logits, so that p-values need them"),
+        (lambda d, x, z: d.p_values(x, logits=z * np.nan), "logits need to be finite"),
+        (lambda d, x, z: d.p_values(x[:, :2], logits=z), "4 features"),
+        (lambda d, x, z: FailureDetector("gaussian").fit(x * np.nan), "NaN"),
+        (lambda d, x, z: FailureDetector("gaussian").fit(0 * x), "variance above"),
+    ],
+)
+def test_bad_input_is_one_line(detector, call, message):
+    x, logits = rows(5, 7)
+    with pytest.raises(ValueError, match=message) as error:
+        call(detector, x, logits)
+    assert len(str(error.value).splitlines()[0]) > 0
+
+
+@pytest.mark.slow
+def test_it_is_an_estimator_of_scikit_learn():
+    with warnings.catch_warnings():
+        # Its data sets have some ten rows, which cannot calibrate alpha.
+        warnings.simplefilter("ignore", UserWarning)
+        check_estimator(FailureDetector("gaussian", held_out=0.4, density_options={"ridge": 1e-3}))

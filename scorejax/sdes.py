@@ -113,7 +113,7 @@ class _LinearBeta:
         """The rate beta(t)."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
-    def integrated_beta(self, t: Float[Array, "b"]) -> Float[Array, "b"]:
+    def integrated_beta(self, t: Float[Array, "b"] | float) -> Float[Array, "b"] | float:
         """Integral of beta from 0 to t."""
         return t * (self.beta_min + t * (self.beta_max - self.beta_min) / 2)
 

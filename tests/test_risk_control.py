@@ -54,6 +54,9 @@ def test_hoeffding_bentkus_is_valid_for_losses_between_zero_and_one():
     both = hoeffding_bentkus_p_value(np.array([6.0, 45.0]), np.array([60, 60]), 0.25)
     bentkus = math.e * stats.binom.cdf(6, 60, 0.25)
     assert both == pytest.approx([min(math.exp(-60 * kl), bentkus), 1.0], rel=1e-9)
+    # Where Bentkus' bound is the smaller, a fraction of a loss counts as one.
+    found = hoeffding_bentkus_p_value(np.array([29.9]), np.array([400]), 0.1)
+    assert found[0] == pytest.approx(math.e * stats.binom.cdf(30, 400, 0.1), rel=1e-9)
 
 
 def test_certified_risk_exceeds_the_target_no_more_often_than_promised():
@@ -87,6 +90,12 @@ def test_selection_counts_what_it_accepts():
         loose = select_threshold(scores, failed * fractional, thresholds=GRID, risk=0.15,
                                  delta=0.05, p_value=hoeffding_bentkus_p_value)  # fmt: skip
         assert loose.risk == pytest.approx(fractional * failed[scores >= loose.threshold].mean())
+
+
+def test_rows_at_the_threshold_are_accepted():
+    scores, failed = np.repeat([0.0, 1.0], [50, 100]), np.repeat([True, False], [50, 100])
+    found = select_threshold(scores, failed, thresholds=np.array([1.0]), risk=0.1, delta=0.1)
+    assert found == (1.0, 100 / 150, 0.0)
 
 
 def test_nothing_is_accepted_if_nothing_can_be_certified():

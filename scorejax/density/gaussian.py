@@ -13,10 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scorejax.choices import require
-from scorejax.density.rows import checked_rows
+from scorejax.density.rows import Rows, checked_rows
 from scorejax.random import Rng, draw_rows, normal, row_keys, split
 
 
@@ -32,7 +33,7 @@ class Gaussians(NamedTuple):
     whitening: Float[Array, "d d"]
 
 
-def fit(rng: PRNGKeyArray, x: Float[Array, "n d"], *, ridge: float = 0.0) -> Gaussians:
+def fit(rng: PRNGKeyArray, x: Rows, *, ridge: float = 0.0) -> Gaussians:
     """The Gaussian of largest likelihood; nothing is random.
 
     `ridge` times the mean variance of the columns is added to all variances.
@@ -45,8 +46,8 @@ def fit(rng: PRNGKeyArray, x: Float[Array, "n d"], *, ridge: float = 0.0) -> Gau
 
 def fit_by_class(
     rng: PRNGKeyArray,
-    x: Float[Array, "n d"],
-    labels: Int[Array, "n"],
+    x: Rows,
+    labels: ArrayLike,
     *,
     num_classes: int | None = None,
     ridge: float = 0.0,

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.choices import choose, require
 from scorejax.density.gaussian import draw_classes
-from scorejax.density.rows import checked_rows, held_out_split
+from scorejax.density.rows import Rows, checked_rows, held_out_split
 from scorejax.random import Rng, normal, row_keys, split
 
 NUM_COMPONENTS = (1, 2, 5, 10, 20)
@@ -35,7 +35,7 @@ class GaussianMixture(NamedTuple):
 
 def fit(
     rng: PRNGKeyArray,
-    x: Float[Array, "n d"],
+    x: Rows,
     *,
     num_components: int | Sequence[int] = NUM_COMPONENTS,
     start: str = "k-means++",

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scorejax.density.fitting import TRAINING, Training
 from scorejax.density.normalised import NormalisedDensity, fit_network
-from scorejax.density.rows import checked_rows
+from scorejax.density.rows import Rows, checked_rows
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.masked_ar import MaskedTrunk
 from scorejax.models.univariate import MixtureHead
@@ -28,7 +28,7 @@ MIN_SCALE = 0.0067
 
 def fit(
     rng: PRNGKeyArray,
-    x: Float[Array, "n d"],
+    x: Rows,
     *,
     num_components: int = 10,
     hidden: int = 256,

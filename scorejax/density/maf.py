@@ -4,11 +4,11 @@
 Source: Papamakarios et al. 2017, arXiv:1705.07057.
 """
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from scorejax.density.fitting import TRAINING, Training
 from scorejax.density.normalised import NormalisedDensity, fit_network, log_prob, sample
-from scorejax.density.rows import checked_rows
+from scorejax.density.rows import Rows, checked_rows
 from scorejax.models.maf import MaskedAutoregressiveFlow
 
 __all__ = ["fit", "log_prob", "sample"]
@@ -16,7 +16,7 @@ __all__ = ["fit", "log_prob", "sample"]
 
 def fit(
     rng: PRNGKeyArray,
-    x: Float[Array, "n d"],
+    x: Rows,
     *,
     num_blocks: int = 5,
     hidden: int = 256,

@@ -4,11 +4,11 @@
 Source: Dinh et al. 2017, arXiv:1605.08803; Kingma and Dhariwal 2018, arXiv:1807.03039.
 """
 
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from scorejax.density.fitting import TRAINING, Training
 from scorejax.density.normalised import NormalisedDensity, fit_network, log_prob, sample
-from scorejax.density.rows import checked_rows
+from scorejax.density.rows import Rows, checked_rows
 from scorejax.models.realnvp import RealNVP
 
 __all__ = ["fit", "log_prob", "sample"]
@@ -16,7 +16,7 @@ __all__ = ["fit", "log_prob", "sample"]
 
 def fit(
     rng: PRNGKeyArray,
-    x: Float[Array, "n d"],
+    x: Rows,
     *,
     num_blocks: int = 8,
     hidden: int = 256,

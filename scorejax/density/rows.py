@@ -4,10 +4,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray
 
+Rows = ArrayLike
+"""Rows (n, d) of real numbers, as users have them."""
 
-def checked_rows(x: object) -> Float[Array, "n d"]:
+
+def checked_rows(x: Rows) -> Float[Array, "n d"]:
     """The rows as an array of JAX's floating type.
 
     Raises: ValueError unless they are a table of at least two rows of finite real numbers, of which

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax import ode
 from scorejax.density.fitting import Training, minimize
-from scorejax.density.rows import checked_rows
+from scorejax.density.rows import Rows, checked_rows
 from scorejax.models.vector_field import VectorField
 from scorejax.numerics import expand, gaussian_log_prob
 from scorejax.objectives.denoising import (
@@ -63,7 +63,7 @@ class ScoreFlow(flax.struct.PyTreeNode):
 
 def fit(
     rng: PRNGKeyArray,
-    x: Float[Array, "n d"],
+    x: Rows,
     *,
     hidden: int = 256,
     sde: VPSDE = SDE,

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Features made fit for densities: units that are dead, atoms, principal components, residuals."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scorejax.data.features import FeaturePreparation
+from scorejax.density import gaussian
+
+RNG = jax.random.key(0)
+
+
+def rows(num=400, seed=0):
+    """Four units that vary, in a correlated way, and two that do not."""
+    rng = np.random.default_rng(seed)
+    live = rng.normal(size=(num, 4)) @ np.random.default_rng(9).normal(size=(4, 4)) + 1
+    return np.insert(live, [1, 3], [0.0, 7.0], axis=1)
+
+
+def test_training_rows_are_whitened_without_their_dead_units(x64):
+    x = rows()
+    prepared = FeaturePreparation.of(x, explained=1.0)(jnp.asarray(x))
+    np.testing.assert_allclose(np.mean(prepared.x, axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.cov(prepared.x.T), np.eye(4), atol=1e-10)
+    np.testing.assert_allclose(prepared.residual_norm, 0, atol=1e-10)
+    np.testing.assert_array_equal(prepared.dead_norm, 0)
+
+
+def test_the_log_determinant_makes_densities_those_of_the_features(x64):
+    x = rows()[:, [0, 2, 3, 5]]
+    prepare = FeaturePreparation.of(x, explained=1.0)
+    white = prepare(jnp.asarray(x)).x
+    found = gaussian.log_prob(gaussian.fit(RNG, white), white) + prepare.log_det
+    expected = gaussian.log_prob(gaussian.fit(RNG, x), jnp.asarray(x))
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_what_the_components_and_the_live_units_leave_out_is_measured(x64):
+    x = rows()
+    prepare = FeaturePreparation.of(x, explained=0.8)
+    live = x[:, prepare.kept]
+    values, vectors = np.linalg.eigh(np.cov(live.T))
+    num = prepare.directions.shape[1]
+    shares = np.cumsum(values[::-1]) / values.sum()
+    assert 1 <= num < 4 and shares[num - 1] >= 0.8 and (num == 1 or shares[num - 2] < 0.8)
+    new = rows(5, seed=1)
+    new[2, 1], new[3, 4] = 3.0, 3.0  # one dead unit by 3, one by -4
+    found = prepare(jnp.asarray(new))
+    outside = (new[:, prepare.kept] - live.mean(axis=0)) @ vectors[:, : 4 - num]
+    np.testing.assert_allclose(found.residual_norm, np.linalg.norm(outside, axis=1), rtol=1e-9)
+    np.testing.assert_allclose(found.dead_norm, [0, 0, 3, 4, 0], atol=1e-12)
+
+
+def test_only_units_with_atoms_get_noise_and_a_row_gets_that_of_its_key():
+    x = rows()
+    x[:, 5] = np.maximum(x[:, 5], 1.0)  # as ReLU does, to half of the rows
+    prepare = FeaturePreparation.of(x, explained=1.0, noise=0.01)
+    np.testing.assert_allclose(prepare.noise, [0, 0, 0, 0.01 * x[:, 5].std()])
+    clean, noisy = prepare(x), prepare(x, RNG)
+    back = lambda white: prepare.whitening.inverse(np.asarray(white, float)) @ prepare.directions.T
+    moved = back(noisy.x) - back(clean.x)
+    # 400 squares of normal numbers: their mean is 1 within five of sqrt(2 / 400).
+    assert abs(np.mean((moved[:, 3] / prepare.noise[3]) ** 2) - 1) < 5 * np.sqrt(2 / 400)
+    np.testing.assert_allclose(moved[:, :3], 0, atol=1e-4)  # rounding of float32
+    np.testing.assert_array_equal(noisy.residual_norm, clean.residual_norm)
+    np.testing.assert_allclose(prepare(x[:3], RNG).x, noisy.x[:3], atol=1e-5)
+    keys = jax.random.split(RNG, 3)
+    np.testing.assert_allclose(prepare(x[2:3], keys[2:]).x, prepare(x[:3], keys).x[2:], atol=1e-5)
+
+
+def test_the_map_compiles_and_has_a_gradient_where_residuals_vanish():
+    x = rows().astype(np.float32)
+    prepare = FeaturePreparation.of(x, explained=1.0)
+    total = lambda x: sum(jnp.sum(leaf) for leaf in prepare(x))
+    assert np.isfinite(jax.jit(jax.grad(total))(x[:2])).all()
+
+
+def test_rows_of_unit_norm_lose_their_scale():
+    x = rows().astype(np.float32)
+    prepare = FeaturePreparation.of(x, unit_norm=True)
+    # The same rows up to the rounding of single precision.
+    np.testing.assert_allclose(prepare(4 * x).x, prepare(x).x, atol=1e-5)
+    assert np.isfinite(prepare(0 * x[:1]).x).all()
+
+
+def test_dependent_columns_leave_no_direction_without_variance():
+    x = rows()
+    assert FeaturePreparation.of(np.concatenate([x, x], axis=1), explained=1.0).log_det < np.inf
+    few = x[:3]  # three rows span a plane
+    assert FeaturePreparation.of(few, explained=1.0).directions.shape[1] == 2
+
+
+def bad():
+    x = rows()
+    spoilt = x.copy()
+    spoilt[:2, 0] = np.inf
+    return {
+        "2 of 400 rows": lambda: FeaturePreparation.of(spoilt),
+        "largest of 6 units has 0.0e": lambda: FeaturePreparation.of(np.ones((5, 6))),
+        r"got shape \(1, 6\)": lambda: FeaturePreparation.of(x[:1]),
+        "explained share of variance needs to lie": lambda: FeaturePreparation.of(x, explained=99),
+        "noise needs to be at least 0; got -1": lambda: FeaturePreparation.of(x, noise=-1),
+        r"rows \(b, 6\) as in training; got \(400, 5\)": lambda: FeaturePreparation.of(x)(x[:, 1:]),
+    }
+
+
+@pytest.mark.parametrize("message", bad())
+def test_what_cannot_be_prepared_is_refused(message):
+    with pytest.raises(ValueError, match=message):
+        bad()[message]()

@@ -92,7 +92,7 @@ def test_levels_hold_inside_each_predicted_class():
     flagged = detector.predict(fresh, logits=logits) == -1
     for label in range(NUM_CLASSES):
         inside = logits.argmax(axis=1) == label
-        size = np.sum(c_logits.argmax(axis=1) == label)
+        size = int(np.sum(c_logits.argmax(axis=1) == label))
         _, high = false_alarm_law(size, 0.05).count_interval(int(inside.sum()), 1 - 1e-5)
         assert flagged[inside].sum() <= 2 * high
 

@@ -120,10 +120,15 @@ class ImageView:
 
     def training_source(self, batch_size: int) -> OfflineSource:
         """Batches of the training split. Raises: as `images.load`."""
-        transform = self._transform(self.random_flip, self.uniform_dequantization)
         if images.image_set(self.dataset).in_memory:
-            return memory_source(self.stored("train"), batch_size, transform)
+            return self.batches_of(self.stored("train"), batch_size)
+        transform = self._transform(self.random_flip, self.uniform_dequantization)
         return record_source(self._records("train"), batch_size, transform)
+
+    def batches_of(self, stored: images.Images, batch_size: int) -> OfflineSource:
+        """Batches of these images of the data set, as in training."""
+        transform = self._transform(self.random_flip, self.uniform_dequantization)
+        return memory_source(stored, batch_size, transform)
 
     def as_trained(
         self, rng: np.random.Generator, stored: Real[np.ndarray, "b h w c"]

@@ -131,7 +131,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         }
         num = len(scores)
         sizes = {group: int(np.sum(groups == group)) for group in self.calibration_}
-        self.levels_ = {group: num * self._rank(n, num) / (n + 1) for group, n in sizes.items()}
+        self.levels_ = {group: num * self.rank(n) / (n + 1) for group, n in sizes.items()}
         self.offset_ = np.nextafter(max(self.levels_.values()), 2.0)
         self._require_calibration(min(sizes.values()), num)
         return self
@@ -234,8 +234,9 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     def _groups(self, logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
         return logits.argmax(axis=1) if self.by_class else np.zeros(num, int)
 
-    def _rank(self, size: int, num_scores: int) -> int:
-        """Rank, among so many calibration scores, up to which one of the scores flags a row."""
+    def rank(self, size: int) -> int:
+        """Rank, among so many calibration scores, up to which each of the scores flags a row."""
+        num_scores = 1 + self.with_logits_
         level = self.alpha / num_scores
         if self.delta is None:
             return conformal.marginal_rank(size, level)

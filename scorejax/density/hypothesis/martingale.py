@@ -83,7 +83,7 @@ def jumper_martingale(
     capital before each bet. Thus it grows on p-values too small or too large, and recovers soon
     after a long uniform start, but by 3/2 at most at a time.
     Raises: ValueError unless the p-values lie in (0, 1], there is one at least, and 0 < jump <= 1.
-    Source: arXiv:2102.10439, Algorithm 1.
+    Source: Vovk et al. 2021, arXiv:2102.10439.
     """
     require({"jump": jump}, ("jump",), lambda value: 0 < value <= 1, "to lie in (0, 1]")
     logs, total = [], 0.0

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Five disjoint sets of images: to train a classifier, and then to detect where it fails.
+
+A classifier is right on nearly all images that it was trained on, and its features are tighter
+there: a density or a threshold that saw them finds every new image odd.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from scorejax.data.images import Images
+from scorejax.data.view import ImageView
+
+
+class FiveSets(NamedTuple):
+    """Stored images with their labels. The first three are of the training split."""
+
+    labelled: Images
+    """Those that the classifier is trained on with their labels."""
+    valid: Images
+    """Those that choose its checkpoint, and whose mistakes may choose a score."""
+    density: Images
+    """Those that the density of features is fitted to; their labels are never used."""
+    calibration: Images
+    """Those that set thresholds; the first of the test split, in a random order."""
+    test: Images
+
+
+def five_sets(
+    view: ImageView, *, seed: int, num_labelled: int, num_valid: int, num_calibration: int
+) -> FiveSets:
+    """Draws the sets by the seed; what they leave is for the density and for the test.
+
+    Raises: ValueError if nothing is left, and as `images.load`.
+    """
+    rng = np.random.default_rng(seed)
+    train = _cut(
+        rng, view.stored("train"), "training", num_labelled=num_labelled, num_valid=num_valid
+    )
+    return FiveSets(
+        *train, *_cut(rng, view.stored("test"), "test", num_calibration=num_calibration)
+    )
+
+
+def _cut(rng: np.random.Generator, images: Images, split: str, **sizes: int) -> list[Images]:
+    total = len(images.image)
+    if sum(sizes.values()) >= total:
+        numbers = " + ".join(f"{name}={size}" for name, size in sizes.items())
+        raise ValueError(f"{numbers} needs to be below the {total} images of the {split} split")
+    parts = np.split(rng.permutation(total), np.cumsum([*sizes.values()]))
+    return [Images(images.image[part], images.label[part]) for part in parts]

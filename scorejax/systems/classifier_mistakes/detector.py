@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second stage: densities of a trained classifier's features, calibrated, and their report."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from scorejax import runs
+from scorejax.attacks.ball import Ball
+from scorejax.density import get_density
+from scorejax.evaluate.progress import Metrics
+from scorejax.failures.detector import FailureDetector
+from scorejax.failures.scores import SCORES, max_softmax
+from scorejax.runs import Run
+from scorejax.systems.classifier_mistakes import report, sources
+from scorejax.systems.classifier_mistakes.classifier import Classifier
+from scorejax.systems.classifier_mistakes.sources import AttackOptions, Source
+from scorejax.typing import Array, Variables
+
+
+class Outputs(NamedTuple):
+    """Logits of images, and the features that densities are fitted to: before the last ReLU."""
+
+    logits: np.ndarray
+    features: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Detector:
+    """Detectors of the failures of the classifier in the run `workdir`, one for each density."""
+
+    workdir: str
+    classifier: Classifier
+    densities: Sequence[str]
+    alpha: float
+    delta: float | None
+    attacks: Sequence[str]
+    ball: Ball
+    num_attacked: int
+    num_steps: int
+    num_restarts: int
+    seed: int
+
+    @functools.cached_property
+    def run(self) -> Run:
+        """The classifier's run. Raises: as `runs.open`."""
+        return runs.open(self.workdir)
+
+    def outputs(self, images: np.ndarray) -> Outputs:
+        """What the classifier says of images in [0, 1]."""
+        found = self.classifier.outputs(self.run.variables, images)
+        return Outputs(found["logits"], found["pre_activations"])
+
+    @functools.cached_property
+    def fitted(self) -> dict[str, FailureDetector]:
+        """A detector for each density, calibrated on images that the classifier gets right.
+
+        P(flag | right) <= alpha. Labels are used for that, and for nothing before it.
+        """
+        classifier, sets = self.classifier, self.classifier.sets
+        rows = self.outputs(classifier.as_input(sets.density))
+        held = self.outputs(classifier.as_input(sets.calibration))
+        right = held.logits.argmax(axis=1) == sets.calibration.label
+        options = {"alpha": self.alpha, "delta": self.delta, "random_state": self.seed}
+        detectors = {}
+        for name in self.densities:
+            detector = FailureDetector(name, **options).fit(rows.features)
+            detectors[name] = detector.calibrate(held.features[right], logits=held.logits[right])
+        return detectors
+
+    @functools.cached_property
+    def others(self) -> dict[str, object]:
+        """Parameters of the scores beside ours, which are fitted to labelled images."""
+        labelled = self.classifier.sets.labelled
+        rows = self.outputs(self.classifier.as_input(labelled))
+        return {
+            name: score.fit(rows.features, rows.logits, labelled.label)
+            for name, score in SCORES.items()
+        }
+
+    def scores(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """All scores of images by name, high where they are normal; "pair" are p-values."""
+        rows = self.outputs(images)
+        values = {}
+        for name, detector in self.fitted.items():
+            found = detector.density_scores(rows.features)
+            values[f"{name}"] = found["density"]
+            values[f"pair, {name}"] = detector.p_values(rows.features, logits=rows.logits)
+        values["residual"] = found["residual"]
+        for name, score in SCORES.items():
+            values[name] = np.asarray(score.score(self.others[name], *rows[::-1]), float)
+        return values
+
+    def classify(self, variables: Variables, x: Array) -> tuple[Array, Array]:
+        """Logits, and the smaller margin of both scores above their thresholds, differentiable.
+
+        Each margin is in standard deviations of the score on calibration images. A row is flagged
+        if it is not positive.
+        """
+        name, detector = next(iter(self.fitted.items()))
+        found = self.classifier.classify(variables, x)
+        prepared = detector.preparation_(found.pre_activations)
+        density = get_density(name).log_prob(detector.density_, prepared.x)
+        density = density + detector.preparation_.log_det
+        margins = []
+        for score, values in (("density", density), ("max_softmax", max_softmax(found.logits))):
+            calibration = detector.calibration_[0][score]
+            threshold = np.sort(calibration)[max(detector.rank(len(calibration)) - 1, 0)]
+            margins.append((values - threshold) / calibration.std())
+        return found.logits, jax.numpy.minimum(*margins)
+
+    def failures(self) -> dict[str, Source]:
+        """Failures by name beside the normal images that they are told from."""
+        classifier, test = self.classifier, self.classifier.sets.test
+        images = classifier.as_input(test)
+        logits = self.outputs(images).logits
+        right = logits.argmax(axis=1) == test.label
+        found = {}
+        victims = sources.victims_of(images, test.label, logits, self.num_attacked)
+        options = AttackOptions(self.ball, self.num_steps, self.num_restarts, 0.0)
+        for attack in self.attacks:
+            found[attack] = sources.attacked(
+                attack, self.classify, self.run.variables, victims, options
+            )
+        found["mistakes"] = Source(images[~right], images[right], f"accuracy {right.mean():.3f}")
+        for name, others in sources.out_of_distribution(images).items():
+            found[name] = Source(others, images[right])
+        return found
+
+    def data_metrics(self) -> Metrics:
+        """By name: "failures", the report of all sources and scores, with pictures."""
+        return {"failures": lambda: report.failures_metric(self)}

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a detector: every source of failure by every score, with intervals and pictures."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scorejax.density.hypothesis import mann_whitney, per_class
+from scorejax.evaluate import detection
+from scorejax.evaluate.progress import Metric
+from scorejax.report import Evaluation
+from scorejax.systems.classifier_mistakes.sources import Source
+from scorejax.typing import PRNGKeyArray
+
+if TYPE_CHECKING:
+    from scorejax.systems.classifier_mistakes.detector import Detector
+
+LEAST = 5
+"""Failures below which a source has no numbers but its count."""
+NUM_SHOWN = 36
+
+
+def failures_metric(model: "Detector") -> Metric:
+    """The metric "failures" of a `Detector`; the key and the variables are not used."""
+
+    def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
+        del rng, variables
+        scalars, shown = calibration_scalars(model), {}
+        scalars |= class_tests(model, model.densities[0])
+        for name, source in model.failures().items():
+            found, pictures = source_report(model, name, source)
+            scalars |= found
+            shown |= pictures
+        return Evaluation(scalars, shown)
+
+    return metric
+
+
+def calibration_scalars(model: "Detector") -> dict[str, float]:
+    """Number of calibration rows, and the share of normal test images that each pair flags."""
+    classifier, test = model.classifier, model.classifier.sets.test
+    rows = model.outputs(classifier.as_input(test))
+    right = rows.logits.argmax(axis=1) == test.label
+    scalars = {"accuracy": float(right.mean())}
+    for name, detector in model.fitted.items():
+        flagged = detector.predict(rows.features[right], logits=rows.logits[right]) == -1
+        scalars[f"false_alarms/{name}"] = float(flagged.mean())
+        scalars["calibration_rows"] = float(len(detector.calibration_[0]["density"]))
+    return scalars
+
+
+def source_report(
+    model: "Detector", name: str, source: Source
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """AUROC with its interval, AUPR, FPR95 and a test for each score; pictures of the first pair."""
+    num = len(source.failures)
+    scalars = {f"{name}/failures": float(num), f"{name}/normal": float(len(source.normal))}
+    if num < LEAST:
+        return scalars, {}
+    failures, normal = model.scores(source.failures), model.scores(source.normal)
+    failed = np.repeat([True, False], [num, len(source.normal)])
+    for score, values in failures.items():
+        both = np.concatenate([values, normal[score]])
+        scalars |= {f"{name}/{score}/{k}": v for k, v in detected(both, failed).items()}
+        if score.startswith("pair"):
+            scalars[f"{name}/{score}/flagged"] = float(np.mean(values <= model.alpha))
+    return scalars, source_pictures(model, name, source, failures, normal)
+
+
+def detected(scores: np.ndarray, failed: np.ndarray) -> dict[str, float]:
+    """How well scores tell failures, the positives, from normal examples."""
+    interval = detection.delong_interval(scores, failed)
+    return {
+        "auroc": interval.estimate,
+        "auroc_low": interval.low,
+        "auroc_high": interval.high,
+        "aupr": detection.average_precision(scores, failed),
+        "fpr95": detection.fpr_at_tpr(scores, failed),
+        "aurc": detection.aurc(scores, failed),
+        "p_value": mann_whitney(scores[~failed], scores[failed]).p_value,
+    }
+
+
+def class_tests(model: "Detector", density: str) -> dict[str, float]:
+    """Holm-adjusted p-values, by predicted class, that mistakes have a lower density."""
+    test = model.classifier.sets.test
+    rows = model.outputs(model.classifier.as_input(test))
+    scores = model.fitted[density].density_scores(rows.features)["density"]
+    predicted = rows.logits.argmax(axis=1)
+    tests = per_class(scores, predicted != test.label, predicted, least=LEAST)
+    return {
+        f"mistakes/class_{test.label}/p_value": test.adjusted_p_value
+        for test in tests
+        if test.adjusted_p_value is not None
+    }
+
+
+def source_pictures(
+    model: "Detector",
+    name: str,
+    source: Source,
+    failures: dict[str, np.ndarray],
+    normal: dict[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Histograms of the first density and of its pair's p-values; the failures least noticed."""
+    from scorejax.evaluate import pictures  # A second of matplotlib.
+
+    density = model.densities[0]
+    both = lambda score: {"normal": normal[score], name: failures[score]}
+    missed = np.argsort(-failures[f"pair, {density}"])[:NUM_SHOWN]
+    titles = {"xlabel": f"log-density of features, {density} (nats)"}
+    return {
+        f"{name}_density": pictures.histogram_picture(both(density), **titles),
+        f"{name}_p_values": pictures.histogram_picture(
+            both(f"pair, {density}"), xlabel="p-value of the pair", num_bins=20
+        ),
+        f"{name}_missed": pictures.image_grid(source.failures[missed]),
+    }

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
 
 from scorejax import likelihood
 from scorejax.density import score_flow
@@ -14,6 +13,7 @@ from scorejax.density.fitting import Training
 from scorejax.models.vector_field import VectorField
 from scorejax.numerics import gaussian_log_prob
 from scorejax.random import row_keys
+from scorejax.sdes import probability_flow
 from tests.oracles import Gaussian
 from tests.random_variables import random_variables
 
@@ -74,10 +74,18 @@ def test_the_divergence_is_the_trace_of_the_jacobian(x64):
 def test_at_the_score_of_a_gaussian_it_is_the_density_of_the_gaussian(x64):
     x = rows(5)
     found = jax.jit(lambda x: score_flow.log_prob(exact_flow(), x, rtol=1e-8, atol=1e-8))(x)
-    # The solver's tolerance, a hundredfold for its steps; the prior at t_max is that of the flow.
+    # The solver's tolerance, a hundredfold for its steps.
     np.testing.assert_allclose(found, DATA.flow_log_prob(SDE, x, SDE.t_min), atol=1e-6)
-    truth = DATA.log_prob(SDE, x, jnp.full(5, SDE.t_min))
-    np.testing.assert_allclose(found, truth, atol=0.02)  # scale at t_max is 0.0066: mean and all
+    # The prior is not quite the flow's end: of the mean of size 1 a scale of 0.0066 is left.
+    np.testing.assert_allclose(found, DATA.log_prob(SDE, x, jnp.full(5, SDE.t_min)), atol=0.05)
+
+
+@pytest.mark.slow
+def test_the_gradient_is_that_of_the_density(x64):
+    x = rows(5)
+    total = lambda x: score_flow.log_prob(exact_flow(), x, rtol=1e-8, atol=1e-8).sum()
+    expected = jax.grad(lambda x: DATA.flow_log_prob(SDE, x, SDE.t_min).sum())(x)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(x), expected, atol=1e-5)
 
 
 def test_samples_at_the_score_of_a_gaussian_have_its_moments():
@@ -93,6 +101,18 @@ def test_samples_at_the_score_of_a_gaussian_have_its_moments():
     np.testing.assert_allclose(sample(row_keys(RNG, num)[::-1])[::-1], x, atol=1e-4)
 
 
+def test_its_drift_is_that_of_the_probability_flow_in_time(x64):
+    # dl / dt = g^2 / (2 std^2), l the logarithm of std / scale.
+    flow, x, t = some_flow(), rows(4), jnp.array([1e-3, 0.1, 0.5, 1.0])
+    scale, std = (value[:, None] for value in SDE.marginal(t))
+    label = score_flow.LABEL_SCALE * jnp.log(std / scale)[:, 0]
+    value = flow.network.apply(flow.variables, x, label)
+    rate = SDE.diffusion(t)[:, None] ** 2 / (2 * std**2)
+    expected = probability_flow(SDE, score_flow.score_fn(flow))(x, t)
+    np.testing.assert_allclose(-std * scale * value * rate, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
 def test_it_is_the_likelihood_of_the_probability_flow_in_time(x64):
     flow, x = some_flow(), rows(4)
     options = {"rtol": 1e-7, "atol": 1e-7}
@@ -105,32 +125,32 @@ def test_it_is_the_likelihood_of_the_probability_flow_in_time(x64):
     np.testing.assert_allclose(found, jax.jit(exact)(x).log_prob, atol=1e-5)
 
 
-def test_the_gradient_is_that_of_differences(x64):
-    flow, x, along = some_flow(), rows(1), rows(1, seed=1)
-    value = jax.jit(lambda s: score_flow.log_prob(flow, x + s * along, rtol=1e-9, atol=1e-9)[0])
-    # The difference errs by step^2, and by the tolerance over the step.
-    step = 1e-3
-    difference = (value(step) - value(-step)) / (2 * step)
-    np.testing.assert_allclose(jax.jit(jax.grad(value))(0.0), difference, rtol=1e-4)
-
-
-def test_a_new_network_is_the_standard_normal_density():
+def test_a_new_network_is_zero_which_is_the_score_of_the_standard_normal_density():
     network, x = VectorField(3, 4, 4), rows(2).astype(jnp.float32)
-    flow = score_flow.ScoreFlow(jax.jit(network.init)(RNG, x, x[:, 0]), jnp.zeros(()), network, SDE)
-    found = jax.jit(score_flow.log_prob)(flow, x)
-    # Weights of size 1e-5 in the linear term.
-    np.testing.assert_allclose(found, gaussian_log_prob(x, 1.0), atol=1e-3)
+
+    def new(x):
+        variables = network.init(RNG, x, x[:, 0])
+        kernel = network.apply(variables, method="trace_kernel")
+        return network.apply(variables, x, x[:, 0], kernel, method="with_divergence")
+
+    for value in jax.jit(new)(x):
+        np.testing.assert_allclose(value, 0, atol=1e-4)  # weights of size 1e-5
 
 
-def test_a_fit_finds_a_gaussian():
-    # Within 0.1 nats a row: of a small network, and 0.01 by the mean over 300 new rows.
-    rng, truth = np.random.default_rng(0), multivariate_normal([0, 0], [[1, 0.8], [0.8, 1]])
+def test_a_fit_finds_the_score_of_a_gaussian():
+    covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
+    data = Gaussian(np.zeros(2), covariance)
     training = Training(num_epochs=60, batch_size=128, learning_rate=1e-2, patience=60)
-    x = truth.rvs(2000, random_state=rng)
+    x = np.random.default_rng(0).multivariate_normal(np.zeros(2), covariance, 2000)
     flow = score_flow.fit(RNG, x, hidden=16, training=training)
-    new = truth.rvs(300, random_state=rng)
-    found = jax.jit(score_flow.log_prob)(flow, jnp.asarray(new, jnp.float32))
-    assert abs(np.mean(truth.logpdf(new) - found)) < 0.1
+    t = jnp.full(1000, 0.2)
+    scale, std = (np.asarray(value)[:, None] for value in SDE.marginal(t))
+    noisy = jnp.asarray(scale * x[:1000] + std * np.random.default_rng(1).normal(size=(1000, 2)))
+    noisy = noisy.astype(jnp.float32)
+    found, truth = score_flow.score_fn(flow)(noisy, t), data.score_fn(SDE)(noisy, t)
+    # Four networks of 16 and 32 units were off by 1 to 2 % in the square, that of N(0, I) by 28 %.
+    assert np.sum((found - truth) ** 2) < 0.05 * np.sum(truth**2)
+    assert np.sum((noisy + truth) ** 2) > 0.2 * np.sum(truth**2)
 
 
 def test_sizes_that_cannot_be_are_refused():

@@ -35,7 +35,7 @@ def adaptive(
     ball: Ball,
     threshold: float | Array = -jnp.inf,
     weights: Sequence[float] = WEIGHTS,
-    loss: str = "cross_entropy",
+    loss: str = "margin",
     num_steps: int = 40,
     num_restarts: int = 5,
     step_size: float | None = None,
@@ -43,6 +43,8 @@ def adaptive(
 ) -> Adversarial:
     """Climbs loss + weight * score for each weight; keeps the wrong input of highest score.
 
+    Use the margin: the gradient of the cross-entropy vanishes at confident rows, where the score's
+    takes over. On digits it found 0.79 unnoticed errors per row, the margin 0.97.
     A p-value rises with its score, so this input also has the largest p-value. It is a success if
     its score is above the detector's `threshold` as well: then no alarm is raised. Costs
     len(weights) times as much as `pgd`. Raises: ValueError, as `pgd`, and without weights.

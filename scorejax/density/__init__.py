@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Densities: those fitted to rows, by name, normalisers of energies, and tests on scores."""
+"""Densities of vectors behind one face, and densities learned without their normaliser.
+
+Modules of `DENSITIES` have `fit(rng, x, **options) -> params`, `log_prob(params, x) -> nats` and
+`sample(rng, params, num)`. Others bound normalisers; `hypothesis` tests scores.
+"""
 
 import importlib
 from types import ModuleType
@@ -7,7 +11,6 @@ from types import ModuleType
 from scorejax.choices import require_known
 
 DENSITIES = ("gaussian", "gaussian_mixture", "made", "maf", "realnvp", "score_flow")
-"""Modules with fit(rng, x (n, d), **options) -> params and log_prob(params, x (b, d)) -> (b,)."""
 
 
 def get_density(name: str) -> ModuleType:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scorejax.choices import choose, require
 from scorejax.density.gaussian import draw_classes
@@ -161,9 +161,9 @@ def _em(
     num_components: int,
     *,
     start: str,
-    ridge: float,
-    tolerance: float,
-    max_steps: int,
+    ridge: Float[Array, ""],
+    tolerance: Float[Array, ""],
+    max_steps: Int[Array, ""],
 ) -> GaussianMixture:
     added_variance = ridge * jnp.mean(jnp.var(x, axis=0))
     centers = STARTS[start](rng, x, num_components)

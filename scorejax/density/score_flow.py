@@ -91,8 +91,8 @@ def log_prob(
     params: ScoreFlow,
     x: Float[Array, "b d"],
     *,
-    rtol: float = 1e-4,
-    atol: float = 1e-4,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
     max_steps: int = 1024,
 ) -> Float[Array, "b"]:
     """Log-density of each row, in nats; NaN for a row whose solve did not finish.

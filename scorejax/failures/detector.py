@@ -57,6 +57,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     held_out : share of the rows of `fit` that calibrate the detector at once; None: none. They must
         be new to the classifier.
     explained : share of the variance of features that the density sees, as principal components.
+        Shifts show in components of small variance, so that 1.0 finds most (docs/results.md).
     random_state : seed of the fit, and of the noise of features with repeated values.
     """
 
@@ -69,7 +70,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         logit_score: str = "max_softmax",
         by_class: bool = False,
         held_out: float | None = None,
-        explained: float = 0.99,
+        explained: float = 1.0,
         density_options: Mapping[str, Any] | None = None,
         random_state: int = 0,
     ):

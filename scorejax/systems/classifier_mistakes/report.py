@@ -52,7 +52,7 @@ def calibration_scalars(model: "Detector") -> dict[str, float]:
 def source_report(
     model: "Detector", name: str, source: Source
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """AUROC with its interval, AUPR, FPR95 and a test for each score; pictures of the first pair."""
+    """AUROC with its interval, AUPR, FPR95 and a test for each score; pictures of one pair."""
     num = len(source.failures)
     scalars = {f"{name}/failures": float(num), f"{name}/normal": float(len(source.normal))}
     if num < LEAST:

@@ -140,13 +140,17 @@ def test_a_variant_takes_the_words_that_it_lacks_from_the_default():
 
 # In full: official networks of score SDEs are shaped in test_score_sde_configs.py, those of NCSNv2
 # in test_refinenet.py; finite-difference score matching, with losses, in test_fd_score_matching.py;
-# energies in test_recovery_network.py; conditional scores in test_ar_csm.py.
+# energies in test_recovery_network.py; conditional scores in test_ar_csm.py;
+# classifiers in test_classifier_mistakes.py.
 IN_FULL = [
     f"{name}:{variant}"
     for name in NAMES
     for variant in ("vp", "subvp", "ve", "full")
     if variant in words(name)
-    if not re.match("bionet|fd_score_matching|ar_csm|recovery_ebm|score_sde/(vp|subvp|ve)_", name)
+    if not re.match(
+        "bionet|fd_score_matching|ar_csm|recovery_ebm|classifier_mistakes|score_sde/(vp|subvp|ve)_",
+        name,
+    )
 ]
 
 

@@ -43,6 +43,7 @@ TABLE = {
     "recovery_ebm-plane": ("configs.recovery_ebm.rings", "debug"),
     "ar_csm-images": ("configs.ar_csm.digits", "debug"),
     "ar_csm-table": ("configs.ar_csm.wine", "debug"),
+    "classifier_mistakes": ("configs.classifier_mistakes.digits", "mean_teacher,debug"),
 }
 # Of the joined batch two devices compute something else where batches are normalised, or weights
 # solved for, on each device's own examples. Flows' and energies' differences lose more digits to

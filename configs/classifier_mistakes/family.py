@@ -55,6 +55,8 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.update({"num_train_steps": 40, "batch_size": 16, "log_every": 10, "warmup": 5})
     config.update({"eval_every": 20, "save_every": 20, "num_attacked": 16, "attack_steps": 3})
     config.update({"attack_restarts": 1, "densities": ("gaussian",), "ramp_steps": 20})
+    config.update({"network": "conv", "num_labelled": 300, "num_valid": 97})
+    config.num_calibration = min(config.num_calibration, 400)
     return config
 
 

@@ -37,8 +37,6 @@ from scorejax.train.initial import make_init
 from scorejax.train.optimizer import decaying_adam_from_config
 from scorejax.train.system import System
 
-KEYS = ("model",)
-"""Keys that every config needs, beside `system` and those of the training loop."""
 CLASSIFIER_KEYS = (
     *VIEW_OPTIONS, "network", "num_classes", "objective", "unlabelled_weight", "ramp_steps",
     "augment_noise", "augment_shift", "vat_eps", "num_labelled", "num_valid", "num_calibration",
@@ -49,6 +47,8 @@ DETECTOR_KEYS = (
     "classifier", "densities", "alpha", "delta", "attacks", "attack_norm", "attack_eps",
     "num_attacked", "attack_steps", "attack_restarts",
 )  # fmt: skip
+KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
+"""Keys that a config needs, beside `system` and those of the training loop."""
 OBJECTIVES = ("supervised", "pi_model", "mean_teacher", "virtual_adversarial")
 
 
@@ -73,7 +73,7 @@ def build(config: ConfigDict) -> System:
 
 def make_model(config: ConfigDict) -> Classifier | Detector:
     """The model of a config. Raises: ValueError for an impossible value."""
-    require_keys(config, KEYS)
+    require_keys(config, ("model",))
     return choose("model", config.model, {"classifier": classifier, "detector": detector})(config)
 
 
@@ -117,10 +117,8 @@ def tx(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def detector(config: ConfigDict) -> Detector:
-    """The second stage, on the run of a classifier. Raises: FileNotFoundError without one."""
+    """The second stage, on the run of a classifier, which is read once it is needed."""
     require_keys(config, DETECTOR_KEYS)
-    if not config.classifier:
-        raise ValueError("set --config.classifier to the workdir of a trained classifier")
     for name in config.densities:
         require_known("density", name, DENSITIES)
     for name in config.attacks:
@@ -129,15 +127,9 @@ def detector(config: ConfigDict) -> Detector:
     require(config, counts, lambda v: v >= 1, "to be at least 1")
     require(config, ("alpha",), lambda v: 0 < v < 1, "to lie in (0, 1)")
     require(config, ("delta",), lambda v: 0 <= v < 1, "to be 0, or to lie in (0, 1)")
-    trained = runs.read_config(config.classifier)
-    if (trained.get("system"), trained.get("model")) != ("classifier_mistakes", "classifier"):
-        raise ValueError(
-            f"--config.classifier={config.classifier} is a run of {trained.get('system')!r}, and "
-            "no classifier of 'classifier_mistakes'"
-        )
     return Detector(
         workdir=config.classifier,
-        classifier=classifier(trained),
+        make_classifier=lambda: trained_classifier(config.classifier),
         densities=tuple(config.densities),
         alpha=config.alpha,
         delta=config.delta or None,
@@ -148,3 +140,16 @@ def detector(config: ConfigDict) -> Detector:
         num_restarts=config.attack_restarts,
         seed=config.seed,
     )
+
+
+def trained_classifier(workdir: str) -> Classifier:
+    """The classifier of a run. Raises: ValueError, FileNotFoundError if there is none."""
+    if not workdir:
+        raise ValueError("set --config.classifier to the workdir of a trained classifier")
+    config = runs.read_config(workdir)
+    if (config.get("system"), config.get("model")) != ("classifier_mistakes", "classifier"):
+        raise ValueError(
+            f"--config.classifier={workdir} is a run of {config.get('system')!r}, and no "
+            "classifier of 'classifier_mistakes'"
+        )
+    return classifier(config)

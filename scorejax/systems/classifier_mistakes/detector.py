@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from scorejax import runs
 from scorejax.attacks.ball import Ball
 from scorejax.density import get_density
-from scorejax.evaluate.progress import Metrics
+from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.failures.detector import FailureDetector
 from scorejax.failures.scores import SCORES, max_softmax
 from scorejax.runs import Run
@@ -34,7 +34,7 @@ class Detector:
     """Detectors of the failures of the classifier in the run `workdir`, one for each density."""
 
     workdir: str
-    classifier: Classifier
+    make_classifier: Callable[[], Classifier]
     densities: Sequence[str]
     alpha: float
     delta: float | None
@@ -44,6 +44,11 @@ class Detector:
     num_steps: int
     num_restarts: int
     seed: int
+
+    @functools.cached_property
+    def classifier(self) -> Classifier:
+        """The classifier of the run. Raises: ValueError, FileNotFoundError if there is none."""
+        return self.make_classifier()
 
     @functools.cached_property
     def run(self) -> Run:
@@ -133,4 +138,9 @@ class Detector:
 
     def data_metrics(self) -> Metrics:
         """By name: "failures", the report of all sources and scores, with pictures."""
-        return {"failures": lambda: report.failures_metric(self)}
+
+        def failures() -> Metric:
+            _ = self.classifier.sets, self.run  # Refuses what is not there, at once.
+            return report.failures_metric(self)
+
+        return {"failures": failures}

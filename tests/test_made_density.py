@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from scorejax.density import made
@@ -46,6 +47,7 @@ def test_samples_follow_the_conditionals():
     np.testing.assert_allclose(sample(row_keys(RNG, num)[::-1])[::-1], x, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fit_finds_two_modes_that_depend_on_each_other():
     # x_1 = +-1 and x_2 = x_1, each with noise of 0.2: half a nat more than a Gaussian can say.
     rng = np.random.default_rng(0)

@@ -88,6 +88,7 @@ def test_the_gradient_is_that_of_the_density(x64):
     np.testing.assert_allclose(jax.jit(jax.grad(total))(x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_at_the_score_of_a_gaussian_have_its_moments():
     num = 4000
     sample = jax.jit(lambda rng: score_flow.sample(rng, exact_flow(), num))

@@ -65,6 +65,7 @@ def detector(workdir, **changes):
     return systems.load_model(config)
 
 
+@pytest.mark.slow
 def test_the_report_has_every_source_and_the_false_alarms_are_few(workdir):
     model = detector(workdir)
     evaluation = model.data_metrics()["failures"]()(jax.random.key(0), None)

@@ -83,6 +83,9 @@ def test_calibration_rows_that_were_fitted_to_are_noticed():
     detector = FailureDetector("gaussian").fit(x)
     with pytest.warns(UserWarning, match="40 of 100 calibration rows were fitted to"):
         detector.calibrate(np.concatenate([x[:40], rows(60, 1)[0]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert detector.calibrate(rows(100, 1)[0]) is detector
 
 
 def test_levels_hold_inside_each_predicted_class():

@@ -90,7 +90,7 @@ def detection_error(
 
 
 class RiskCoverage(NamedTuple):
-    """What is accepted at each distinct score, from the highest score down."""
+    """Accepted rows at each distinct score, from the highest score down."""
 
     thresholds: Float[np.ndarray, "k"]
     """Rows with a score at or above it are accepted."""

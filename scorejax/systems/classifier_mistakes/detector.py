@@ -56,7 +56,7 @@ class Detector:
         return runs.open(self.workdir)
 
     def outputs(self, images: np.ndarray) -> Outputs:
-        """What the classifier says of images in [0, 1]."""
+        """Logits and features of images in [0, 1]."""
         found = self.classifier.outputs(self.run.variables, images)
         return Outputs(found["logits"], found["pre_activations"])
 

@@ -7,6 +7,7 @@ A case is {"command", "argv"}; an outcome {"status", "stderr", "seconds", "compi
 as good as a new process, flags and all, and saves the imports.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -16,6 +17,15 @@ import time
 import traceback
 
 import launch  # noqa: F401  First: it sets what JAX reads as it starts.
+
+IMPORTED = (
+    "scorejax.evaluate.density_report",
+    "scorejax.evaluate.pictures",
+    "scorejax.evaluate.sample_report",
+    "scorejax.interop",
+    "scorejax.train.loop",
+    "sklearn.datasets",
+)
 
 
 def run(command: str, argv: list[str]) -> dict:
@@ -60,11 +70,11 @@ def _main(command: str, argv: list[str], count) -> int:
 
 
 def main() -> None:
+    # Imported once here, and not in every fork: they are most of the time of a mistake.
+    from scorejax import systems
 
-    import scorejax.evaluate.pictures
-    import scorejax.systems.score_sde
-    import scorejax.train.loop  # noqa: F401
-
+    for name in (*IMPORTED, *(f"scorejax.systems.{name}" for name in systems.known())):
+        importlib.import_module(name)
     json.dump([run(case["command"], case["argv"]) for case in json.load(sys.stdin)], sys.stdout)
 
 

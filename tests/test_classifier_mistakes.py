@@ -84,17 +84,17 @@ def test_the_report_has_every_source_and_the_false_alarms_are_few(workdir):
 
 def test_labels_leave_the_density_bit_equal(workdir):
     model, images = detector(workdir), VIEW.stored("test", 20).image / np.float32(16)
-    sets = model.classifier.sets
+    sets = model.first_stage.sets
     shuffled = sets.density._replace(label=np.random.default_rng(0).permutation(sets.density.label))
     before = model.scores(images)
     again = detector(workdir)
-    again.classifier.__dict__["sets"] = sets._replace(density=shuffled)
+    again.first_stage.__dict__["sets"] = sets._replace(density=shuffled)
     np.testing.assert_array_equal(again.scores(images)["gaussian"], before["gaussian"])
 
 
 def test_the_differentiable_margin_is_where_the_detector_flags(workdir):
     model = detector(workdir)
-    images = model.classifier.as_input(model.classifier.sets.test)
+    images = model.first_stage.as_input(model.first_stage.sets.test)
     rows, pair = model.outputs(images), model.fitted["gaussian"]
     flagged = pair.predict(rows.features, logits=rows.logits) == -1
     margin = np.asarray(model.classify(model.run.variables, jnp.asarray(images))[1])

@@ -46,7 +46,7 @@ class Detector:
     seed: int
 
     @functools.cached_property
-    def classifier(self) -> Classifier:
+    def first_stage(self) -> Classifier:
         """The classifier of the run. Raises: ValueError, FileNotFoundError if there is none."""
         return self.make_classifier()
 
@@ -57,7 +57,7 @@ class Detector:
 
     def outputs(self, images: np.ndarray) -> Outputs:
         """Logits and features of images in [0, 1]."""
-        found = self.classifier.outputs(self.run.variables, images)
+        found = self.first_stage.outputs(self.run.variables, images)
         return Outputs(found["logits"], found["pre_activations"])
 
     @functools.cached_property
@@ -66,7 +66,7 @@ class Detector:
 
         P(flag | right) <= alpha. Labels are used for that, and for nothing before it.
         """
-        classifier, sets = self.classifier, self.classifier.sets
+        classifier, sets = self.first_stage, self.first_stage.sets
         rows = self.outputs(classifier.as_input(sets.density))
         held = self.outputs(classifier.as_input(sets.calibration))
         right = held.logits.argmax(axis=1) == sets.calibration.label
@@ -80,8 +80,8 @@ class Detector:
     @functools.cached_property
     def others(self) -> dict[str, object]:
         """Parameters of the scores beside ours, which are fitted to labelled images."""
-        labelled = self.classifier.sets.labelled
-        rows = self.outputs(self.classifier.as_input(labelled))
+        labelled = self.first_stage.sets.labelled
+        rows = self.outputs(self.first_stage.as_input(labelled))
         return {
             name: score.fit(rows.features, rows.logits, labelled.label)
             for name, score in SCORES.items()
@@ -107,7 +107,7 @@ class Detector:
         if it is not positive.
         """
         name, detector = next(iter(self.fitted.items()))
-        found = self.classifier.classify(variables, x)
+        found = self.first_stage.classify(variables, x)
         prepared = detector.preparation_(found.pre_activations)
         density = get_density(name).log_prob(detector.density_, prepared.x)
         density = density + detector.preparation_.log_det
@@ -120,7 +120,7 @@ class Detector:
 
     def failures(self) -> dict[str, Source]:
         """Failures by name beside the normal images that they are told from."""
-        classifier, test = self.classifier, self.classifier.sets.test
+        classifier, test = self.first_stage, self.first_stage.sets.test
         images = classifier.as_input(test)
         logits = self.outputs(images).logits
         right = logits.argmax(axis=1) == test.label
@@ -140,7 +140,7 @@ class Detector:
         """By name: "failures", the report of all sources and scores, with pictures."""
 
         def failures() -> Metric:
-            _ = self.classifier.sets, self.run  # Refuses what is not there, at once.
+            _ = self.first_stage.sets, self.run  # Refuses what is not there, at once.
             return report.failures_metric(self)
 
         return {"failures": failures}

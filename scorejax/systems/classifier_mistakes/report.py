@@ -38,7 +38,7 @@ def failures_metric(model: "Detector") -> Metric:
 
 def calibration_scalars(model: "Detector") -> dict[str, float]:
     """Number of calibration rows, and the share of normal test images that each pair flags."""
-    classifier, test = model.classifier, model.classifier.sets.test
+    classifier, test = model.first_stage, model.first_stage.sets.test
     rows = model.outputs(classifier.as_input(test))
     right = rows.logits.argmax(axis=1) == test.label
     scalars = {"accuracy": float(right.mean())}
@@ -83,8 +83,8 @@ def detected(scores: np.ndarray, failed: np.ndarray) -> dict[str, float]:
 
 def class_tests(model: "Detector", density: str) -> dict[str, float]:
     """Holm-adjusted p-values, by predicted class, that mistakes have a lower density."""
-    test = model.classifier.sets.test
-    rows = model.outputs(model.classifier.as_input(test))
+    test = model.first_stage.sets.test
+    rows = model.outputs(model.first_stage.as_input(test))
     scores = model.fitted[density].density_scores(rows.features)["density"]
     predicted = rows.logits.argmax(axis=1)
     tests = per_class(scores, predicted != test.label, predicted, least=LEAST)

@@ -25,6 +25,7 @@ from scorejax.quadrature import (
     Table,
     adaptive_table,
     cumulative,
+    level_cells,
     log_density_at,
     over_conditionals,
     require_range,
@@ -136,7 +137,8 @@ def flow_discrete_log_probs(
     The flow keeps order, so that the probability between two bounds is that between their images at
     the larger noise. Where it is too small for a difference of single precision, it is the integral
     of the density over the level, an end level as wide as the others, and the error has the
-    difference of two rules. Other arguments as in `discrete_log_probs`, `flow_log_probs`.
+    difference of two rules; so it has for the distribution functions. Other arguments as in
+    `discrete_log_probs`, `flow_log_probs`.
     """
     last, ends = len(bounds), {"start": sigmas[0], "end": sigmas[1]}
     grid, num = _points_of_levels(bounds, sigmas[0])
@@ -149,12 +151,14 @@ def flow_discrete_log_probs(
         values = []
         for num_steps in (NUM_STEPS, NUM_STEPS // 2):
             u, log_slope = transport(head, c[None], points, **ends, num_steps=num_steps)
-            lower = jnp.where(level > 0, cumulative(table, u[0]), 0.0)
-            upper = jnp.where(level < last, cumulative(table, u[-1]), 1.0)
+            below, off = jax.vmap(lambda u: cumulative(table, u))(u[np.array([0, -1])])
+            inner = jnp.stack([level > 0, level < last])
+            lower, upper = jnp.where(inner, below, jnp.array([0.0, 1.0], c.dtype))
             log_p, errors = jax.vmap(lambda u: log_density_at(noisiest, c, table, u))(u)
             tiny, rough = _log_integrals(log_p + log_slope, grid[1] - grid[0])
             values.append(log_mass(lower, upper, tiny, least=SMALL))
-            rules = jnp.where(upper - lower > SMALL, 0, jnp.abs(tiny - rough))
+            mass, off = upper - lower, jnp.sum(jnp.where(inner, off, 0))
+            rules = jnp.where(mass > SMALL, off / jnp.maximum(mass, SMALL), jnp.abs(tiny - rough))
         return Conditionals(values[0], jnp.max(errors) + jnp.abs(values[0] - values[1]) + rules)
 
     return over_conditionals(one, c, level, at_once=at_once)
@@ -203,13 +207,8 @@ def discrete_log_probs(
     `bounds` (levels - 1,) are equally spaced and part the levels; the first and the last level take
     what lies beyond, which is integrated up to `margin` from the outer bounds.
     """
+    edges, first = level_cells(bounds, margin, cells_per_level)
     width = (bounds[1] - bounds[0]) / cells_per_level
-    num_ends, num_inner = math.ceil(margin / width), (len(bounds) - 1) * cells_per_level
-    edges = bounds[0] + width * np.arange(-num_ends, num_inner + num_ends + 1)
-    first = np.concatenate(
-        [[0], num_ends + cells_per_level * np.arange(len(bounds)), [len(edges) - 1]]
-    )
-
     log_weights = jnp.log(jnp.asarray(width * QUARTIC[-1], c.dtype))[None]
     # As many values of u as `at_once` tables of the usual size.
     at_once = max(1, at_once * NUM_CELLS // (len(edges) - 1))

@@ -76,7 +76,7 @@ def row(workdir: str) -> str:
     model = systems.load_model(run.config)
     if getattr(model, "truth", None) is None:
         raise ValueError(f"{workdir} is no run of points of the plane")
-    truth = model.truth.noised(1.0, model.sigma or 0.0)
+    truth = model.truth.noised(1.0, model.noise)
     x = draws(truth, 0, NUM_HELD_OUT)
     true_log_prob = np.asarray(truth.log_prob(jnp.asarray(x)), float)
     options = {"field": "x", "batch_size": 512}

@@ -13,7 +13,8 @@ interval; the seed is that of the split, 80/10/10, and of the fit. Every density
 - `maf` and `spline_maf`: flowjax's masked autoregressive flow, 5 layers of width 64, with affine
   maps or rational-quadratic splines of 8 knots on (-5, 5), by its own trainer, which draws as many
   rows as ours hold for validation out of training and validation rows, to choose the epoch.
-- a working directory: a run of this library that measures densities, of one of these splits.
+- a working directory: a run of this library that measures densities, of one of these splits. Runs
+  count as seeds of one density if their configs have the same system, objective and head.
 
 Seconds are of the processor, compilation included, and in brackets by the wall clock. A piece that
 is in the file `--out` is not measured again. Numbers: docs/results.md, "Densities of tables".
@@ -24,7 +25,8 @@ import json
 import pathlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,19 +156,29 @@ def of_peer(name: str, table: Table, seed: int) -> Piece:
     return judged(log_prob(table.test)) | seconds | {"note": note}
 
 
-def of_model(model, variables, splits: dict[tuple[str, int], Table]) -> tuple[str, int, Piece]:
-    """The table and the seed whose test rows are a model's, and what it gives them.
+def of_model(model, variables, table: Table) -> Piece:
+    """What a model gives the test rows of a table."""
+    field, rng = model.data.field, jax.random.key(0)
+    x = jnp.asarray(table.test)
+    rows = measure_in_chunks(rng, model.likelihood(), variables, x, field=field)
+    return judged(rows["log_prob"])
+
+
+def label(config: Mapping[str, Any]) -> str:
+    """The name of a run's density in the table: its system, objective and head."""
+    parts = (config.get(key) for key in ("system", "objective", "head"))
+    return " ".join(part for part in parts if part)
+
+
+def split_of(model, splits: dict[tuple[str, int], Table]) -> tuple[str, int]:
+    """The table and the seed whose test rows are a model's.
 
     Raises: ValueError if the model's test rows are of none of the splits.
     """
     for (name, seed), table in splits.items():
         x = model.data.density_examples(np.random.default_rng(0), len(table.test), "test")
         if np.array_equal(x, table.test):
-            field, rng = model.data.field, jax.random.key(0)
-            rows = measure_in_chunks(
-                rng, model.likelihood(), variables, jnp.asarray(x), field=field
-            )
-            return name, seed, judged(rows["log_prob"])
+            return name, seed
     known = ", ".join(f"{name} seed {seed}" for name, seed in splits)
     raise ValueError(
         f"the run's test rows are none of: {known}, standardised, held_out 0.1, "
@@ -225,8 +237,13 @@ def main() -> None:
     for workdir in arguments.workdirs:
         run = runs.open(workdir)
         model = systems.require(run.config, MeasuresDensity)
-        name, seed, piece = of_model(model, run.variables, splits)
-        keep(f"{name}/{run.config.system}/{seed}", piece | {"note": f"step {run.step}"})
+        name, seed = split_of(model, splits)
+        key = f"{name}/{label(run.config)}/{seed}"
+        if key in pieces:
+            print(f"{key} is in {arguments.out}; {workdir} is not measured", flush=True)
+            continue
+        piece = of_model(model, run.variables, splits[name, seed])
+        keep(key, piece | {"note": f"step {run.step}"})
     report(pieces)
 
 

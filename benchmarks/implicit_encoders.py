@@ -87,26 +87,37 @@ def one(variant: str, seed: int, num_steps: int) -> dict[str, Any]:
     return {"finite": True, "seconds": seconds, **scalars}
 
 
+def by_seed(out: pathlib.Path, variant: str) -> dict[str, dict[str, Any]]:
+    """The runs of a variant that are in the folder, by seed."""
+    paths = sorted(out.glob(f"{variant}-*.json"))
+    return {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in paths}
+
+
 def report(out: pathlib.Path) -> None:
     """The table."""
     print("| variant | log p(x), nats | over exact | log p - bound | seconds | seeds |")
     print("|---" * 6 + "|")
-    read = lambda path: json.loads(path.read_text())
-    found = {name: [*map(read, sorted(out.glob(f"{name}-*.json")))] for name in VARIANTS}
-    exact = [run["log_prob"] for run in found[EXACT]]
-    for variant, runs in found.items():
+    seeds = {name: by_seed(out, name) for name in VARIANTS}
+    for variant, found in seeds.items():
+        runs = [*found.values()]
         if not runs or not all(run["finite"] for run in runs):
             if runs:
-                print(f"| {variant} | not finite |")
+                failed = [seed for seed, run in found.items() if not run["finite"]]
+                print(f"| {variant} | not finite: seed {', '.join(failed)} |")
             continue
         values = [run["log_prob"] for run in runs]
-        over = [ours - theirs for ours, theirs in zip(values, exact, strict=False)]
+        exact = {seed: run["log_prob"] for seed, run in seeds[EXACT].items() if run["finite"]}
+        over = [run["log_prob"] - exact[seed] for seed, run in found.items() if seed in exact]
         gaps = [run["log_prob"] - run["elbo"] for run in runs if "elbo" in run]
-        cells = [spread(values, 2), "" if variant == EXACT else spread(over, 2)]
+        compared = spread(over, 2) if over and variant != EXACT else ""
+        cells = [spread(values, 2), compared]
         cells += [spread(gaps, 2) if gaps else "", f"{np.mean([r['seconds'] for r in runs]):.0f}"]
         print(f"| {variant} | {' | '.join(cells)} | {len(runs)} |")
-    errors = [run["log_prob_standard_error"] for runs in found.values() for run in runs]
-    sizes = [run["effective_walks"] for runs in found.values() for run in runs]
+    finite = [run for found in seeds.values() for run in found.values() if run["finite"]]
+    if not finite:
+        return
+    errors = [run["log_prob_standard_error"] for run in finite]
+    sizes = [run["effective_walks"] for run in finite]
     print(f"standard error over images {max(errors):.2f}, effective walks {min(sizes):.1f}")
 
 

@@ -8,13 +8,15 @@ order on the same nodes differs most, which also gives an estimate of the error;
 ends of the range counts as error too.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from scorejax.typing import HeadFn, PyTree
 
@@ -24,6 +26,9 @@ MIN_CELLS = 2 * NUM_HALVINGS
 """Fewest cells of an adaptive table."""
 NUM_NODES = 5
 NODES = np.linspace(0, 1, NUM_NODES)
+
+# Weights of up to 90 and alternating sums: factors of bfloat16 would leave no digit of a density.
+_matmul = functools.partial(jnp.matmul, precision="highest")
 
 
 def _cumulative_weights(nodes: np.ndarray) -> np.ndarray:
@@ -36,8 +41,12 @@ def _cumulative_weights(nodes: np.ndarray) -> np.ndarray:
 
 QUARTIC = _cumulative_weights(NODES)
 QUADRATIC = _cumulative_weights(NODES[::2])
+INTEGRALS = np.linalg.inv(np.vander(NODES, increasing=True)) / np.arange(1, NUM_NODES + 1)[:, None]
+"""Row k: by t^(k+1), what values at the nodes add to the integral of their quartic up to t."""
 
 
+SUBCELLS = 8
+"""Cells between a node of a table, or its end, and a value at which its density is asked for."""
 AT_ONCE = 4096
 """Conditionals tabulated at once: their heads hold AT_ONCE * 4 NUM_CELLS values of u."""
 
@@ -105,6 +114,21 @@ def adaptive_table(
     return _table(edges, s)
 
 
+def level_cells(
+    bounds: np.ndarray, margin: float, cells_per_level: int
+) -> tuple[Float[np.ndarray, "k+1"], Int[np.ndarray, "levels+1"]]:
+    """Edges of equal cells that part at every bound, and the first cell of each level.
+
+    `bounds` (levels - 1,) are equally spaced; cells go on up to `margin` from the outer ones. The
+    last number is that of all cells.
+    """
+    width = (bounds[1] - bounds[0]) / cells_per_level
+    num_ends, num_inner = math.ceil(margin / width), (len(bounds) - 1) * cells_per_level
+    edges = bounds[0] + width * np.arange(-num_ends, num_inner + num_ends + 1)
+    inner = num_ends + cells_per_level * np.arange(len(bounds))
+    return edges, np.concatenate([[0], inner, [len(edges) - 1]])
+
+
 def tabulate(head: HeadFn, c: Float[Array, "h"], edges: Float[Array, "k+1"]) -> Table:
     """The density of one conditional on the cells between the edges."""
     return _table(edges, _at_nodes(head, c, edges))
@@ -113,17 +137,30 @@ def tabulate(head: HeadFn, c: Float[Array, "h"], edges: Float[Array, "k+1"]) -> 
 def log_density_at(
     head: HeadFn, c: Float[Array, "h"], table: Table, x: Float[Array, ""]
 ) -> tuple[Array, Array]:
-    """The log-density at x and its error; the score goes on beyond the ends of the table."""
+    """The log-density at x and its error; the score goes on beyond the ends of the table.
+
+    The rise from the start of x's cell, or from the end of the table, is over `SUBCELLS` cells, and
+    what two rules differ in there is part of the error.
+    """
     last = len(table.edges) - 2
     cell = jnp.clip(jnp.searchsorted(table.edges, x, side="right") - 1, 0, last)
-    start = table.edges[cell]
-    s = head(start + (x - start) * jnp.asarray(NODES, x.dtype), c[None])
-    log_density = table.log_density[cell, 0] + (x - start) * (jnp.asarray(QUARTIC[-1], x.dtype) @ s)
-    return log_density, jnp.where(jnp.isfinite(log_density), table.errors[cell], jnp.inf)
+    above = x > table.edges[-1]
+    start = jnp.where(above, table.edges[-1], table.edges[cell])
+    base = jnp.where(above, table.log_density[-1, -1], table.log_density[cell, 0])
+    s = _at_nodes(head, c, start + (x - start) * jnp.linspace(0, 1, SUBCELLS + 1, dtype=x.dtype))
+    width = (x - start) / SUBCELLS
+    rise = width * jnp.sum(_matmul(s, jnp.asarray(QUARTIC[-1], x.dtype)))
+    error = table.errors[cell] + jnp.sum(_rule_errors(jnp.abs(width), s))
+    log_density = base + rise
+    return log_density, jnp.where(jnp.isfinite(log_density), error, jnp.inf)
 
 
-def cumulative(table: Table, x: Float[Array, ""]) -> Float[Array, ""]:
-    """The probability below x, 0 or 1 beyond the ends; the inverse of `quantile`."""
+def cumulative(table: Table, x: Float[Array, ""]) -> tuple[Array, Array]:
+    """The probability below x, 0 or 1 beyond the ends, and its error; the inverse of `quantile`.
+
+    Takes the density as linear in each quarter of a cell; the error is the difference from the
+    quartic through the nodes of the cell.
+    """
     last = len(table.edges) - 2
     cell = jnp.clip(jnp.searchsorted(table.edges, x, side="right") - 1, 0, last)
     width = (table.edges[cell + 1] - table.edges[cell]) / 4
@@ -134,8 +171,13 @@ def cumulative(table: Table, x: Float[Array, ""]) -> Float[Array, ""]:
     p0, p1 = jnp.exp(log_p[j] - jnp.max(log_p)), jnp.exp(log_p[j + 1] - jnp.max(log_p))
     share = (p0 * t + (p1 - p0) * t**2 / 2) / jnp.maximum((p0 + p1) / 2, jnp.finfo(x.dtype).tiny)
     masses = table.masses.reshape(-1)
-    below = jnp.sum(jnp.where(jnp.arange(len(masses)) < 4 * cell + j, masses, 0))
-    return jnp.clip(below + share * masses[4 * cell + j], 0, 1)
+    before = jnp.where(jnp.arange(len(masses)) < 4 * cell + j, masses, 0)
+    linear = share * masses[4 * cell + j]
+    powers = (place / 4) ** jnp.arange(1, NUM_NODES + 1, dtype=x.dtype)
+    weights = _matmul(powers, jnp.asarray(INTEGRALS, x.dtype))
+    quartic = 4 * width * jnp.sum(weights * jnp.exp(log_p))
+    in_cell = jnp.sum(jnp.where(jnp.arange(4) < j, table.masses[cell], 0)) + linear
+    return jnp.clip(jnp.sum(before) + linear, 0, 1), jnp.abs(quartic - in_cell)
 
 
 def quantile(table: Table, v: Float[Array, ""]) -> Float[Array, ""]:
@@ -177,32 +219,34 @@ def _table(edges: Float[Array, "k+1"], s: Float[Array, "k 5"]) -> Table:
     decay = jnp.stack([s[0, 0], -s[-1, -1]])
     ends = jnp.exp(jnp.stack([log_density[0, 0], log_density[-1, -1]]))
     ends = jnp.where(ends > 0, ends / jnp.maximum(decay, 0), 0)
-    errors = at_edges + _rule_errors(edges, s) + jnp.log1p(jnp.sum(ends))
+    errors = at_edges + _rule_errors(jnp.diff(edges), s) + jnp.log1p(jnp.sum(ends))
     return Table(edges, log_density, masses, errors)
 
 
 def _cell_errors(edges: Float[Array, "k+1"], s: Float[Array, "k 5"]) -> Float[Array, "k"]:
     """Errors in nats that each cell adds: of the rise of log p across it, and of its mass."""
     density = jnp.exp(_integrate(s, edges, QUARTIC)[0])
-    return _rule_errors(edges, s) + _rule_errors(edges, density)
+    widths = jnp.diff(edges)
+    return _rule_errors(widths, s) + _rule_errors(widths, density)
 
 
-def _rule_errors(edges: Float[Array, "k+1"], values: Float[Array, "k 5"]) -> Float[Array, "k"]:
+def _rule_errors(widths: Float[Array, "*n"], values: Float[Array, "k 5"]) -> Float[Array, "k"]:
     """Difference of the two rules over a cell, or over its first half if that is larger.
 
     Over a cell alone, errors of a score that is odd around the middle of the cell cancel.
     """
     fine, rough = (jnp.asarray(w.T, values.dtype) for w in (QUARTIC[2::2], QUADRATIC[1:]))
-    return jnp.diff(edges) * jnp.max(jnp.abs(values @ fine - values[:, ::2] @ rough), axis=1)
+    differences = _matmul(values, fine) - _matmul(values[:, ::2], rough)
+    return widths * jnp.max(jnp.abs(differences), axis=1)
 
 
 def _integrate(s: Array, edges: Array, weights: np.ndarray) -> tuple[Array, Array]:
     """Normalised log-density at the nodes (k, n), and masses (k, n - 1), from s (k, n) there."""
     widths, weights = jnp.diff(edges)[:, None], jnp.asarray(weights.T, s.dtype)
-    rise = widths * (s @ weights)
+    rise = widths * _matmul(s, weights)
     log_density = _running_sum(rise[:, -1])[:-1, None] + rise
     log_density = log_density - jnp.max(log_density)
-    below = widths * (jnp.exp(log_density) @ weights)
+    below = widths * _matmul(jnp.exp(log_density), weights)
     log_density = log_density - jnp.log(jnp.sum(below[:, -1]))
     masses = jnp.maximum(jnp.diff(below, axis=1), 0)
     return log_density, masses / jnp.sum(masses)

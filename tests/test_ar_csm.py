@@ -207,6 +207,9 @@ def test_models_offer_what_the_commands_ask_for():
         (wine, "debug", {"dequantize": False, "data_noise": 0.0}, "dequantize=True"),
         (wine, "debug", {"noisy_context": True}, "needs objective='denoising'; got 'csm'"),
         (wine, "debug", {"hidden": 8}, "hidden needs a unit for each of 12 earlier"),
+        (digits, "noisy,debug", {"hidden": 63}, "the noise level and each of 63 earlier"),
+        (digits, "debug", {"num_levels": 1, "sigma_min": 0.0}, "sigma_min needs to be a positive"),
+        (cifar10, "debug", {"dataset": "celeba_square"}, "rounded to levels.*Take 'celeba'"),
     ],
 )
 def test_impossible_configs_are_one_line(module, variant, changes, message):
@@ -215,6 +218,40 @@ def test_impossible_configs_are_one_line(module, variant, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         systems.load(config)
     assert "\n" not in str(error.value)
+
+
+def test_nan_is_no_grey_level():
+    levels, x = GreyLevels(17, -1.0, 1.0), jnp.array([np.nan, -np.inf, 0.13, 9.0])
+    np.testing.assert_array_equal(levels.nearest(x), [np.nan, -1.0, 0.125, 1.0])
+    np.testing.assert_array_equal(levels.undequantized(x), [np.nan, -1.0, 0.125, 1.0])
+    model, variables = two_pixels("mixture")
+    x = all_images(model.levels).at[0, 0, 1].set(np.nan)
+    terms = model.conditionals(variables, x)
+    # The last pixel, whose context does not see it.
+    assert np.isnan(terms.log_prob[0, 0, 1, 0]) and np.isnan(terms.error[0, 0, 1, 0])
+    assert np.isfinite(terms.log_prob[1:]).all()
+
+
+def test_the_noise_of_exact_score_matching_is_in_the_range_and_in_the_truth():
+    config = eight_gaussians.get_config("csm,debug")
+    config.data_noise = 1.5
+    model = systems.load_model(config)
+    assert model.noise == 1.5 and model.sigma is None
+    # The data end at 4 or so; eight deviations more.
+    assert model.high > float(model.data.train.max()) + 8 * 1.5 - 1e-4
+    assert systems.load_model(eight_gaussians.get_config("debug")).noise == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("module", [digits, wine])
+def test_densities_have_the_precision_of_the_evaluation(module):
+    model = systems.load_model(module.get_config("debug"))
+    variables = jax.eval_shape(systems.load(module.get_config("debug")).init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((2, *model.data.shape), "float32")
+    batch = {model.data.field: x}
+    with jax.default_matmul_precision("bfloat16"):
+        text = str(jax.make_jaxpr(model.likelihood())(variables, batch))
+        text += str(jax.make_jaxpr(model.losses)(variables, jax.random.key(0), x))
+    assert text.count("dot_general[") == text.count("Precision.HIGHEST") / 2 > 0
 
 
 def test_samplers_say_what_they_lack():

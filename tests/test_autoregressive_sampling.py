@@ -114,6 +114,14 @@ def test_bisection_inverts_a_distribution_function_and_clips_to_its_ends():
     np.testing.assert_allclose(invert(c, v), exact, atol=1e-5)
 
 
+def test_broken_distribution_functions_draw_nan_and_not_an_end():
+    # Not compiled: three steps of a bisection, of which one row is NaN.
+    cdf = lambda u, c: jax.nn.sigmoid(u) + c[..., 0]
+    invert = samplers.bisected(cdf, low=-3.0, high=5.0, num_steps=3)
+    u = invert(jnp.array([[np.nan], [0.0]]), jnp.array([0.9, 0.9]))
+    assert np.isnan(u[0]) and np.isfinite(u[1])
+
+
 def test_unstable_steps_are_refused():
     with pytest.raises(ValueError, match=r"step_size in \(0, 0.01\).*got 0.02"):
         samplers.langevin(

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal, norm
 
 from benchmarks import density_peers as peers
+from configs.ar_csm import magic
 from scorejax.data import tables
 
 
@@ -57,8 +58,8 @@ def model_of(table):
 def test_a_run_is_measured_on_the_split_that_is_its_own():
     splits = {("wine", seed): peers.load("wine", seed) for seed in (0, 1)}
     table = splits["wine", 1]
-    name, seed, piece = peers.of_model(model_of(table), ({}, {}), splits)
-    assert (name, seed) == ("wine", 1)
+    assert peers.split_of(model_of(table), splits) == ("wine", 1)
+    piece = peers.of_model(model_of(table), ({}, {}), table)
     expected = norm.logpdf(table.test).sum(axis=1) + table.dim * np.log(2 * np.pi) / 2
     # Single precision of 13 terms.
     np.testing.assert_allclose(piece["nats"], expected.mean(), rtol=1e-5)
@@ -68,9 +69,16 @@ def test_a_run_is_measured_on_the_split_that_is_its_own():
 def test_a_run_of_another_split_is_refused():
     splits = {("wine", 0): peers.load("wine", 0)}
     with pytest.raises(ValueError, match="test rows are none of: wine seed 0, standardised"):
-        peers.of_model(model_of(tables.load("wine")), ({}, {}), splits)
+        peers.split_of(model_of(tables.load("wine")), splits)
     with pytest.raises(ValueError, match="1 test rows have no finite log-density"):
         peers.judged(np.array([0.0, -np.inf]))
+
+
+def test_runs_of_other_objectives_or_heads_are_other_densities():
+    variants = ("csm", "denoising", "mixture")
+    labels = [peers.label(magic.get_config(variant)) for variant in variants]
+    assert labels == ["ar_csm csm score", "ar_csm denoising score", "ar_csm likelihood mixture"]
+    assert peers.label({"system": "nice"}) == "nice"
 
 
 def test_a_report_compares_seed_by_seed(capsys):

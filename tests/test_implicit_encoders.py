@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Triangular encoders and their entropy, the likelihood of a decoder, and the VAE that has both."""
 
+import json
 import math
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import implicit_encoders
 from configs.ar_csm import vae_digits
 from scorejax import systems
 from scorejax.autoencoder import Codes
@@ -186,6 +188,21 @@ def test_each_player_learns_from_its_own_part(variant, expected):
     assert found == expected
 
 
+def test_a_report_pairs_runs_by_seed_and_leaves_out_those_that_are_not_finite(tmp_path, capsys):
+    run = lambda nats: {
+        "finite": True, "log_prob": nats, "seconds": 1.0,
+        "log_prob_standard_error": 0.1, "effective_walks": 9.0,
+    }  # fmt: skip
+    runs = {f"exact,triangular-{seed}": run(nats) for seed, nats in enumerate((-5.0, -7.0, -7.0))}
+    runs |= {f"csm,mlp-{seed}": run(-8.0) for seed in (1, 2)} | {"stein,mlp-0": {"finite": False}}
+    for name, values in runs.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    implicit_encoders.report(tmp_path)
+    printed = capsys.readouterr().out
+    assert "| csm,mlp | -8.00 ± 0.00 | -1.00 ± 0.00 |" in printed
+    assert "stein,mlp | not finite: seed 0" in printed
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["csm,debug", "spectral,mlp,debug"])
 def test_the_vae_is_judged_by_numbers_and_pictures(variant):
@@ -205,6 +222,7 @@ def test_the_vae_is_judged_by_numbers_and_pictures(variant):
         ({"estimator": "exact", "encoder": "mlp"}, "only a triangular encoder has; got encoder"),
         ({"uniform_dequantization": True}, "to be False: grey is the probability of white"),
         ({"num_particles": 1}, "num_particles needs to be at least 2; got 1"),
+        ({"latent": 33}, "hidden needs a unit for each of latent=33 degrees; got 32"),
         ({"latent": 0}, "latent needs to be at least 1; got 0"),
         ({"eval_chains": 0}, "eval_chains needs to be at least 1; got 0"),
     ],

@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.num_filters, config.num_blocks, config.num_resolutions = 64, 2, 2
     # 256 grey levels, 0.0078 apart: noise of a sixth of that keeps them apart.
     config.sigma_max, config.sigma_min, config.num_levels = 1.0, 0.0013, 10
+    # Periods from 4 to 0.25 resolve structure of 0.125; single levels are left to the layers.
     config.num_frequencies, config.max_frequency = 16, 4.0
     config.data_noise = 0.004
 

@@ -68,5 +68,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_samples = 64
     config.eval_likelihoods = 256  # test images
     config.eval_chains, config.eval_temperatures, config.eval_leapfrogs = 16, 100, 5
+    # Of test images, as there are no others: the best checkpoint is chosen on what is reported.
     config.best_metric, config.best_mode = "log_prob", "max"
     return variants.apply(config, variant, ESTIMATORS, ENCODERS, CODES, SIZES)

@@ -39,14 +39,17 @@ class GreyLevels:
 
     def index(self, x: Float[Array, "*d"]) -> Int[Array, "*d"]:
         """The level whose value is nearest to x."""
-        level = jnp.round((x - self.low) / self.spacing)
-        return jnp.clip(level, 0, self.num - 1).astype(jnp.int32)
+        return self._clipped(jnp.round((x - self.low) / self.spacing)).astype(jnp.int32)
 
     def nearest(self, x: Float[Array, "*d"]) -> Float[Array, "*d"]:
-        """The value of the level that is nearest to x."""
-        return self.value(self.index(x))
+        """The value of the level that is nearest to x; NaN stays NaN."""
+        return self.low + self.spacing * self._clipped(jnp.round((x - self.low) / self.spacing))
 
-    def of_dequantized(self, x: Float[Array, "*d"]) -> Int[Array, "*d"]:
-        """The level k of uniform draws from the k-th of `num` equal parts of [low, high)."""
+    def undequantized(self, x: Float[Array, "*d"]) -> Float[Array, "*d"]:
+        """The value of the level k whose uniform draws lie in the k-th of `num` equal parts of
+        [low, high); NaN stays NaN."""
         level = jnp.floor((x - self.low) / (self.high - self.low) * self.num)
-        return jnp.clip(level, 0, self.num - 1).astype(jnp.int32)
+        return self.low + self.spacing * self._clipped(level)
+
+    def _clipped(self, level: Float[Array, "*d"]) -> Float[Array, "*d"]:
+        return jnp.clip(level, 0, self.num - 1)

@@ -50,6 +50,11 @@ class ImageSet:
     fit: Callable[[np.ndarray, int], np.ndarray] = transforms.square
     """(uint8 (h, w, c), size) -> grey levels (size, size, c): uint8, or float32 if not rounded."""
 
+    @property
+    def rounded(self) -> bool:
+        """Whether images have whole grey levels only."""
+        return self.fit is not transforms.square_unrounded
+
 
 IMAGE_SETS = {
     "digits": ImageSet(channels=1, size=8, levels=17),

@@ -90,6 +90,11 @@ class ImageView:
         return images.image_set(self.dataset).levels
 
     @property
+    def rounded(self) -> bool:
+        """Whether stored images have whole grey levels only."""
+        return images.image_set(self.dataset).rounded
+
+    @property
     def data_range(self) -> tuple[float, float]:
         """Model values of black and white."""
         return (-1.0, 1.0) if self.centered else (0.0, 1.0)

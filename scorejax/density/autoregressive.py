@@ -25,6 +25,7 @@ from scorejax.quadrature import (
     Table,
     adaptive_table,
     cumulative,
+    level_cells,
     log_density_at,
     over_conditionals,
     require_range,
@@ -34,6 +35,8 @@ from scorejax.typing import ContextsFn, HeadFn, NoisyHeadFn
 
 SMALL = 1e-4
 """Probability below which a difference of two distribution functions has lost its digits."""
+STEP = 0.8
+"""Largest step of an integral over a level, in standard deviations of the smallest noise."""
 
 
 class Conditionals(NamedTuple):
@@ -132,31 +135,54 @@ def flow_discrete_log_probs(
     """Log-probability of each dimension's level with the smaller noise of `sigmas`.
 
     The flow keeps order, so that the probability between two bounds is that between their images at
-    the larger noise. Where it is too small for a difference of single precision, it is the density
-    at the middle times the width. Other arguments as in `discrete_log_probs`, `flow_log_probs`.
+    the larger noise. Where it is too small for a difference of single precision, it is the integral
+    of the density over the level, an end level as wide as the others, and the error has the
+    difference of two rules; so it has for the distribution functions. Other arguments as in
+    `discrete_log_probs`, `flow_log_probs`.
     """
-    spacing, last = float(bounds[1] - bounds[0]), len(bounds)
-    ends = {"start": sigmas[0], "end": sigmas[1]}
+    last, ends = len(bounds), {"start": sigmas[0], "end": sigmas[1]}
+    grid, num = _points_of_levels(bounds, sigmas[0])
+    noisiest = at_sigma(head, sigmas[1])
 
     def one(row: tuple[Array, ...]) -> Conditionals:
         c, level = row
-        inner = jnp.asarray(bounds, c.dtype)
-        middle = inner[0] + spacing * (level.astype(c.dtype) - 0.5)
-        points = jnp.stack(
-            [inner[jnp.maximum(level - 1, 0)], inner[jnp.minimum(level, last - 1)], middle]
-        )
+        points = jax.lax.dynamic_slice(jnp.asarray(grid, c.dtype), (level * num,), (num + 1,))
         table = _noisiest(head, c, sigmas[1], low, high, num_cells)
         values = []
         for num_steps in (NUM_STEPS, NUM_STEPS // 2):
             u, log_slope = transport(head, c[None], points, **ends, num_steps=num_steps)
-            lower = jnp.where(level > 0, cumulative(table, u[0]), 0.0)
-            upper = jnp.where(level < last, cumulative(table, u[1]), 1.0)
-            log_p, error = log_density_at(at_sigma(head, sigmas[1]), c, table, u[2])
-            tiny = log_p + log_slope[2] + math.log(spacing)
+            below, off = jax.vmap(lambda u: cumulative(table, u))(u[np.array([0, -1])])
+            inner = jnp.stack([level > 0, level < last])
+            lower, upper = jnp.where(inner, below, jnp.array([0.0, 1.0], c.dtype))
+            log_p, errors = jax.vmap(lambda u: log_density_at(noisiest, c, table, u))(u)
+            tiny, rough = _log_integrals(log_p + log_slope, grid[1] - grid[0])
             values.append(log_mass(lower, upper, tiny, least=SMALL))
-        return Conditionals(values[0], error + jnp.abs(values[0] - values[1]))
+            mass, off = upper - lower, jnp.sum(jnp.where(inner, off, 0))
+            rules = jnp.where(mass > SMALL, off / jnp.maximum(mass, SMALL), jnp.abs(tiny - rough))
+        return Conditionals(values[0], jnp.max(errors) + jnp.abs(values[0] - values[1]) + rules)
 
     return over_conditionals(one, c, level, at_once=at_once)
+
+
+def _points_of_levels(bounds: np.ndarray, sigma: float) -> tuple[np.ndarray, int]:
+    """Points from the lower end of the first level to the upper end of the last, and how many steps
+    there are in a level: an even number, of `STEP` sigma or less."""
+    spacing, num_levels = float(bounds[1] - bounds[0]), len(bounds) + 1
+    num = max(4, 2 * math.ceil(spacing / (2 * STEP * sigma)))
+    return bounds[0] - spacing + spacing / num * np.arange(num_levels * num + 1), num
+
+
+def _log_integrals(log_density: Float[Array, "n"], step: float) -> tuple[Array, Array]:
+    """Logarithms of the integral of a density from its values at n equally spaced points, by
+    Simpson's rule and by that of trapezoids."""
+    weights = np.full(len(log_density), 2 / 3)
+    weights[1::2], weights[[0, -1]] = 4 / 3, 1 / 3
+    trapezoids = np.where(np.arange(len(weights)) % (len(weights) - 1), 1.0, 0.5)
+    simpson, rough = (
+        jax.nn.logsumexp(log_density + jnp.log(jnp.asarray(step * w, log_density.dtype)))
+        for w in (weights, trapezoids)
+    )
+    return simpson, rough
 
 
 def _noisiest(
@@ -181,13 +207,8 @@ def discrete_log_probs(
     `bounds` (levels - 1,) are equally spaced and part the levels; the first and the last level take
     what lies beyond, which is integrated up to `margin` from the outer bounds.
     """
+    edges, first = level_cells(bounds, margin, cells_per_level)
     width = (bounds[1] - bounds[0]) / cells_per_level
-    num_ends, num_inner = math.ceil(margin / width), (len(bounds) - 1) * cells_per_level
-    edges = bounds[0] + width * np.arange(-num_ends, num_inner + num_ends + 1)
-    first = np.concatenate(
-        [[0], num_ends + cells_per_level * np.arange(len(bounds)), [len(edges) - 1]]
-    )
-
     log_weights = jnp.log(jnp.asarray(width * QUARTIC[-1], c.dtype))[None]
     # As many values of u as `at_once` tables of the usual size.
     at_once = max(1, at_once * NUM_CELLS // (len(edges) - 1))

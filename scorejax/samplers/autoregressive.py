@@ -28,9 +28,11 @@ from scorejax.quadrature import (
     AT_ONCE,
     NUM_CELLS,
     adaptive_table,
+    level_cells,
     over_conditionals,
     quantile,
     require_range,
+    tabulate,
 )
 from scorejax.random import draw_rows, fold_in, normal, split
 from scorejax.typing import ContextsFn, HeadFn, NoisyHeadFn, PyTree, Sampled, Shape
@@ -106,6 +108,28 @@ def tabulated(
     return invert
 
 
+def tabulated_by_levels(
+    head: HeadFn,
+    *,
+    bounds: np.ndarray,
+    margin: float,
+    cells_per_level: int = 4,
+    at_once: int = AT_ONCE,
+) -> Invert:
+    """Builds the inverse distribution function of grey levels, by the table that gives them their
+    probabilities: `density.autoregressive.discrete_log_probs`, whose arguments it takes."""
+    edges, _ = level_cells(bounds, margin, cells_per_level)
+    at_once = max(1, at_once * NUM_CELLS // (len(edges) - 1))
+
+    def invert(c: Float[Array, "*n h"], v: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        def one(row: tuple[Array, Array]) -> Array:
+            return quantile(tabulate(head, row[0], jnp.asarray(edges, v.dtype)), row[1])
+
+        return over_conditionals(one, c, v, at_once=at_once)
+
+    return invert
+
+
 def flowed(
     head: NoisyHeadFn,
     *,
@@ -143,8 +167,10 @@ def bisected(
         def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
             below, above = ends
             middle = (below + above) / 2
-            right = cdf(middle, c) < v
-            return jnp.where(right, middle, below), jnp.where(right, above, middle)
+            p = cdf(middle, c)
+            # NaN stays NaN, where a comparison would make it one of the ends.
+            new_above = jnp.where(jnp.isnan(p), p, middle)
+            return jnp.where(p < v, middle, below), jnp.where(p < v, above, new_above)
 
         ends = jnp.full_like(v, low), jnp.full_like(v, high)
         below, above = jax.lax.fori_loop(0, num_steps, halve, ends)

@@ -67,7 +67,7 @@ OPTIONS = (
 )  # fmt: skip
 """Keys that it may have."""
 TAIL = 8.0
-"""How many times sigma_min the quadrature of images goes beyond the data."""
+"""How many times the least noise the quadrature goes beyond the data."""
 
 
 def experiment(config: ConfigDict) -> ModuleType:
@@ -92,7 +92,8 @@ def make_model(config: ConfigDict) -> ConditionalModel | BinaryVAE:
     data = view(config)
     levels = grey_levels(config, data)
     sigmas = noise_levels(config)
-    low, high = support(data, levels, 0.0 if sigmas is None else float(sigmas[-1]))
+    data_noise = noise_of_data(config)
+    low, high = support(data, levels, data_noise if sigmas is None else float(sigmas[-1]))
     noisy_context = config.get("noisy_context", False)
     if noisy_context and config.objective != "denoising":
         raise ValueError(
@@ -108,6 +109,7 @@ def make_model(config: ConfigDict) -> ConditionalModel | BinaryVAE:
         levels=levels,
         low=low,
         high=high,
+        data_noise=data_noise,
         num_cells=config.num_cells,
         langevin=langevin_options(config),
         tx=decaying_adam_from_config(config),
@@ -141,7 +143,8 @@ def view(config: ConfigDict) -> DataView:
 def grey_levels(config: ConfigDict, data: DataView) -> GreyLevels | None:
     """The grey levels of images whose contexts are discrete, those that are not dequantised.
 
-    Raises: ValueError for an objective that falls without bound on them.
+    Raises: ValueError for an objective that falls without bound on them, or for images whose values
+    are not rounded to them.
     """
     if not isinstance(data, ImageView) or data.uniform_dequantization:
         return None
@@ -152,6 +155,11 @@ def grey_levels(config: ConfigDict, data: DataView) -> GreyLevels | None:
         )
     if config.objective == "denoising" and config.noisy_context:
         return None
+    if not data.rounded:
+        raise ValueError(
+            "contexts of grey levels need images whose values are rounded to levels; got "
+            f"{config.dataset!r}. Take {config.dataset.removesuffix('_square')!r}"
+        )
     return GreyLevels.of(data)
 
 
@@ -160,12 +168,22 @@ def noise_levels(config: ConfigDict) -> np.ndarray | None:
     if config.objective != "denoising":
         return None
     if config.num_levels == 1:
+        positive = lambda v: 0 < v < math.inf
+        require(config, ("sigma_min",), positive, "to be a positive number")
         return np.array([config.sigma_min])
     return np.asarray(geometric_sigmas(config.sigma_min, config.sigma_max, config.num_levels))
 
 
+def noise_of_data(config: ConfigDict) -> float:
+    """Standard deviation of the noise that `csm` adds to the data; 0 for other objectives."""
+    if config.objective != "csm":
+        return 0.0
+    require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or positive")
+    return config.data_noise
+
+
 def support(data: DataView, levels: GreyLevels | None, sigma: float) -> tuple[float, float]:
-    """The range of the quadrature: that of the data, and some more.
+    """The range of the quadrature: that of the data with noise sigma, and some more.
 
     Tables have tails of their own beyond the training rows; images do not.
     """
@@ -174,7 +192,8 @@ def support(data: DataView, levels: GreyLevels | None, sigma: float) -> tuple[fl
         margin = max(margin, 0.1)
         return data.data_range[0] - margin, data.data_range[1] + margin
     low, high = float(data.train.min()), float(data.train.max())
-    return low - 0.5 * (high - low), high + 0.5 * (high - low)
+    margin = max(0.5 * (high - low), TAIL * sigma)
+    return low - margin, high + margin
 
 
 def objective(
@@ -186,10 +205,8 @@ def objective(
 ) -> objectives.Objective:
     """The objective of a config; `held_out` has no weights. Raises: ValueError."""
     if config.objective == "csm":
-        require(config, ("data_noise",), lambda v: 0 <= v < math.inf, "to be 0 or positive")
-        return objectives.score_matching(
-            config.data_noise, weighted=config.weighted and not held_out
-        )
+        weighted = config.weighted and not held_out
+        return objectives.score_matching(noise_of_data(config), weighted=weighted)
     if sigmas is not None:
         return objectives.denoising(sigmas, noisy_context=config.noisy_context)
     if config.head != "mixture":
@@ -213,9 +230,12 @@ def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
         raise ValueError(f"examples of shape {data.shape} need model='made'; got {config.model!r}")
     require_keys(config, options)
     if config.model == "made":
-        needed = math.prod(data.shape) - 1
-        enough = lambda v: v >= needed
-        require(config, ("hidden",), enough, f"a unit for each of {needed} earlier dimensions")
+        earlier = math.prod(data.shape) - 1
+        # With a condition the first units see it alone.
+        seen = "the noise level and " if config.get("noisy_context", False) else ""
+        enough = lambda v: v >= earlier + bool(seen)
+        wanted = f"a unit for {seen}each of {earlier} earlier dimensions"
+        require(config, ("hidden",), enough, wanted)
     elif config.get("order_seed", 0):
         raise ValueError(f"{config.model!r} has one order; order_seed needs 0 or model='made'")
     require_keys(config, choose("head", config.head, HEAD_OPTIONS))

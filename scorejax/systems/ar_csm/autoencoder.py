@@ -85,6 +85,9 @@ def make_model(config: ConfigDict) -> "BinaryVAE":
             "estimator 'exact' needs the density that only a triangular encoder has; got encoder "
             f"{config.encoder!r}"
         )
+    if config.encoder == "triangular" or critic == "univariate":
+        enough = lambda v: v >= config.latent
+        require(config, ("hidden",), enough, f"a unit for each of latent={config.latent} degrees")
     data = ImageView.from_options(config)
     sizes = (config.latent, config.hidden, config.num_hidden)
     kinds = {"encoder_kind": config.encoder, "critic_kind": critic}
@@ -201,7 +204,8 @@ class BinaryVAE(Autoencoder):
             found = annealed_marginal(rng, given, self.network.latent, **options)
             return {"log_prob": found.log_z, "effective_walks": found.effective_size}
 
-        return jax.vmap(of_one)(rows["rng"], rows["image"])
+        with jax.default_matmul_precision("highest"):
+            return jax.vmap(of_one)(rows["rng"], rows["image"])
 
     def evidence_bound(self, variables: Variables, rows: Batch) -> dict[str, Array]:
         """elbo (b,): the lower bound of log p(x), in nats, by the density of a triangular encoder.
@@ -209,7 +213,8 @@ class BinaryVAE(Autoencoder):
         It uses that density whatever estimator has trained the encoder.
         """
         known = dataclasses.replace(self, entropy=known_density)
-        losses = known.losses(variables[0], rows["rng"], rows["image"])
+        with jax.default_matmul_precision("highest"):
+            losses = known.losses(variables[0], rows["rng"], rows["image"])
         return {"elbo": -sum(losses.values())}
 
     def metrics(self) -> Metrics:

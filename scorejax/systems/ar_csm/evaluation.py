@@ -115,11 +115,11 @@ def denoising(model: "ConditionalModel", x: np.ndarray) -> Metric:
 def plane_divergence(model: "ConditionalModel") -> Metric:
     """KL(truth || model) in nats over held-out draws, with a picture of both densities.
 
-    Draws and truth have the noise of the model's smallest level.
+    Draws and truth have the noise of the data that the model has learned.
     """
     from scorejax.evaluate import plane
 
-    options, sigma = model.eval_options, model.sigma or 0.0
+    options, sigma = model.eval_options, model.noise
     truth, limit = model.truth.noised(1.0, sigma), max(-model.low, model.high)
     rng = np.random.default_rng(0)
     x = model.data.density_examples(rng, options.eval_examples)

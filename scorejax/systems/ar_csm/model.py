@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A univariate score for each dimension, and the densities and samples that follow from them."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -22,12 +24,20 @@ from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.univariate import MixtureHead
 from scorejax.noise_flow import CALLS_PER_STEP, NUM_STEPS, at_sigma
 from scorejax.numerics import sum_except_batch
+from scorejax.quadrature import level_cells
 from scorejax.random import Rng
 from scorejax.samplers import autoregressive as samplers
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.score_model.sampling import Draw
 from scorejax.systems.ar_csm import evaluation
-from scorejax.systems.ar_csm.objectives import Bound, Objective, causal_denoised, log_probs
+from scorejax.systems.ar_csm.objectives import (
+    Bound,
+    Objective,
+    apply,
+    causal_denoised,
+    log_probs,
+)
+from scorejax.systems.ar_csm.sampling import SAMPLERS
 from scorejax.typing import Array, Batch, HeadFn, PRNGKeyArray, Variables
 
 NOISE_TAIL = 6.0
@@ -66,11 +76,18 @@ class ConditionalModel:
     eval_options: EvaluationOptions
     truth: PlaneDistribution | None = None
     """The distribution of the data, where it is known."""
+    data_noise: float = 0.0
+    """Noise that exact score matching adds to the data."""
 
     @property
     def sigma(self) -> float | None:
         """Noise of the data whose density the model has; None: no noise."""
         return None if self.sigmas is None else float(self.sigmas[-1])
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the noise in the data whose density the model has."""
+        return self.data_noise if self.sigma is None else self.sigma
 
     @property
     def closed_form(self) -> bool:
@@ -107,7 +124,12 @@ class ConditionalModel:
 
     def losses(self, variables: Variables, rng: Rng, x: Array) -> Array:
         """The held-out objective of each example, without dropout, (b,)."""
-        return self.held_out_objective(self.bind(variables), rng, x)
+        with self.evaluation_precision():
+            return self.held_out_objective(self.bind(variables), rng, x)
+
+    def evaluation_precision(self) -> contextlib.AbstractContextManager:
+        """Sets the precision of products in densities, held-out losses and exact samples."""
+        return jax.default_matmul_precision(self.eval_options.eval_matmul_precision)
 
     def denoised(self, variables: Variables, x: Array, sigma: Array) -> Array:
         """The mean of each dimension given noisy values x (b, *d), noise sigma (b,), up to itself.
@@ -124,8 +146,15 @@ class ConditionalModel:
     def conditionals(self, variables: Variables, x: Array) -> densities.Conditionals:
         """log p(x_d | x_<d), in nats, with an estimate of its error.
 
-        A probability for x (b, h, w, c) that are values of grey levels, else a density.
+        A probability for x (b, h, w, c) that are values of grey levels, else a density. Where x is
+        NaN, so are both.
         """
+        with self.evaluation_precision():
+            terms = self._conditionals(variables, x)
+        # A level is a whole number, and would be one of NaN too.
+        return densities.Conditionals(*(jnp.where(jnp.isnan(x), x, term) for term in terms))
+
+    def _conditionals(self, variables: Variables, x: Array) -> densities.Conditionals:
         bound, head = self.bind(variables), self.head(variables)
         c = bound.contexts(x)
         if self.closed_form:
@@ -140,9 +169,13 @@ class ConditionalModel:
         if self.levels is None:
             ends = {"low": self.low, "high": self.high, "num_cells": self.num_cells}
             return densities.conditional_log_probs(head, c, x, **ends)
+        return densities.discrete_log_probs(head, c, self.levels.index(x), **self.level_options)
+
+    @property
+    def level_options(self) -> dict[str, Any]:
+        """The cells of the quadrature over grey levels of one noise level."""
         grid = {"bounds": self.levels.bounds, "margin": self.levels.bounds[0] - self.low}
-        grid["cells_per_level"] = max(4, self.num_cells // self.levels.num)
-        return densities.discrete_log_probs(head, c, self.levels.index(x), **grid)
+        return grid | {"cells_per_level": max(4, self.num_cells // self.levels.num)}
 
     def likelihood(self, *, exact: bool = False) -> Callable:
         """measure(variables, {"image" or "x", "rng"}) -> log_prob (b,) in nats, error (b,), nfe.
@@ -163,7 +196,7 @@ class ConditionalModel:
         def measure(variables: Variables, batch: Batch) -> dict[str, Array]:
             x = batch[data.field]
             if self.levels is not None:
-                x = self.levels.value(self.levels.of_dequantized(x))
+                x = self.levels.undequantized(x)
             terms = self.conditionals(variables, x)
             log_prob = sum_except_batch(terms.log_prob)
             measured = {"log_prob": log_prob, "error": sum_except_batch(terms.error)}
@@ -192,7 +225,15 @@ class ConditionalModel:
             given = f"nfe={nfe}" if nfe else f"num_steps={num_steps}"
             fixed = f"the sampler {name or 'inverse_cdf'!r} has a fixed number of evaluations"
             raise ValueError(f"{fixed}; leave out {given}")
-        return make(self, num_steps) if name == "langevin" else make(self)
+        if name == "langevin":
+            return make(self, num_steps)
+        draw = make(self)
+
+        def precise(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
+            with self.evaluation_precision():
+                return draw(variables, rngs)
+
+        return precise
 
     def require_clean_contexts(self, purpose: str) -> None:
         """Raises ValueError if contexts are of noisy values."""
@@ -208,6 +249,8 @@ class ConditionalModel:
             return samplers.bisected(apply(self.network, variables, "cdf"), **ends)
         if self.flows:
             return samplers.flowed(apply(self.network, variables, "head"), **self.flow_options)
+        if self.levels is not None:
+            return samplers.tabulated_by_levels(self.head(variables), **self.level_options)
         return samplers.tabulated(self.head(variables), **ends, num_cells=self.num_cells)
 
     @property
@@ -215,8 +258,11 @@ class ConditionalModel:
         """Evaluations of the head that `invert` makes for one value."""
         if self.closed_form:
             return samplers.NUM_BISECTIONS
-        flow = NUM_STEPS * CALLS_PER_STEP if self.flows else 0
-        return 4 * self.num_cells + flow
+        if self.flows:
+            return 4 * self.num_cells + NUM_STEPS * CALLS_PER_STEP
+        if self.levels is None:
+            return 4 * self.num_cells
+        return 4 * (len(level_cells(**self.level_options)[0]) - 1) + 1
 
     def to_output(self, x: Array, nfe: Array) -> dict[str, Array]:
         """Samples in the units of the data."""
@@ -225,75 +271,3 @@ class ConditionalModel:
     def metrics(self) -> Metrics:
         """See `evaluation.metrics`."""
         return evaluation.metrics(self)
-
-
-def apply(network: AutoregressiveModel, variables: Variables, method: str) -> Callable[..., Array]:
-    """A method of the network with these variables."""
-    params, state = variables
-    return functools.partial(network.apply, {"params": params, **state}, method=method)
-
-
-def by_inverse_cdf(model: ConditionalModel) -> Draw:
-    """Draws one dimension after another by the inverse of its distribution function."""
-    make_draw = lambda variables: samplers.inverse_cdf(model.invert(variables))
-    return _ancestral(model, make_draw, model.calls_to_invert)
-
-
-def by_langevin(model: ConditionalModel, num_steps: int = 0) -> Draw:
-    """Draws one dimension after another by annealed Langevin dynamics."""
-    if model.langevin is None:
-        raise ValueError("the sampler 'langevin' needs noise levels: objective='denoising'")
-    each = num_steps or model.langevin.num_steps
-    options = {"step_size": model.langevin.step_size * model.sigma**2, "steps_per_level": each}
-    options |= {"sigmas": model.sigmas, "low": model.low, "high": model.high}
-
-    def move(variables: Variables) -> samplers.DrawDimension:
-        return samplers.langevin(apply(model.network, variables, "head"), **options)
-
-    samplers.langevin(lambda u, c, sigma: -u, **options)  # Refuses what cannot be.
-    return _ancestral(model, move, len(model.sigmas) * each + 1)
-
-
-def by_jacobi(model: ConditionalModel) -> Draw:
-    """Draws all dimensions at once, again and again until they stay."""
-    dim = math.prod(model.data.shape)
-    options = {"order": model.network.dimension_order(dim), "to_value": _to_value(model)}
-
-    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
-        invert, contexts = model.invert(variables), model.bind(variables).contexts
-        shape = (len(rngs), *model.data.shape)
-        x, sweeps = samplers.jacobi(rngs, invert, contexts, shape, **options)
-        return model.to_output(x, sweeps * dim * model.calls_to_invert) | {"sweeps": sweeps}
-
-    return draw
-
-
-SAMPLERS = {"inverse_cdf": by_inverse_cdf, "langevin": by_langevin, "jacobi": by_jacobi}
-
-
-def _ancestral(
-    model: ConditionalModel, make_draw: Callable[[Variables], samplers.DrawDimension], calls: int
-) -> Draw:
-    order = model.network.dimension_order(math.prod(model.data.shape))
-    to_value = _to_value(model)
-
-    def draw(variables: Variables, rngs: PRNGKeyArray) -> dict[str, Array]:
-        one, shape = make_draw(variables), (len(rngs), *model.data.shape)
-        cache = apply(model.network, variables, "empty")(jnp.zeros(shape))
-        x, nfe = samplers.ancestral(
-            rngs,
-            lambda keys, c: to_value(one(keys, c)),
-            apply(model.network, variables, "advance"),
-            cache,
-            shape,
-            order=order,
-            calls_per_draw=calls,
-        )
-        return model.to_output(x, jnp.full(len(rngs), nfe))
-
-    return draw
-
-
-def _to_value(model: ConditionalModel) -> Callable[[Array], Array]:
-    """Rounds to grey levels where contexts are of grey levels."""
-    return (lambda u: u) if model.levels is None else model.levels.nearest

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The objectives of a network of contexts and a head, and its causal estimate of clean values."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from scorejax.data.grey_levels import GreyLevels
+from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.numerics import expand, sum_except_batch
 from scorejax.objectives.autoregressive_likelihood import level_log_prob
 from scorejax.objectives.composite import composite_score_matching, denoising_composite
 from scorejax.random import Rng, draw_rows, normal, split
-from scorejax.typing import Array
+from scorejax.typing import Array, Variables
 
 
 class Bound(NamedTuple):
@@ -24,6 +26,12 @@ class Bound(NamedTuple):
     log_prob: Callable[..., Array]
     cdf: Callable[..., Array]
     variance: Callable[..., Array]
+
+
+def apply(network: AutoregressiveModel, variables: Variables, method: str) -> Callable[..., Array]:
+    """A method of the network with these variables."""
+    params, state = variables
+    return functools.partial(network.apply, {"params": params, **state}, method=method)
 
 
 Objective = Callable[[Bound, Rng, Array], Array]

@@ -96,7 +96,7 @@ def test_the_differentiable_margin_is_where_the_detector_flags(workdir):
     model = detector(workdir)
     images = model.first_stage.as_input(model.first_stage.sets.test)
     rows, pair = model.outputs(images), model.fitted["gaussian"]
-    flagged = pair.predict(rows.features, logits=rows.logits) == -1
+    flagged = pair.predict(rows.pre_activations, logits=rows.logits) == -1
     margin = np.asarray(model.classify(model.run.variables, jnp.asarray(images))[1])
     # A row whose margin is rounding may fall on either side.
     clear = np.abs(margin) > 1e-4

@@ -23,9 +23,10 @@ from scorejax.typing import Array, Variables
 
 
 class Outputs(NamedTuple):
-    """Logits of images, and the features that densities are fitted to: before the last ReLU."""
+    """Logits of images, and features: before the last ReLU for densities, and as they are."""
 
     logits: np.ndarray
+    pre_activations: np.ndarray
     features: np.ndarray
 
 
@@ -58,7 +59,7 @@ class Detector:
     def outputs(self, images: np.ndarray) -> Outputs:
         """Logits and features of images in [0, 1]."""
         found = self.first_stage.outputs(self.run.variables, images)
-        return Outputs(found["logits"], found["pre_activations"])
+        return Outputs(*(found[name] for name in Outputs._fields))
 
     @functools.cached_property
     def fitted(self) -> dict[str, FailureDetector]:
@@ -73,8 +74,10 @@ class Detector:
         options = {"alpha": self.alpha, "delta": self.delta, "random_state": self.seed}
         detectors = {}
         for name in self.densities:
-            detector = FailureDetector(name, **options).fit(rows.features)
-            detectors[name] = detector.calibrate(held.features[right], logits=held.logits[right])
+            detector = FailureDetector(name, **options).fit(rows.pre_activations)
+            detectors[name] = detector.calibrate(
+                held.pre_activations[right], logits=held.logits[right]
+            )
         return detectors
 
     @functools.cached_property
@@ -92,12 +95,11 @@ class Detector:
         rows = self.outputs(images)
         values = {}
         for name, detector in self.fitted.items():
-            found = detector.density_scores(rows.features)
-            values[f"{name}"] = found["density"]
-            values[f"pair, {name}"] = detector.p_values(rows.features, logits=rows.logits)
-        values["residual"] = found["residual"]
+            values[name] = detector.density_scores(rows.pre_activations)["density"]
+            values[f"pair, {name}"] = detector.p_values(rows.pre_activations, logits=rows.logits)
         for name, score in SCORES.items():
-            values[name] = np.asarray(score.score(self.others[name], *rows[::-1]), float)
+            found = score.score(self.others[name], rows.features, rows.logits)
+            values[name] = np.asarray(found, float)
         return values
 
     def classify(self, variables: Variables, x: Array) -> tuple[Array, Array]:

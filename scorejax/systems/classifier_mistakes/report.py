@@ -43,7 +43,7 @@ def calibration_scalars(model: "Detector") -> dict[str, float]:
     right = rows.logits.argmax(axis=1) == test.label
     scalars = {"accuracy": float(right.mean())}
     for name, detector in model.fitted.items():
-        flagged = detector.predict(rows.features[right], logits=rows.logits[right]) == -1
+        flagged = detector.predict(rows.pre_activations[right], logits=rows.logits[right]) == -1
         scalars[f"false_alarms/{name}"] = float(flagged.mean())
         scalars["calibration_rows"] = float(len(detector.calibration_[0]["density"]))
     return scalars
@@ -85,7 +85,7 @@ def class_tests(model: "Detector", density: str) -> dict[str, float]:
     """Holm-adjusted p-values, by predicted class, that mistakes have a lower density."""
     test = model.first_stage.sets.test
     rows = model.outputs(model.first_stage.as_input(test))
-    scores = model.fitted[density].density_scores(rows.features)["density"]
+    scores = model.fitted[density].density_scores(rows.pre_activations)["density"]
     predicted = rows.logits.argmax(axis=1)
     tests = per_class(scores, predicted != test.label, predicted, least=LEAST)
     return {

@@ -299,7 +299,8 @@ CASES = {
     ),
     "evaluate: no metric of data": (
         "evaluate", [CONFIG, "--metrics=ladder"], 2,
-        "the system 'score_sde', model 'ncsnpp', cannot describe data before training; classifier_mistakes, ncsnv2 can",
+        "the system 'score_sde', model 'ncsnpp', cannot describe data before training; "
+        "classifier_mistakes, ncsnv2 can",
     ),
     "evaluate: no data": (
         "evaluate",

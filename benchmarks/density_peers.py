@@ -21,6 +21,7 @@ is in the file `--out` is not measured again. Numbers: docs/results.md, "Densiti
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import time
@@ -41,6 +42,8 @@ from scorejax.data import tables
 from scorejax.data.preparation import require_continuous
 from scorejax.data.tables import Table
 from scorejax.evaluate.chunks import measure_in_chunks
+from scorejax.train.checkpoint import DIRECTORY
+from scorejax.train.damage import saved_steps
 
 TABLES = {"magic": False, "breast_cancer": False, "wine": True, "digits": True}
 """Whether rounded values are dequantised: of those whose values repeat."""
@@ -164,6 +167,14 @@ def of_model(model, variables, table: Table) -> Piece:
     return judged(rows["log_prob"])
 
 
+def best_run(workdir: pathlib.Path, model, table: Table) -> runs.Run:
+    """The checkpoint, of those that the run kept, that gives the validation rows most density."""
+    kept = [runs.open(workdir, step) for step in saved_steps(workdir / DIRECTORY)]
+    valid = dataclasses.replace(table, test=table.valid)
+    nats = [of_model(model, run.variables, valid)["nats"] for run in kept]
+    return kept[int(np.argmax(nats))]
+
+
 def label(config: Mapping[str, Any]) -> str:
     """The name of a run's density in the table: its system, objective and head."""
     parts = (config.get(key) for key in ("system", "objective", "head"))
@@ -235,13 +246,14 @@ def main() -> None:
             if f"{name}/{peer}/{seed}" not in pieces:
                 keep(f"{name}/{peer}/{seed}", of_peer(peer, table, seed))
     for workdir in arguments.workdirs:
-        run = runs.open(workdir)
-        model = systems.require(run.config, MeasuresDensity)
+        config = runs.read_config(workdir)
+        model = systems.require(config, MeasuresDensity)
         name, seed = split_of(model, splits)
-        key = f"{name}/{label(run.config)}/{seed}"
+        key = f"{name}/{label(config)}/{seed}"
         if key in pieces:
             print(f"{key} is in {arguments.out}; {workdir} is not measured", flush=True)
             continue
+        run = best_run(workdir, model, splits[name, seed])
         piece = of_model(model, run.variables, splits[name, seed])
         keep(key, piece | {"note": f"step {run.step}"})
     report(pieces)

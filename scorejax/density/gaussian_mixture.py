@@ -69,7 +69,8 @@ def fit(
         rows, others = held_out_split(split_rng, x, held_out)
         score = lambda num: float(log_prob(em(rows, num), others).mean())
         scores = {num: score(num) for num in candidates if num <= len(rows)}
-        best = max(scores, key=lambda num: (scores[num], -num))
+        # A fit that failed has NaN, which compares as neither more nor less.
+        best = max(scores, key=lambda num: (scores[num] == scores[num], scores[num], -num))
     mixture = em(x, best)
     if not all(bool(jnp.isfinite(leaf).all()) for leaf in mixture):
         raise ValueError(

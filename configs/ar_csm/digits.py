@@ -5,7 +5,7 @@ Paper     Meng et al. 2020, arXiv:2010.12810 (which has no such digits; sizes ar
 Command   python -m launch.train --workdir=runs/new --config=configs/ar_csm/digits.py
           variants: made (the default) or pixelcnnpp; denoising (the default), mixture, csm, noisy;
           :debug, or :pixelcnnpp,mixture,debug, for seconds
-Expected  1.79 bits/dim of grey levels by a small pixelcnnpp: flags in docs/results.md
+Expected  1.77 bits/dim of grey levels by a small pixelcnnpp: flags in docs/results.md
 Hardware  2 CPU cores: minutes
 """
 

@@ -13,6 +13,7 @@ from scorejax import systems
 from scorejax.data.five_sets import five_sets
 from scorejax.data.view import ImageView
 from scorejax.evaluate.detection import auroc
+from scorejax.failures.scores import SCORES
 from scorejax.systems.classifier_mistakes import sources
 from scorejax.systems.classifier_mistakes.classifier import make_augment
 from scorejax.train.loop import train
@@ -90,6 +91,16 @@ def test_labels_leave_the_density_bit_equal(workdir):
     again = detector(workdir)
     again.first_stage.__dict__["sets"] = sets._replace(density=shuffled)
     np.testing.assert_array_equal(again.scores(images)["gaussian"], before["gaussian"])
+    # The labels of the rows that class means are fitted to do matter, to the scores that use them.
+    labelled = sets.labelled._replace(label=np.roll(sets.labelled.label, 1))
+    again = detector(workdir)
+    again.first_stage.__dict__["sets"] = sets._replace(labelled=labelled)
+    rows = again.outputs(again.first_stage.as_input(labelled))
+    moved = SCORES["mahalanobis"].fit(rows.features, rows.logits, labelled.label)
+    now = np.asarray(
+        SCORES["mahalanobis"].score(moved, again.outputs(images).features, np.zeros((20, 10)))
+    )
+    assert not np.allclose(now, before["mahalanobis"])
 
 
 def test_the_differentiable_margin_is_where_the_detector_flags(workdir):

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy import stats
+from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import check_estimator
 
 from scorejax.density.hypothesis import false_alarm_law
@@ -108,6 +109,18 @@ def test_a_detector_survives_a_pickle(detector):
     )
 
 
+def test_a_new_fit_needs_a_new_calibration_and_parameters_wait_for_it():
+    x, _ = rows(300, 0)
+    detector = FailureDetector("gaussian", alpha=0.2).fit(x)
+    detector.calibrate(rows(100, 1)[0])
+    before = detector.predict(x)
+    detector.set_params(density="maf", alpha=0.01, by_class=True, logit_score="energy")
+    np.testing.assert_array_equal(detector.predict(x), before)
+    detector.set_params(density="gaussian", by_class=False).fit(2 * x)
+    with pytest.raises(NotFittedError, match="not calibrated"):
+        detector.predict(x)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -115,7 +128,8 @@ def test_a_detector_survives_a_pickle(detector):
         (lambda d, x, z: FailureDetector("gausian").fit(x), "did you mean 'gaussian'"),
         (lambda d, x, z: FailureDetector("gaussian").fit(x, z), "pass logits by name"),
         (lambda d, x, z: d.p_values(x, logits=z[:-1]), "5 rows need logits"),
-        (lambda d, x, z: d.p_values(x), "calibrate had logits, so that p-values need them"),
+        (lambda d, x, z: d.p_values(x), r"had logits \(n, 3\), .* need the same; got none"),
+        (lambda d, x, z: d.p_values(x, logits=z[:, :2]), r"need the same; got \(n, 2\)"),
         (lambda d, x, z: d.p_values(x, logits=z * np.nan), "logits need to be finite"),
         (lambda d, x, z: d.p_values(x[:, :2], logits=z), "4 features"),
         (lambda d, x, z: FailureDetector("gaussian").fit(x * np.nan), "NaN"),

@@ -18,7 +18,7 @@ from scorejax.density.hypothesis import (
     per_class,
     permutation_test,
 )
-from scorejax.density.hypothesis.arguments import require_lengths, score_array
+from scorejax.density.hypothesis.arguments import require_booleans, require_lengths, score_array
 
 ALTERNATIVES = ("greater", "less", "two-sided")
 
@@ -198,3 +198,11 @@ ONES = np.ones(3)
 def test_bad_input_is_refused_in_one_line(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_failures_need_to_be_booleans():
+    # ~1 is -2, which would pick rows in silence.
+    scores, classes = np.arange(20.0), np.zeros(20, int)
+    with pytest.raises(ValueError, match="failed needs booleans"):
+        require_booleans(np.repeat([0, 1], 10))
+    assert per_class(scores, np.repeat([True, False], 10), classes)[0].num_failures == 10

@@ -44,6 +44,7 @@ def default() -> ConfigDict:
     config.densities = ("gaussian_mixture", "gaussian", "maf")  # the first one meets the attacks
     config.alpha = 0.05  # false alarms among images that the classifier gets right
     config.delta = 0.0  # 0: alpha holds on average; else in all but this share of calibrations
+    config.explained = 1.0  # share of the variance of features that densities see
     config.attacks = ("adaptive", "pgd", "fgsm", "deepfool", "carlini_wagner")
     config.attack_norm = "inf"
     config.num_attacked, config.attack_steps, config.attack_restarts = 200, 40, 5

@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dataset, config.image_size = "fashion_mnist", 28
     config.num_labelled, config.num_valid, config.num_calibration = 40_000, 5000, 5000
     config.attack_eps = 0.1
+    config.ramp_steps = 5000  # a teacher of rate 0.999 forgets its start in 5000
     config.augment_shift = 2
     config.num_train_steps, config.batch_size = 10_000, 128
     config.eval_every = config.save_every = 2000

@@ -21,7 +21,8 @@ class FiveSets(NamedTuple):
     valid: Images
     """Those that choose its checkpoint, and whose mistakes may choose a score."""
     density: Images
-    """Those that the density of features is fitted to; their labels are never used."""
+    """Those that the density of features is fitted to; their labels are never used. Classifiers
+    that train on images without labels see them too."""
     calibration: Images
     """Those that set thresholds; the first of the test split, in a random order."""
     test: Images

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Real
 from scipy import special, stats
 
 from scorejax.choices import require, require_known
-from scorejax.density.hypothesis.arguments import require_level
+from scorejax.density.hypothesis.arguments import require_booleans, require_level
 
 POSITIVE = ("failure", "normal")
 
@@ -245,8 +245,7 @@ def _rows(
             f"scores, failed and weights need one shape (n,), n >= 1; got {s.shape}, "
             f"{failed.shape} and {w.shape}"
         )
-    if failed.dtype != bool:
-        raise ValueError(f"failed needs booleans, true for failures; got {failed.dtype}")
+    require_booleans(failed)
     if np.isnan(s).any():
         raise ValueError(f"scores need numbers; row {np.isnan(s).argmax()} is NaN")
     if not (np.isfinite(w) & (w >= 0)).all() or not w.any():

@@ -2,9 +2,9 @@
 """A detector of a classifier's failures with a bound on its false alarms, for any classifier.
 
 It needs features and logits only. The log-density of the features finds inputs that are unlike
-those of training and is nearly blind to ordinary mistakes; the largest softmax probability finds
-mistakes and is nearly blind to such inputs. Each becomes a conformal p-value, and the two together
-one p-value, by Bonferroni's inequality.
+those of training, and few ordinary mistakes; the largest softmax probability finds mistakes, and
+fewer of such inputs. Each becomes a conformal p-value, and the two together one p-value, by
+Bonferroni's inequality.
 
 Source: Shao, Song & Ermon 2020, arXiv:2010.02364, for the density of features; Bates et al. 2021,
 arXiv:2104.08279, for the bounds.
@@ -53,11 +53,12 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     delta : with None, the level holds on average over calibration sets. Else it holds for this
         calibration set, except with probability delta over its rows.
     logit_score : one of `LOGIT_SCORES`.
-    by_class : calibrates rows of each predicted class apart; the level holds inside each class.
+    by_class : calibrates rows of each predicted class apart; the level holds inside each class, and
+        with `delta` in all of them at once.
     held_out : share of the rows of `fit` that calibrate the detector at once; None: none. They must
         be new to the classifier.
     explained : share of the variance of features that the density sees, as principal components.
-        Shifts show in components of small variance, so that 1.0 finds most (docs/results.md).
+        Shifts show in components of small variance (docs/papers/classifier_mistakes.md).
     random_state : seed of the fit, and of the noise of features with repeated values.
     """
 
@@ -93,6 +94,8 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         self._require_options()
         density = get_density(self.density)
         X, logits = self._rows(X, y, logits, reset=True)
+        # Scores of another density are no calibration of this one.
+        vars(self).pop("calibration_", None)
         rng = jax.random.key(self.random_state)
         held = np.zeros(len(X), bool)
         if self.held_out is not None:
@@ -102,6 +105,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         self.preparation_ = FeaturePreparation.of(train, explained=self.explained)
         prepared = self.preparation_(train, rng).x
         self.density_ = density.fit(rng, prepared, **(self.density_options or {}))
+        self.density_name_ = self.density
         self._seen = _digests(train)
         if self.held_out is not None:
             self.calibrate(X[held], logits=None if logits is None else logits[held])
@@ -124,17 +128,23 @@ class FailureDetector(OutlierMixin, BaseEstimator):
                 f"{seen} of {len(X)} calibration rows were fitted to as well: new rows will look "
                 "odd beside them, and false alarms exceed alpha. Calibrate on rows held out"
             )
-        self.with_logits_ = logits is not None
+        self.num_logits_ = 0 if logits is None else logits.shape[1]
+        self.logit_score_, self.by_class_ = self.logit_score, self.by_class
         groups, scores = self._groups(logits, len(X)), self._scores(X, logits)
-        self.calibration_ = {
-            group: {name: values[groups == group] for name, values in scores.items()}
-            for group in np.unique(groups).tolist()
-        }
-        num = len(scores)
-        sizes = {group: int(np.sum(groups == group)) for group in self.calibration_}
-        self.levels_ = {group: num * self.rank(n) / (n + 1) for group, n in sizes.items()}
+        found = np.unique(groups).tolist()
+        sizes = {group: int(np.sum(groups == group)) for group in found}
+        ranks = {group: self._rank(n, len(scores), len(found)) for group, n in sizes.items()}
+        self.levels_ = {group: len(scores) * ranks[group] / (sizes[group] + 1) for group in found}
         self.offset_ = np.nextafter(max(self.levels_.values()), 2.0)
-        self._require_calibration(min(sizes.values()), num)
+        self.calibration_ = {
+            group: {name: np.sort(values[groups == group]) for name, values in scores.items()}
+            for group in found
+        }
+        self.thresholds_ = {
+            group: {name: values[rank - 1] if rank else -np.inf for name, values in kept.items()}
+            for (group, kept), rank in zip(self.calibration_.items(), ranks.values(), strict=True)
+        }
+        self._require_calibration(min(sizes.values()), len(scores), len(found))
         return self
 
     def p_values(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> Float[np.ndarray, "n"]:
@@ -188,7 +198,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         check_is_fitted(self, "density_")
         X, _ = self._rows(X, None, None)
         rng = row_keys(jax.random.key(self.random_state), len(X))
-        stream = _density_stream(self.density, self.preparation_)
+        stream = _density_stream(self.density_name_, self.preparation_)
         rows = joined(stream(self.density_, {"x": X, "rng": rng}, AT_ONCE))
         return {name: np.asarray(values, float) for name, values in rows.items()}
 
@@ -220,32 +230,33 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     def _calibrated_rows(self, X: ArrayLike, logits: ArrayLike | None) -> tuple:
         check_is_fitted(self, "calibration_", msg="%(name)s is not calibrated: call calibrate")
         X, logits = self._rows(X, None, logits)
-        if (logits is not None) != self.with_logits_:
-            had, needs = ("", "need them") if self.with_logits_ else ("no ", "take none")
-            raise ValueError(f"calibrate had {had}logits, so that p-values {needs}")
+        num = 0 if logits is None else logits.shape[1]
+        if num != self.num_logits_:
+            had = f"logits (n, {self.num_logits_})" if self.num_logits_ else "no logits"
+            given = f"(n, {num})" if num else "none"
+            raise ValueError(f"calibrate had {had}, and p-values need the same; got {given}")
         return X, logits
 
     def _scores(self, X: np.ndarray, logits: np.ndarray | None) -> dict[str, np.ndarray]:
         scores = {"density": self.density_scores(X)["density"]}
         if logits is not None:
-            values = SCORES[self.logit_score].score((), X, logits)
-            scores[self.logit_score] = np.asarray(values, float)
+            values = SCORES[self.logit_score_].score((), X, logits)
+            scores[self.logit_score_] = np.asarray(values, float)
         return scores
 
     def _groups(self, logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
-        return logits.argmax(axis=1) if self.by_class else np.zeros(num, int)
+        return logits.argmax(axis=1) if self.by_class_ else np.zeros(num, int)
 
-    def rank(self, size: int) -> int:
+    def _rank(self, size: int, num_scores: int, num_groups: int) -> int:
         """Rank, among so many calibration scores, up to which each of the scores flags a row."""
-        num_scores = 1 + self.with_logits_
         level = self.alpha / num_scores
         if self.delta is None:
             return conformal.marginal_rank(size, level)
-        share = self.delta / num_scores
+        share = self.delta / (num_scores * num_groups)
         return conformal.training_conditional_rank(size, level, delta=share)
 
-    def _require_calibration(self, size: int, num_scores: int) -> None:
-        delta = None if self.delta is None else self.delta / num_scores
+    def _require_calibration(self, size: int, num_scores: int, num_groups: int) -> None:
+        delta = None if self.delta is None else self.delta / (num_scores * num_groups)
         promised = num_scores * conformal.smallest_alpha(size, delta=delta)
         if promised > self.alpha:
             needed = conformal.calibration_size(self.alpha / num_scores, delta=delta)

@@ -37,6 +37,12 @@ def require_lengths(**arrays: Shaped[np.ndarray, "..."]) -> None:
         raise ValueError(f"rows need to match; got {lengths}")
 
 
+def require_booleans(failed: Shaped[np.ndarray, "n"]) -> None:
+    """Raises ValueError for other types: ~1 is -2, and picks a row."""
+    if failed.dtype != bool:
+        raise ValueError(f"failed needs booleans, True for failures; got {failed.dtype}")
+
+
 def p_value_array(
     p_values: Real[ArrayLike, "n"], *, zero_allowed: bool = True
 ) -> Float[np.ndarray, "n"]:

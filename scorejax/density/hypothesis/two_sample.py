@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Real, Shaped
 from scipy import stats
 
 from scorejax.choices import choose, require, require_known
-from scorejax.density.hypothesis.arguments import require_lengths, score_array
+from scorejax.density.hypothesis.arguments import require_booleans, require_lengths, score_array
 from scorejax.density.hypothesis.multiple_testing import holm
 
 ALTERNATIVES = ("greater", "less", "two-sided")
@@ -152,10 +152,12 @@ def per_class(
 
     A pooled test may be significant only because some classes are both harder and less likely.
     Classes with fewer than `least` examples on either side are not tested.
-    Raises: ValueError if lengths differ, for a NaN, or as the test.
+    Raises: ValueError if lengths differ, for a NaN, for `failed` that are not booleans, or as the
+    test.
     """
     scores, failed, classes = score_array("scores", scores), np.asarray(failed), np.asarray(classes)
     require_lengths(scores=scores, failed=failed, classes=classes)
+    require_booleans(failed)
     labels, row_label = np.unique(classes, return_inverse=True)
     samples = [
         (scores[(row_label == i) & ~failed], scores[(row_label == i) & failed])

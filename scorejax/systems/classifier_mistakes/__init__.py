@@ -3,8 +3,9 @@
 
 Two stages. The model "classifier" is trained, by labels and on images without labels. The model
 "detector" has that run as an input (`classifier`, its working directory): it fits densities to
-features of images that the classifier has not seen, calibrates them together with the softmax, and
-reports what they find. `launch.evaluate --config=` writes the report; there is nothing to train.
+features of images whose labels the classifier has not seen, calibrates them together with the
+softmax on images that it has not seen at all, and reports what they find. The run decides the data
+and their division. `launch.evaluate --config=` writes the report; there is nothing to train.
 
 Source: Shao, Song & Ermon 2020, arXiv:2010.02364. No code was published; layers, densities, attacks
 and numbers are this library's.
@@ -44,8 +45,8 @@ CLASSIFIER_KEYS = (
     "beta1", "beta2",
 )  # fmt: skip
 DETECTOR_KEYS = (
-    "classifier", "densities", "alpha", "delta", "attacks", "attack_norm", "attack_eps",
-    "num_attacked", "attack_steps", "attack_restarts",
+    "classifier", "densities", "alpha", "delta", "explained", "attacks", "attack_norm",
+    "attack_eps", "num_attacked", "attack_steps", "attack_restarts",
 )  # fmt: skip
 KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
@@ -126,6 +127,7 @@ def detector(config: ConfigDict) -> Detector:
     counts = ("num_attacked", "attack_steps", "attack_restarts")
     require(config, counts, lambda v: v >= 1, "to be at least 1")
     require(config, ("alpha",), lambda v: 0 < v < 1, "to lie in (0, 1)")
+    require(config, ("explained",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     require(config, ("delta",), lambda v: 0 <= v < 1, "to be 0, or to lie in (0, 1)")
     return Detector(
         workdir=config.classifier,
@@ -133,6 +135,7 @@ def detector(config: ConfigDict) -> Detector:
         densities=tuple(config.densities),
         alpha=config.alpha,
         delta=config.delta or None,
+        explained=config.explained,
         attacks=tuple(config.attacks),
         ball=Ball(config.attack_norm, config.attack_eps),
         num_attacked=config.num_attacked,

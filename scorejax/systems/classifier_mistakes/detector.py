@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from scorejax import runs
@@ -39,6 +39,8 @@ class Detector:
     densities: Sequence[str]
     alpha: float
     delta: float | None
+    explained: float
+    """Share of the variance of features that densities see, as principal components."""
     attacks: Sequence[str]
     ball: Ball
     num_attacked: int
@@ -72,6 +74,7 @@ class Detector:
         held = self.outputs(classifier.as_input(sets.calibration))
         right = held.logits.argmax(axis=1) == sets.calibration.label
         options = {"alpha": self.alpha, "delta": self.delta, "random_state": self.seed}
+        options |= {"explained": self.explained}
         detectors = {}
         for name in self.densities:
             detector = FailureDetector(name, **options).fit(rows.pre_activations)
@@ -106,7 +109,7 @@ class Detector:
         """Logits, and the smaller margin of both scores above their thresholds, differentiable.
 
         Each margin is in standard deviations of the score on calibration images. A row is flagged
-        if it is not positive.
+        if it is negative.
         """
         name, detector = next(iter(self.fitted.items()))
         found = self.first_stage.classify(variables, x)
@@ -115,10 +118,10 @@ class Detector:
         density = density + detector.preparation_.log_det
         margins = []
         for score, values in (("density", density), ("max_softmax", max_softmax(found.logits))):
-            calibration = detector.calibration_[0][score]
-            threshold = np.sort(calibration)[max(detector.rank(len(calibration)) - 1, 0)]
-            margins.append((values - threshold) / calibration.std())
-        return found.logits, jax.numpy.minimum(*margins)
+            threshold, kept = detector.thresholds_[0][score], detector.calibration_[0][score]
+            if np.isfinite(threshold):  # Else there are too few rows to flag any.
+                margins.append((values - threshold) / kept.std())
+        return found.logits, functools.reduce(jnp.minimum, margins, jnp.ones(len(x)))
 
     def failures(self) -> dict[str, Source]:
         """Failures by name beside the normal images that they are told from."""
@@ -133,9 +136,9 @@ class Detector:
             found[attack] = sources.attacked(
                 attack, self.classify, self.run.variables, victims, options
             )
-        found["mistakes"] = Source(images[~right], images[right], f"accuracy {right.mean():.3f}")
+        found["mistakes"] = Source(images[~right], images[right])
         for name, others in sources.out_of_distribution(images).items():
-            found[name] = Source(others, images[right])
+            found[name] = Source(others, images[right], independent=name != "turned")
         return found
 
     def data_metrics(self) -> Metrics:

@@ -59,26 +59,36 @@ def source_report(
         return scalars, {}
     failures, normal = model.scores(source.failures), model.scores(source.normal)
     failed = np.repeat([True, False], [num, len(source.normal)])
+    if source.success is not None:
+        scalars[f"{name}/success"] = source.success
     for score, values in failures.items():
         both = np.concatenate([values, normal[score]])
-        scalars |= {f"{name}/{score}/{k}": v for k, v in detected(both, failed).items()}
-        if score.startswith("pair"):
-            scalars[f"{name}/{score}/flagged"] = float(np.mean(values <= model.alpha))
+        found = detected(both, failed, independent=source.independent)
+        scalars |= {f"{name}/{score}/{k}": v for k, v in found.items()}
+    for density, detector in model.fitted.items():
+        flagged = failures[f"pair, {density}"] <= detector.levels_[0]
+        scalars[f"{name}/pair, {density}/flagged"] = float(np.mean(flagged))
     return scalars, source_pictures(model, name, source, failures, normal)
 
 
-def detected(scores: np.ndarray, failed: np.ndarray) -> dict[str, float]:
-    """How well scores tell failures, the positives, from normal examples."""
-    interval = detection.delong_interval(scores, failed)
-    return {
-        "auroc": interval.estimate,
-        "auroc_low": interval.low,
-        "auroc_high": interval.high,
+def detected(
+    scores: np.ndarray, failed: np.ndarray, *, independent: bool = True
+) -> dict[str, float]:
+    """How well scores tell failures, the positives, from normal examples.
+
+    The interval of the AUROC and the p-value are left out if rows are not independent.
+    """
+    found = {
+        "auroc": detection.auroc(scores, failed),
         "aupr": detection.average_precision(scores, failed),
         "fpr95": detection.fpr_at_tpr(scores, failed),
         "aurc": detection.aurc(scores, failed),
-        "p_value": mann_whitney(scores[~failed], scores[failed]).p_value,
     }
+    if independent:
+        interval = detection.delong_interval(scores, failed)
+        found |= {"auroc_low": interval.low, "auroc_high": interval.high}
+        found["p_value"] = mann_whitney(scores[~failed], scores[failed]).p_value
+    return found
 
 
 def class_tests(model: "Detector", density: str) -> dict[str, float]:

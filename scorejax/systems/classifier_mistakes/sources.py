@@ -34,7 +34,10 @@ class Source(NamedTuple):
 
     failures: np.ndarray
     normal: np.ndarray
-    note: str = ""
+    independent: bool = True
+    """Whether no image of one is made from an image of the other: intervals assume it."""
+    success: float | None = None
+    """Share of attacks that succeed, the adaptive one unnoticed."""
 
 
 class AttackOptions(NamedTuple):
@@ -82,20 +85,25 @@ def attacked(
     victims: Victims,
     options: AttackOptions,
 ) -> Source:
-    """Successful attacks, beside their clean images and those with noise of the same norm."""
+    """Successful attacks, beside their clean images and those with noise of the same norm.
+
+    Noisy images that the classifier gets wrong are no normal images, and are left out.
+    """
 
     def run(variables: Variables, rows: Batch) -> dict[str, Array]:
         attack_rng, noise_rng = split(rows["rng"])
         detected = lambda x: classify(variables, x)
         found = ATTACKS[attack](attack_rng, detected, rows["image"], rows["label"], options)
         noise = equal_norm_noise(noise_rng, rows["image"], found.x)
-        return {"image": found.x, "success": found.success, "noise": noise}
+        right = jnp.argmax(classify(variables, noise)[0], axis=1) == rows["label"]
+        return {"image": found.x, "success": found.success, "noise": noise, "right": right}
 
     rows = victims._asdict() | {"rng": row_keys(jax.random.key(0), len(victims.label))}
     found = joined(make_stream(run)(variables, rows, AT_ONCE))
     hit = found["success"]
-    normal = np.concatenate([victims.image[hit], found["noise"][hit]])
-    return Source(found["image"][hit], normal, f"{hit.mean():.3f} of the attacks succeed")
+    noisy = found["noise"][hit & found["right"]]
+    normal = np.concatenate([victims.image[hit], noisy])
+    return Source(found["image"][hit], normal, independent=False, success=float(hit.mean()))
 
 
 def out_of_distribution(test: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must stand before JAX starts: two fake devices, strict shapes, a compilation cache."""
 
+import gc
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -27,6 +28,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_finish() -> None:
+    # Modules and tests stay until the end: collections of garbage need not go through them again,
+    # nor as often as for a program of a few small objects. It saves a sixteenth of the time.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def all_images(levels: GreyLevels) -> jax.Array:
     return levels.value(jnp.asarray(pairs).reshape(-1, 1, 2, 1))
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [pytest.param("score", marks=pytest.mark.slow), "mixture"])
 def test_probabilities_of_all_images_sum_to_one(head):
     model, variables = two_pixels(head)
     terms = model.conditionals(variables, all_images(model.levels))

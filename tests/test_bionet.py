@@ -181,6 +181,7 @@ def test_recomputed_passes_have_the_same_gradients_and_statistics():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * scale), *results)
 
 
+@pytest.mark.slow  # the gradients of recomputed passes are tested by default
 def test_what_the_backward_pass_keeps_does_not_grow_with_recomputed_passes():
     def kept_bytes(num_passes, remat):
         net = torch_bionet(num_passes=num_passes, remat=remat, **WIDTHS)

@@ -78,9 +78,8 @@ PRINTED = {
 
 def run_by_default(path):
     # These compile for half a minute or more. What they call is in test_launch.py, test_ncsnv2.py,
-    # test_bionet_system.py, test_recovery.py and test_ar_csm.py.
-    slow = ("00_quickstart", "01_ncsnv2", "03_bionet", "05_recovery_likelihood", "06_ar_csm")
-    marks = [pytest.mark.slow] * (path.stem in slow)
+    # test_fd_score_matching.py, test_bionet_system.py, test_recovery.py and test_ar_csm.py.
+    marks = [pytest.mark.slow] * (path.stem != "04_brepartition")
     return pytest.param(path, id=path.stem, marks=marks)
 
 

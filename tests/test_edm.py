@@ -151,6 +151,7 @@ def pickles(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow  # test_import_weights.py makes runs of published files by default
 def test_a_published_pickle_becomes_a_run(pickles, tmp_path):
     flags = [f"--config.{key}={value}" for key, value in FLAGS.items()]
     said = commands.run(

@@ -95,6 +95,7 @@ def test_sample_by_the_ode_in_chunks(workdir, tmp_path):
     assert (saved["nfe"] >= 9).all() and len(np.unique(saved["images"], axis=0)) == 5
 
 
+@pytest.mark.slow  # test_sample_writes_what_the_sampler_draws runs the command by default
 def test_sample_by_heun_spends_the_evaluations_that_it_is_given(workdir, trained, tmp_path):
     argv = ("--sampler=heun", "--nfe=10", "--num=2", "--seed=5", f"--out={tmp_path}/heun")
     run("sample", f"--workdir={workdir}", *argv)

@@ -126,6 +126,12 @@ def test_a_joint_density_is_the_sum_of_its_conditionals():
     measured = log_prob(gaussian_head, model.contexts, jnp.asarray(x), low=-15.0, high=15.0)
     # 1e-4 nats a dimension.
     np.testing.assert_allclose(measured, joint, atol=5e-4)
+
+
+@pytest.mark.slow
+def test_parts_of_the_work_give_the_same_conditionals():
+    sigma = covariance(5)
+    model, x = Conditionals.of(sigma), draws(sigma, 20)
     c = model.contexts(jnp.asarray(x))
     parts = [
         conditional_log_probs(

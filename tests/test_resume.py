@@ -380,6 +380,7 @@ def test_a_config_without_a_key_is_refused(tmp_path):
         train(build(CONFIG), config, tmp_path / "run")
 
 
+@pytest.mark.slow  # a full disk is one of the mistakes of test_bad_input.py
 def test_a_disk_that_fills_up_stops_the_run_with_one_line(tmp_path):
     with mounted(tmp_path, "-t", "tmpfs", "-o", "size=800k", "tmpfs"):
         assert finish(tmp_path, "--num_train_steps=8")[0] == 0

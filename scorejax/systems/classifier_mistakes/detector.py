@@ -121,7 +121,8 @@ class Detector:
             threshold, kept = detector.thresholds_[0][score], detector.calibration_[0][score]
             if np.isfinite(threshold):  # Else there are too few rows to flag any.
                 margins.append((values - threshold) / kept.std())
-        return found.logits, functools.reduce(jnp.minimum, margins, jnp.ones(len(x)))
+        lowest = functools.reduce(jnp.minimum, margins) if margins else jnp.ones(len(x))
+        return found.logits, lowest
 
     def failures(self) -> dict[str, Source]:
         """Failures by name beside the normal images that they are told from."""

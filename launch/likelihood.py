@@ -7,7 +7,7 @@ python -m launch.likelihood --workdir=runs/digits --num=100 --repeats=20 --impor
 python -m launch.likelihood --workdir=runs/photos --images=my/pictures
 python -m launch.likelihood --workdir=runs/magic --split=valid
 
-Rows of tables are in the units of the model, standardised say; "log_det" leads to raw units.
+Densities of tables are in the units of the model, of standardised rows say.
 
 A killed call resumes at its last chunk of examples.
 """

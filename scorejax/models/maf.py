@@ -11,19 +11,16 @@ Source: Papamakarios et al. 2017, arXiv:1705.07057.
 
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from scorejax.choices import require
+from scorejax.models.flow import GaussianFlow
 from scorejax.models.masked_ar import MaskedTrunk
-from scorejax.numerics import gaussian_log_prob
-from scorejax.random import Rng, normal
-from scorejax.typing import Shape
 
 
-class MaskedAutoregressiveFlow(nn.Module):
+class MaskedAutoregressiveFlow(GaussianFlow):
     """Flow on rows of `dim` coordinates; calling it on x (b, d) returns log_prob(x).
 
     |a_i| < `max_log_scale` in each of the `num_blocks` blocks. A new flow is the identity.
@@ -54,14 +51,6 @@ class MaskedAutoregressiveFlow(nn.Module):
             for i in range(self.num_blocks)
         ]
 
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b"]:
-        return self.log_prob(x)
-
-    def log_prob(self, x: Float[Array, "b d"]) -> Float[Array, "b"]:
-        """Log-density of each row, in nats."""
-        z, log_det = self.forward(x)
-        return gaussian_log_prob(z, 1.0) + log_det
-
     def forward(self, x: Float[Array, "b d"]) -> tuple[Float[Array, "b d"], Float[Array, "b"]]:
         """Latent codes of x and the log-determinants of the Jacobian."""
         log_det = jnp.zeros_like(x[:, 0])
@@ -76,10 +65,6 @@ class MaskedAutoregressiveFlow(nn.Module):
         for block in reversed(self.blocks):
             z = self._inverse_of(block, z)
         return z
-
-    def sample(self, rng: Rng, shape: Shape) -> Float[Array, "b d"]:
-        """Draws independent rows of `shape` (b, d), each from its own key if there are several."""
-        return self.inverse(normal(rng, shape))
 
     def _affine(self, c: Float[Array, "*b 2"]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
         """Shift m and log-scale a from a context."""

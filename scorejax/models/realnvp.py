@@ -18,10 +18,8 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 
 from scorejax.choices import require
+from scorejax.models.flow import GaussianFlow
 from scorejax.models.mlp import SmoothPerceptron
-from scorejax.numerics import gaussian_log_prob
-from scorejax.random import Rng, normal
-from scorejax.typing import Shape
 
 SMALLEST_VARIANCE = 1e-6
 """Added to the variances of the batch that initialises an ActNorm."""
@@ -107,7 +105,7 @@ class AffineCoupling(nn.Module):
         return fixed, moved, self.max_log_scale * jnp.tanh(raw / self.max_log_scale), shift
 
 
-class RealNVP(nn.Module):
+class RealNVP(GaussianFlow):
     """Flow on rows of `dim` coordinates; calling it on x (b, d) returns log_prob(x).
 
     Each of the `num_blocks` blocks is an ActNorm, an InvertibleLinear and an AffineCoupling.
@@ -139,14 +137,6 @@ class RealNVP(nn.Module):
             for layer in (ActNorm(), InvertibleLinear(i), AffineCoupling(*coupling))
         ]
 
-    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b"]:
-        return self.log_prob(x)
-
-    def log_prob(self, x: Float[Array, "b d"]) -> Float[Array, "b"]:
-        """Log-density of each row, in nats."""
-        z, log_det = self.forward(x)
-        return gaussian_log_prob(z, 1.0) + log_det
-
     def forward(self, x: Float[Array, "b d"]) -> tuple[Float[Array, "b d"], Float[Array, "b"]]:
         """Latent codes of x and the log-determinants of the Jacobian."""
         total = jnp.zeros_like(x[:, 0])
@@ -160,7 +150,3 @@ class RealNVP(nn.Module):
         for layer in reversed(self.layers):
             z = layer.inverse(z)
         return z
-
-    def sample(self, rng: Rng, shape: Shape) -> Float[Array, "b d"]:
-        """Draws independent rows of `shape` (b, d), each from its own key if there are several."""
-        return self.inverse(normal(rng, shape))

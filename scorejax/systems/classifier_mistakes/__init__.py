@@ -16,7 +16,6 @@ import math
 
 import flax.linen as nn
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from scorejax import runs
@@ -95,7 +94,7 @@ def classifier(config: ConfigDict) -> Classifier:
     return Classifier(
         data=data,
         network=network(config),
-        tx=tx(config),
+        tx=decaying_adam_from_config(config),
         unlabelled=(
             unlabelled_loss(config.objective, augment, eps=config.vat_eps) if unlabelled else None
         ),
@@ -110,11 +109,6 @@ def network(config: ConfigDict) -> nn.Module:
     """The classifier's network: "conv", a small one, or "wide_resnet", WRN-28-10."""
     networks = {"conv": ConvClassifier, "wide_resnet": WideClassifier}
     return choose("network", config.network, networks)(num_classes=config.num_classes)
-
-
-def tx(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam with the config's schedule."""
-    return decaying_adam_from_config(config)
 
 
 def detector(config: ConfigDict) -> Detector:

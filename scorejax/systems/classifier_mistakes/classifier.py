@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import flax.linen as nn
 import jax
@@ -80,23 +80,24 @@ class Classifier:
         return {"accuracy": self._accuracy}
 
     def _accuracy(self) -> Metric:
-        images, stream = self.sets.valid, make_stream(self._outputs)
+        images = self.sets.valid
+        x = self.as_input(images)
 
         def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-            rows = {"image": self.as_input(images)}
-            logits = joined(stream(variables, rows, self.batch_size))["logits"]
+            logits = self.outputs(variables, x)["logits"]
             accuracy = np.mean(logits.argmax(axis=1) == images.label, dtype=float)
             return Evaluation({"accuracy": float(accuracy)}, {})
 
         return metric
 
-    def _outputs(self, variables: Variables, rows: Batch) -> dict[str, Array]:
-        return self.classify(variables, rows["image"])._asdict()
+    @functools.cached_property
+    def _stream(self) -> Callable[..., Iterator]:
+        """Compiled once for all images."""
+        return make_stream(lambda variables, rows: self.classify(variables, **rows)._asdict())
 
     def outputs(self, variables: Variables, images: Array) -> dict[str, np.ndarray]:
         """Logits, features and pre-activations of images in [0, 1], computed in chunks."""
-        stream = make_stream(self._outputs)
-        return joined(stream(variables, {"image": images}, self.batch_size))
+        return joined(self._stream(variables, {"x": images}, self.batch_size))
 
     def as_input(self, images: Images) -> np.ndarray:
         """Stored images as the classifier sees them, in [0, 1]."""

@@ -30,6 +30,15 @@ class Outputs(NamedTuple):
     features: np.ndarray
 
 
+class Tested(NamedTuple):
+    """Test images in [0, 1], their labels, the classifier's outputs, and whether it is right."""
+
+    images: np.ndarray
+    label: np.ndarray
+    outputs: Outputs
+    right: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Detector:
     """Detectors of the failures of the classifier in the run `workdir`, one for each density."""
@@ -62,6 +71,14 @@ class Detector:
         """Logits and features of images in [0, 1]."""
         found = self.first_stage.outputs(self.run.variables, images)
         return Outputs(*(found[name] for name in Outputs._fields))
+
+    @functools.cached_property
+    def tested(self) -> Tested:
+        """The test images, and what the classifier makes of them."""
+        test = self.first_stage.sets.test
+        images = self.first_stage.as_input(test)
+        outputs = self.outputs(images)
+        return Tested(images, test.label, outputs, outputs.logits.argmax(axis=1) == test.label)
 
     @functools.cached_property
     def fitted(self) -> dict[str, FailureDetector]:
@@ -126,12 +143,9 @@ class Detector:
 
     def failures(self) -> dict[str, Source]:
         """Failures by name beside the normal images that they are told from."""
-        classifier, test = self.first_stage, self.first_stage.sets.test
-        images = classifier.as_input(test)
-        logits = self.outputs(images).logits
-        right = logits.argmax(axis=1) == test.label
+        images, label, outputs, right = self.tested
         found = {}
-        victims = sources.victims_of(images, test.label, logits, self.num_attacked)
+        victims = sources.victims_of(images, label, outputs.logits, self.num_attacked)
         options = AttackOptions(self.ball, self.num_steps, self.num_restarts, 0.0)
         for attack in self.attacks:
             found[attack] = sources.attacked(

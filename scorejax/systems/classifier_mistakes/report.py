@@ -38,9 +38,7 @@ def failures_metric(model: "Detector") -> Metric:
 
 def calibration_scalars(model: "Detector") -> dict[str, float]:
     """Number of calibration rows, and the share of normal test images that each pair flags."""
-    classifier, test = model.first_stage, model.first_stage.sets.test
-    rows = model.outputs(classifier.as_input(test))
-    right = rows.logits.argmax(axis=1) == test.label
+    _, _, rows, right = model.tested
     scalars = {"accuracy": float(right.mean())}
     for name, detector in model.fitted.items():
         flagged = detector.predict(rows.pre_activations[right], logits=rows.logits[right]) == -1
@@ -93,11 +91,10 @@ def detected(
 
 def class_tests(model: "Detector", density: str) -> dict[str, float]:
     """Holm-adjusted p-values, by predicted class, that mistakes have a lower density."""
-    test = model.first_stage.sets.test
-    rows = model.outputs(model.first_stage.as_input(test))
+    _, label, rows, _ = model.tested
     scores = model.fitted[density].density_scores(rows.pre_activations)["density"]
     predicted = rows.logits.argmax(axis=1)
-    tests = per_class(scores, predicted != test.label, predicted, least=LEAST)
+    tests = per_class(scores, predicted != label, predicted, least=LEAST)
     return {
         f"mistakes/class_{test.label}/p_value": test.adjusted_p_value
         for test in tests

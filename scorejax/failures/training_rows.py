@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the rows that scores are fitted to; each names the first value that is wrong."""
 
+import hashlib
+
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
@@ -15,7 +17,8 @@ def finite_rows(values: ArrayLike, name: str = "features") -> Float[np.ndarray, 
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
-            f"{name} need to be finite; got {values[row, column]} in row {row}, column {column}."
+            f"{name} need to be finite; got {values[row, column]} in row {row}, column {column}. "
+            "Drop rows of infinities or NaN."
         )
     return values
 
@@ -62,3 +65,9 @@ def require_all_classes(labels: np.ndarray, num_classes: int, rows: str) -> None
             f"each class needs {rows}; class {missing[0]} of {num_classes} has none. Number the "
             "classes 0, 1, ... without gaps, or leave this score out."
         )
+
+
+def row_digests(rows: Float[np.ndarray, "n d"]) -> list[bytes]:
+    """A digest of each row; rows of equal numbers have equal ones, in 0 and -0 too."""
+    plus_zero = rows + np.zeros((), rows.dtype)
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in plus_zero]

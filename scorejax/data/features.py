@@ -8,6 +8,7 @@ is measured by its norm.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -136,16 +137,19 @@ class FeaturePreparation:
         if self.unit_norm:
             rows = rows / jnp.maximum(norm_except_batch(rows), TINY)[:, None]
         as_rows = lambda values: jnp.asarray(values, rows.dtype)
+        # Whitening magnifies rounding along components of small variance.
+        matmul = functools.partial(jnp.matmul, precision="highest")
         off = rows[:, self.kept] - as_rows(self.mean)[None]
         directions, matrix = as_rows(self.directions), as_rows(self.whitening.matrix)
-        along = off @ directions
-        outside = off - along @ directions.T
+        along = matmul(off, directions)
+        outside = off - matmul(along, directions.T)
         if rng is not None and self.noise.any():
             rngs = rng if rng.ndim else row_keys(rng, len(rows))
             noise = as_rows(self.noise)[None] * normal(rngs, off.shape, rows.dtype)
-            along = along + noise @ directions
+            along = along + matmul(noise, directions)
         dead = rows[:, self.dead] - as_rows(self.constants)[None]
-        return Prepared(along @ matrix, norm_except_batch(outside), norm_except_batch(dead))
+        whitened = matmul(along, matrix)
+        return Prepared(whitened, norm_except_batch(outside), norm_except_batch(dead))
 
 
 def principal_directions(rows: Float[np.ndarray, "n d"], explained: float) -> np.ndarray:

@@ -7,6 +7,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 
+from scorejax.density.rows import checked_labels
+
 
 def finite_rows(values: ArrayLike, name: str = "features") -> Float[np.ndarray, "n d"]:
     """The rows in double precision. Raises: ValueError for no rows, or one that is not finite."""
@@ -42,29 +44,8 @@ def labelled_rows(
 
     Raises: ValueError unless each row has a label 0 .. num_classes - 1, and each class a row.
     """
-    features, labels = finite_rows(features), np.asarray(labels)
-    if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{len(features)} rows of features need as many integer labels; got {labels.dtype} "
-            f"{labels.shape}."
-        )
-    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels need to lie in 0 .. {num_classes - 1}; got {labels.min()} .. {labels.max()}."
-        )
-    require_all_classes(labels, num_classes, "training rows")
-    return features, labels, num_classes
-
-
-def require_all_classes(labels: np.ndarray, num_classes: int, rows: str) -> None:
-    """Raises: ValueError naming the first class that has no label among these rows."""
-    missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-    if len(missing):
-        raise ValueError(
-            f"each class needs {rows}; class {missing[0]} of {num_classes} has none. Number the "
-            "classes 0, 1, ... without gaps, or leave this score out."
-        )
+    features = finite_rows(features)
+    return features, *checked_labels(labels, len(features), num_classes)
 
 
 def row_digests(rows: Float[np.ndarray, "n d"]) -> list[bytes]:

@@ -147,6 +147,12 @@ def test_a_detector_needs_a_classifier_and_is_not_trained():
         systems.load_model(config).data_metrics()["failures"]()
 
 
+def test_a_detector_of_another_data_set_is_refused_in_one_line(workdir):
+    with pytest.raises(ValueError, match="is a run on 'digits', and this config is of") as error:
+        _ = detector(workdir, dataset="fashion_mnist").first_stage
+    assert "\n" not in str(error.value)
+
+
 def test_the_network_of_cifar10_in_full_takes_its_images():
     model = systems.load_model(cifar10.get_config())
     init = functools.partial(model.network.init_with_output, jax.random.key(0))

@@ -4,8 +4,10 @@
 Two stages. The model "classifier" is trained, by labels and on images without labels. The model
 "detector" has that run as an input (`classifier`, its working directory): it fits densities to
 features of images whose labels the classifier has not seen, calibrates them together with the
-softmax on images that it has not seen at all, and reports what they find. The run decides the data
-and their division. `launch.evaluate --config=` writes the report; there is nothing to train.
+softmax on images that it has not seen at all, and reports what they find. The run's own config
+decides the data, their division and the network: of the detector's config only `DETECTOR_KEYS` and
+`seed` are read, and `dataset` has to agree. `launch.evaluate --config=` writes the report; there is
+nothing to train.
 
 Source: Shao, Song & Ermon 2020, arXiv:2010.02364. No code was published; layers, densities, attacks
 and numbers are this library's.
@@ -125,7 +127,7 @@ def detector(config: ConfigDict) -> Detector:
     require(config, ("delta",), lambda v: 0 <= v < 1, "to be 0, or to lie in (0, 1)")
     return Detector(
         workdir=config.classifier,
-        make_classifier=lambda: trained_classifier(config.classifier),
+        make_classifier=lambda: trained_classifier(config.classifier, config.dataset),
         densities=tuple(config.densities),
         alpha=config.alpha,
         delta=config.delta or None,
@@ -139,8 +141,11 @@ def detector(config: ConfigDict) -> Detector:
     )
 
 
-def trained_classifier(workdir: str) -> Classifier:
-    """The classifier of a run. Raises: ValueError, FileNotFoundError if there is none."""
+def trained_classifier(workdir: str, dataset: str) -> Classifier:
+    """The classifier of a run, as its own config says.
+
+    Raises: ValueError, FileNotFoundError if there is none, or for one of another data set.
+    """
     if not workdir:
         raise ValueError("set --config.classifier to the workdir of a trained classifier")
     config = runs.read_config(workdir)
@@ -148,5 +153,10 @@ def trained_classifier(workdir: str) -> Classifier:
         raise ValueError(
             f"--config.classifier={workdir} is a run of {config.get('system')!r}, and no "
             "classifier of 'classifier_mistakes'"
+        )
+    if config.dataset != dataset:
+        raise ValueError(
+            f"--config.classifier={workdir} is a run on {config.dataset!r}, and this config is of "
+            f"{dataset!r}: attacks are sized by it. Take the config of {config.dataset!r}"
         )
     return classifier(config)

@@ -115,12 +115,22 @@ class Detector:
         rows = self.outputs(images)
         values = {}
         for name, detector in self.fitted.items():
-            values[name] = detector.density_scores(rows.pre_activations)["density"]
-            values[f"pair, {name}"] = detector.p_values(rows.pre_activations, logits=rows.logits)
+            found = detector.scored(rows.pre_activations, logits=rows.logits)
+            values[name], values[f"pair, {name}"] = found.scores["density"], found.pair
         for name, score in SCORES.items():
-            found = score.score(self.others[name], rows.features, rows.logits)
-            values[name] = np.asarray(found, float)
+            others = score.score(self.others[name], rows.features, rows.logits)
+            values[name] = np.asarray(others, float)
         return values
+
+    @functools.cached_property
+    def normal(self) -> np.ndarray:
+        """The test images that the classifier gets right, beside which most failures stand."""
+        return self.tested.images[self.tested.right]
+
+    @functools.cached_property
+    def normal_scores(self) -> dict[str, np.ndarray]:
+        """`scores` of `normal`."""
+        return self.scores(self.normal)
 
     def classify(self, variables: Variables, x: Array) -> tuple[Array, Array]:
         """Logits, and the smaller margin of both scores above their thresholds, differentiable.
@@ -151,9 +161,9 @@ class Detector:
             found[attack] = sources.attacked(
                 attack, self.classify, self.run.variables, victims, options
             )
-        found["mistakes"] = Source(images[~right], images[right])
+        found["mistakes"] = Source(images[~right], self.normal)
         for name, others in sources.out_of_distribution(images).items():
-            found[name] = Source(others, images[right], independent=name != "turned")
+            found[name] = Source(others, self.normal, independent=name != "turned")
         return found
 
     def data_metrics(self) -> Metrics:

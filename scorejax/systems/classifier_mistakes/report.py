@@ -38,10 +38,9 @@ def failures_metric(model: "Detector") -> Metric:
 
 def calibration_scalars(model: "Detector") -> dict[str, float]:
     """Number of calibration rows, and the share of normal test images that each pair flags."""
-    _, _, rows, right = model.tested
-    scalars = {"accuracy": float(right.mean())}
+    scalars = {"accuracy": float(model.tested.right.mean())}
     for name, detector in model.fitted.items():
-        flagged = detector.predict(rows.pre_activations[right], logits=rows.logits[right]) == -1
+        flagged = model.normal_scores[f"pair, {name}"] <= detector.levels_[0]
         scalars[f"false_alarms/{name}"] = float(flagged.mean())
         scalars["calibration_rows"] = float(len(detector.calibration_[0]["density"]))
     return scalars
@@ -55,7 +54,8 @@ def source_report(
     scalars = {f"{name}/failures": float(num), f"{name}/normal": float(len(source.normal))}
     if num < LEAST:
         return scalars, {}
-    failures, normal = model.scores(source.failures), model.scores(source.normal)
+    failures = model.scores(source.failures)
+    normal = model.normal_scores if source.normal is model.normal else model.scores(source.normal)
     failed = np.repeat([True, False], [num, len(source.normal)])
     if source.success is not None:
         scalars[f"{name}/success"] = source.success

@@ -60,26 +60,6 @@ def held_out_examples(
     return x, data.density_examples(rng, num_density)
 
 
-def held_out_rows(
-    measure: Callable[[Any, Batch], dict[str, Array]],
-    x: np.ndarray,
-    *,
-    batch_size: int,
-    field: str = "image",
-) -> Callable[[Any], dict[str, np.ndarray]]:
-    """Builds variables -> measure(variables, {field: x, "rng"}) of all rows, `batch_size` at once.
-
-    The same noise is drawn every time: that of a row depends on its number alone.
-    """
-    stream = make_stream(measure)
-
-    def measured(variables: Any) -> dict[str, np.ndarray]:
-        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
-        return joined(stream(variables, rows, batch_size))
-
-    return measured
-
-
 def held_out_loss(
     row_losses: Callable[[Any, Array, Array], Array],
     x: np.ndarray,
@@ -89,17 +69,18 @@ def held_out_loss(
 ) -> Metric:
     """Mean of row_losses(variables, keys (b,), x (b, *d)) -> (b,), `batch_size` rows at a time.
 
-    The metric ignores its key and draws the noise of `held_out_rows`, so that only the model
-    changes the loss.
+    The metric ignores its key and draws the same noise every time, so that only the model changes
+    the loss. The noise of a row depends on its number alone.
     """
 
     def measure(variables: Any, rows: Batch) -> dict[str, Array]:
         return {"loss": row_losses(variables, rows["rng"], rows[field])}
 
-    measured = held_out_rows(measure, x, batch_size=batch_size, field=field)
+    stream = make_stream(measure)
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        losses = measured(variables)["loss"]
+        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        losses = joined(stream(variables, rows, batch_size))["loss"]
         return Evaluation({"loss": float(losses.mean(dtype=np.float64))}, {})
 
     return metric
@@ -115,13 +96,14 @@ def held_out_density(
 ) -> Metric:
     """Means of measure(variables, {field: x, "rng"})[name] (b,), as bits_per_dim or log_prob.
 
-    The noise is that of `held_out_rows`.
+    The noise is the same every time, as in `held_out_loss`.
     """
-    measured = held_out_rows(measure, x, batch_size=batch_size, field=field)
+    stream = make_stream(measure)
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        rows = measured(variables)
-        summaries = [summary(name, rows[name][None]) for name in names]
+        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        measured = joined(stream(variables, rows, batch_size))
+        summaries = [summary(name, measured[name][None]) for name in names]
         return Evaluation({key: value for part in summaries for key, value in part.items()}, {})
 
     return metric

@@ -4,6 +4,7 @@
 import functools
 from typing import TYPE_CHECKING
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,7 +14,7 @@ from scorejax.evaluate import progress
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.numerics import mean_except_batch, sum_except_batch
-from scorejax.random import normal
+from scorejax.random import normal, row_keys
 from scorejax.report import Evaluation
 from scorejax.score_model.evaluation import frechet_distance
 from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
@@ -67,11 +68,12 @@ def metrics(model: "ConditionalModel") -> Metrics:
 
 def exact_density(model: "ConditionalModel", x: np.ndarray, name: str) -> Metric:
     """Mean log-density or bits/dim of examples, and the largest error of a quadrature, in nats."""
-    at_once, field = model.eval_options.examples_at_once, model.data.field
-    measured = progress.held_out_rows(model.likelihood(), x, batch_size=at_once, field=field)
+    data, measure = model.data, model.likelihood()
+    stream = make_stream(lambda variables, rows: measure(variables, rows))
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        rows = measured(variables)
+        rows = {data.field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        rows = joined(stream(variables, rows, model.eval_options.examples_at_once))
         values = rows[name.removeprefix("valid_")]
         scalars = progress.summary(name, values[None])
         return Evaluation(scalars | {f"{name}_largest_error": float(rows["error"].max())}, {})
@@ -94,10 +96,11 @@ def denoising(model: "ConditionalModel", x: np.ndarray) -> Metric:
             errors[f"denoised_{i}"] = mean_except_batch((denoised - clean) ** 2)
         return errors
 
-    measured = progress.held_out_rows(measure, x, batch_size=model.eval_options.examples_at_once)
+    stream = make_stream(measure)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        errors = measured(variables)
+        rows = {"image": x, "rng": row_keys(jax.random.key(0), len(x))}
+        errors = joined(stream(variables, rows, model.eval_options.examples_at_once))
         decibels = lambda error: float(10 * np.log10(peak**2 / error.mean(dtype=float)))
         scalars = {}
         for i, sigma in enumerate(levels):

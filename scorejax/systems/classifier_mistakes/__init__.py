@@ -51,6 +51,8 @@ DETECTOR_KEYS = (
 )  # fmt: skip
 KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = ("held_out_classes",)
+"""Keys that a config may have; without this one no class is held out."""
 OBJECTIVES = ("supervised", "pi_model", "mean_teacher", "virtual_adversarial")
 
 
@@ -92,7 +94,8 @@ def classifier(config: ConfigDict) -> Classifier:
     data = ImageView.from_options(config)
     augment = make_augment(noise=config.augment_noise, shift=config.augment_shift)
     unlabelled = config.objective != "supervised"
-    sizes = {name: config[name] for name in ("num_labelled", "num_valid", "num_calibration")}
+    sets = {name: config[name] for name in ("num_labelled", "num_valid", "num_calibration")}
+    sets["held_out_classes"] = held_out_classes(config)
     return Classifier(
         data=data,
         network=network(config),
@@ -103,14 +106,31 @@ def classifier(config: ConfigDict) -> Classifier:
         weight=config.unlabelled_weight,
         num_ramp_steps=config.ramp_steps,
         batch_size=config.batch_size,
-        draw_sets=functools.partial(five_sets, data, seed=config.split_seed, **sizes),
+        draw_sets=functools.partial(five_sets, data, seed=config.split_seed, **sets),
+        held_out_classes=sets["held_out_classes"],
     )
 
 
 def network(config: ConfigDict) -> nn.Module:
-    """The classifier's network: "conv", a small one, or "wide_resnet", WRN-28-10."""
+    """The classifier's network: "conv", a small one, or "wide_resnet", WRN-28-10.
+
+    It has an output for each of the `num_classes` classes that is not held out.
+    """
     networks = {"conv": ConvClassifier, "wide_resnet": WideClassifier}
-    return choose("network", config.network, networks)(num_classes=config.num_classes)
+    num_classes = config.num_classes - len(held_out_classes(config))
+    return choose("network", config.network, networks)(num_classes=num_classes)
+
+
+def held_out_classes(config: ConfigDict) -> tuple[int, ...]:
+    """The classes that no training set has. Raises: ValueError unless two others are left."""
+    classes, num = tuple(config.get("held_out_classes", ())), config.num_classes
+    known = set(classes) <= set(range(num)) and len(set(classes)) == len(classes)
+    if not known or (classes and len(classes) > num - 2):
+        raise ValueError(
+            f"held_out_classes needs different classes 0 .. {num - 1}, and two others that are "
+            f"left; got {classes}"
+        )
+    return classes
 
 
 def detector(config: ConfigDict) -> Detector:

@@ -16,9 +16,9 @@ from scorejax.data.five_sets import five_sets, of_classes
 from scorejax.data.view import ImageView
 from scorejax.evaluate.detection import auroc
 from scorejax.failures.scores import SCORES, odin
-from scorejax.systems.classifier_mistakes import detector as second_stage
 from scorejax.systems.classifier_mistakes import report, sources
 from scorejax.systems.classifier_mistakes.classifier import make_augment
+from scorejax.systems.classifier_mistakes.detector import Outputs, Tested
 from scorejax.train.loop import train
 
 VIEW = ImageView("digits", 8, centered=False)
@@ -181,10 +181,10 @@ def test_mistakes_are_tested_by_predicted_and_by_true_class():
     label, predicted = np.repeat([0, 1], [60, 60]), np.repeat([0, 1, 1, 0], [48, 12, 57, 3])
     right = label == predicted
     scores = rng.normal(size=120) - 1.0 * ~right
-    rows = second_stage.Outputs(np.eye(2)[predicted], scores[:, None], scores[:, None])
+    rows = Outputs(np.eye(2)[predicted], scores[:, None], scores[:, None])
     density = types.SimpleNamespace(density_scores=lambda x: {"density": x[:, 0]})
     model = types.SimpleNamespace(
-        tested=second_stage.Tested(np.zeros((120, 1, 1, 1)), label, rows, right),
+        tested=Tested(np.zeros((120, 1, 1, 1)), label, rows, right),
         fitted={"gaussian": density},
         first_stage=types.SimpleNamespace(classes=np.array([4, 6])),
     )

@@ -51,7 +51,7 @@ DETECTOR_KEYS = (
 )  # fmt: skip
 KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = ("held_out_classes",)
+OPTIONS = ("held_out_classes", "widths")
 """Keys that a config may have; without this one no class is held out."""
 OBJECTIVES = ("supervised", "pi_model", "mean_teacher", "virtual_adversarial")
 
@@ -114,9 +114,11 @@ def classifier(config: ConfigDict) -> Classifier:
 def network(config: ConfigDict) -> nn.Module:
     """The classifier's network: "conv", a small one, or "wide_resnet", WRN-28-10.
 
-    It has an output for each of the `num_classes` classes that is not held out.
+    It has an output for each of the `num_classes` classes that is not held out; `widths` are those
+    of "conv", where a config has them.
     """
-    networks = {"conv": ConvClassifier, "wide_resnet": WideClassifier}
+    options = {"widths": tuple(config.widths)} if "widths" in config else {}
+    networks = {"conv": functools.partial(ConvClassifier, **options), "wide_resnet": WideClassifier}
     num_classes = config.num_classes - len(held_out_classes(config))
     return choose("network", config.network, networks)(num_classes=num_classes)
 

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bound that imitation climbs, estimated from episodes of the policy itself.
+
+    -KL(imitator || expert) >= E log q(s, a) + gamma I_f(s'; s) + E H(pi(.|s)) + constants
+
+Means are over the discounted occupancy. In continuous spaces the bound lacks gamma times the
+entropy of the next state given this one, and is no bound without it.
+Source: Kim et al. 2021, arXiv:2010.09808; `objectives.occupancy_entropy`.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from scorejax.evaluate.progress import Metric
+from scorejax.objectives.occupancy_entropy import donsker_varadhan_bound, nwj_bound
+from scorejax.report import Evaluation
+from scorejax.rl.rollout import Episodes
+from scorejax.systems.density_imitation.agent import Agent
+from scorejax.typing import Array, PRNGKeyArray, PyTree, Variables
+
+NUM_PAIRS = 1024
+"""Transitions that are drawn by their weight in the occupancy."""
+
+
+def bound_metric(
+    agent: Agent,
+    log_q: Callable[[Array], Array],
+    critic: Callable[[Variables], Callable] | None,
+    whiten: Callable[[Array], Array],
+    *,
+    gamma: float,
+    centre: bool,
+    num_episodes: int,
+) -> Metric:
+    """Scalars "log_density", "policy_entropy", "mutual_information" and "bound", in nats.
+
+    log_q maps pairs (b, o + a) to nats, critic(variables) is f of whitened states, None for none.
+    The bound is the sum, with gamma times the mutual information's own bound, and holds up to
+    (1 - gamma) H(p_0).
+    """
+    measure_mutual = donsker_varadhan_bound if centre else nwj_bound
+
+    @jax.jit
+    def measure(variables: Variables, rng: PRNGKeyArray) -> dict[str, Array]:
+        play_rng, draw_rng, act_rng = jax.random.split(rng, 3)
+        rngs = jax.random.split(play_rng, num_episodes)
+        episodes = agent.play(variables, rngs, deterministic=False)
+        obs, action, next_obs = drawn_pairs(draw_rng, episodes, gamma)
+        _, log_prob = agent.act(variables[0]["actor"], obs).sample_and_log_prob(act_rng)
+        terms = {"log_density": jnp.mean(log_q(jnp.concatenate([obs, action], axis=1)))}
+        terms["policy_entropy"] = -jnp.mean(log_prob)
+        bound = terms["log_density"] + terms["policy_entropy"]
+        if critic is not None:
+            f = critic(variables)
+            terms["mutual_information"] = measure_mutual(f, whiten(next_obs), whiten(obs))
+            bound = bound + gamma * terms["mutual_information"]
+        return terms | {"bound": bound}
+
+    def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
+        terms = jax.device_get(measure(variables, rng))
+        return Evaluation({name: float(value) for name, value in terms.items()}, {})
+
+    return metric
+
+
+def drawn_pairs(rng: PRNGKeyArray, episodes: Episodes, gamma: float) -> tuple[Array, Array, Array]:
+    """States, actions and next states, drawn by their weight gamma^t in the occupancy."""
+    steps = jnp.arange(episodes.actions.shape[1])
+    weights = jnp.where(steps[None] < episodes.length[:, None], gamma ** steps[None], 0.0)
+    which = jax.random.categorical(rng, jnp.log(weights).ravel(), shape=(NUM_PAIRS,))
+    episode, step = which // len(steps), which % len(steps)
+    obs = episodes.observations[episode, step]
+    return obs, episodes.actions[episode, step], episodes.observations[episode, step + 1]

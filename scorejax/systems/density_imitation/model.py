@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two models: an expert, paid by its environment, and an imitator, paid for resemblance."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from scorejax.data import lasa, trajectories
+from scorejax.data.demonstrations import Demonstrations
+from scorejax.evaluate.progress import Metrics
+from scorejax.systems.density_imitation import rewards
+from scorejax.systems.density_imitation.agent import Agent
+from scorejax.systems.density_imitation.bound import bound_metric
+from scorejax.systems.density_imitation.evaluation import returns_metric
+from scorejax.systems.density_imitation.learner import (
+    Entropy,
+    Experience,
+    Learner,
+    behavioural_cloning,
+    soft_actor_critic,
+    value_dice,
+)
+from scorejax.systems.density_imitation.rewards import Occupancy, Reward, true_reward
+from scorejax.systems.density_imitation.tasks import LASA
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expert:
+    """An agent that maximises the reward of its environment by soft actor-critic."""
+
+    agent: Agent
+    seen: Experience
+    gamma: float
+    num_eval_episodes: int
+    deterministic: bool
+    target_entropy: float
+    """Of the policy, in nats for each dimension of an action in [-1, 1]."""
+
+    def learner(self) -> Learner:
+        """What trains it."""
+        half_widths = np.subtract(self.agent.example.action_high, self.agent.example.action_low) / 2
+        # In units of the environment an entropy has the logarithm of the unit in it.
+        target = self.target_entropy * len(half_widths) + float(np.log(half_widths).sum())
+        entropy = Entropy(weight=None, target=target)
+        return soft_actor_critic(
+            self.agent, true_reward, self.seen, gamma=self.gamma, entropy=entropy
+        )
+
+    def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
+        """Episodes, for launch.sample; see `Agent.sampler`."""
+        return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
+
+    def metrics(self) -> Metrics:
+        """By name: "return"."""
+        options = {"deterministic": self.deterministic, "demonstrations": None}
+        return {"return": lambda: returns_metric(self.agent, self.num_eval_episodes, **options)}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Imitator:
+    """An agent that does as demonstrated, by one of `METHODS`."""
+
+    agent: Agent
+    seen: Experience
+    gamma: float
+    num_eval_episodes: int
+    deterministic: bool
+    method: str
+    path: str
+    """Of the demonstrations."""
+    num_demonstrations: int
+    every: int
+    """Keeps every so many transitions of a demonstration."""
+    density: str
+    density_noise: float
+    floor_margin: float
+    terminal: str
+    lambda_pi: float
+    lambda_f: float
+    entropy_term: str
+    similarity_scale: float
+    centre: bool
+    recent: int
+    penalty: float
+    adversarial_reward: str
+    seed: int
+
+    @functools.cached_property
+    def demonstrations(self) -> Demonstrations:
+        """Those that are imitated. Raises: ValueError, FileNotFoundError, naming the file."""
+        return self._all_demonstrations.subsample(self.num_demonstrations, self.every)
+
+    @functools.cached_property
+    def _all_demonstrations(self) -> Demonstrations:
+        if self.path:
+            found = trajectories.load(self.path)
+        elif self.agent.task.name.startswith(LASA):
+            found = lasa.demonstrations(self.agent.task.name.removeprefix(LASA), every=LASA_EVERY)
+        else:
+            raise ValueError(
+                "set --config.demonstrations to a file of them, such as launch.sample writes"
+            )
+        one = self.agent.example
+        box = one.action_low, one.action_high
+        found.require_fit(self.agent.task.name, one.observation_dim, *box)
+        return found
+
+    @functools.cached_property
+    def occupancy(self) -> Occupancy:
+        """The density of the demonstrations' pairs of states and actions."""
+        return rewards.fit_occupancy(
+            self.density,
+            self.demonstrations,
+            noise=self.density_noise,
+            margin=self.floor_margin,
+            seed=self.seed,
+        )
+
+    @functools.cached_property
+    def term(self) -> rewards.EntropyTerm:
+        """The term of the states' entropy."""
+        options = {"gamma": self.gamma, "centre": self.centre, "scale": self.similarity_scale}
+        return rewards.TERMS[self.entropy_term](**options)
+
+    def learner(self) -> Learner:
+        """What trains it. Raises: as `demonstrations`, and as the fit of the density."""
+        return METHODS[self.method](self)
+
+    def learn(self, reward: Reward) -> Learner:
+        """Soft actor-critic on a reward, at the temperature lambda_pi."""
+        entropy = Entropy(weight=self.lambda_pi, target=None)
+        return soft_actor_critic(self.agent, reward, self.seen, gamma=self.gamma, entropy=entropy)
+
+    def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
+        """Episodes, for launch.sample; see `Agent.sampler`."""
+        return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
+
+    def metrics(self) -> Metrics:
+        """By name: "return", and for a density "bound", the terms of what is maximised."""
+        built = {"return": self._returns}
+        return built | {"bound": self._bound} if self.method == "ndi" else built
+
+    def _returns(self):
+        options = {"deterministic": self.deterministic, "demonstrations": self.demonstrations}
+        return returns_metric(self.agent, self.num_eval_episodes, **options)
+
+    def _bound(self):
+        return bound_metric(
+            self.agent,
+            functools.partial(rewards.log_occupancy, self.density, self.occupancy),
+            self.term,
+            self.occupancy,
+            gamma=self.gamma,
+            centre=self.centre,
+            num_episodes=self.num_eval_episodes,
+        )
+
+
+def _by_density(model: Imitator) -> Learner:
+    return model.learn(
+        rewards.density_reward(
+            model.density,
+            model.occupancy,
+            model.term,
+            weight=model.lambda_f,
+            terminal=model.terminal,
+            gamma=model.gamma,
+            observation_dim=model.demonstrations.observation_dim,
+        )
+    )
+
+
+METHODS: dict[str, Callable[[Imitator], Learner]] = {
+    "ndi": _by_density,
+    "gail": lambda m: m.learn(
+        rewards.adversarial(
+            m.demonstrations, hidden=m.agent.hidden, penalty=m.penalty, kind=m.adversarial_reward
+        )
+    ),
+    "red": lambda m: m.learn(
+        rewards.expert_distillation(m.demonstrations, noise=m.density_noise, seed=m.seed)
+    ),
+    "sqil": lambda m: m.learn(rewards.soft_q_imitation(m.demonstrations)),
+    "value_dice": lambda m: value_dice(
+        m.agent, m.demonstrations, m.seen, gamma=m.gamma, penalty=m.penalty
+    ),
+    "bc": lambda m: behavioural_cloning(m.agent, m.demonstrations, m.seen.batch_size),
+}
+"""Neural density imitation, and baselines in the same loop."""

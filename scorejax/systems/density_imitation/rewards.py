@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards that stand for demonstrations, one for each method of imitation.
+
+Each is a `Reward` for the same soft actor-critic. Neural density imitation is `density_reward`:
+
+    r(s, a, s') = log q(s, a) + lambda_f r_f(s, a, s'),   temperature lambda_pi,
+
+with q fitted to the demonstrations before and r_f of `objectives.occupancy_entropy`.
+
+Source: Kim et al. 2021, arXiv:2010.09808; Ho & Ermon 2016, arXiv:1606.03476 (GAIL); Wang et al.
+2019, arXiv:1905.06750 (RED); Reddy et al. 2020, arXiv:1905.11108 (SQIL).
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from scorejax.data.demonstrations import Demonstrations
+from scorejax.density import get_density, random_distillation
+from scorejax.models.actor_critic import PairCritic, Perceptron
+from scorejax.objectives import imitation
+from scorejax.objectives.actor_critic import TargetFn, absorbing_target, td_target
+from scorejax.objectives.occupancy_entropy import (
+    gaussian_similarity,
+    knn_entropy_reward,
+    log_displacement,
+    nwj_bound,
+    saelbo_reward,
+)
+from scorejax.random import Rng
+from scorejax.typing import Batch, Params, PRNGKeyArray, PyTree
+
+
+def no_players(rng: PRNGKeyArray) -> Params:
+    """No parameters beside those of the actor and the critics."""
+    return {}
+
+
+def no_loss(params: Params, frozen: PyTree, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
+    """No loss beside those of the actor and the critics."""
+    return jnp.zeros(()), {}
+
+
+class Reward(NamedTuple):
+    """What the critics learn to predict, and the players that find it out."""
+
+    of: Callable[[Params, PyTree, Batch], Array]
+    """(params, frozen, batch) -> (b,)."""
+    frozen: PyTree = ()
+    init: Callable[[PRNGKeyArray], Params] = no_players
+    """rng -> parameters of further players, by name."""
+    loss: Callable[..., tuple[Array, dict[str, Array]]] = no_loss
+    """(params, frozen, rngs, batch) -> the loss of these players, and metrics."""
+    mix: Callable[[PyTree, Rng, Batch], Batch] = lambda frozen, rngs, batch: batch
+    """(frozen, rngs, batch) -> the batch with demonstrations in it."""
+    target: TargetFn = td_target
+    unit: float = 1.0
+    """Of the critics: they learn the reward, and the policy's entropy, divided by it."""
+    negatives: bool = False
+    """Whether batches need states that do not belong together."""
+
+
+true_reward = Reward(lambda params, frozen, batch: batch["reward"])
+"""That of the environment, for experts."""
+
+
+def adversarial(
+    demonstrations: Demonstrations, *, hidden: tuple[int, ...], penalty: float, kind: str
+) -> Reward:
+    """GAIL: a discriminator that learns beside the policy. Source: arXiv:1606.03476."""
+    network = Perceptron(1, hidden)
+    mean, std = (jnp.asarray(v, jnp.float32) for v in demonstrations.moments())
+
+    def logits_of(params: Params) -> Callable[[Array, Array], Array]:
+        def logits(obs: Array, action: Array) -> Array:
+            pairs = jnp.concatenate([obs, action], axis=1)
+            white = (pairs - mean[None]) / std[None]
+            return network.apply({"params": params["discriminator"]}, white)[:, 0]
+
+        return logits
+
+    def init(rng: PRNGKeyArray) -> Params:
+        return {"discriminator": network.init(rng, jnp.zeros((1, len(mean))))["params"]}
+
+    def loss(params: Params, frozen: PyTree, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
+        rows = imitation.discriminator_loss(logits_of(params), rngs, batch, penalty=penalty)
+        return jnp.mean(rows), {"discriminator_loss": jnp.mean(rows)}
+
+    return Reward(
+        of=lambda params, frozen, batch: imitation.adversarial_reward(
+            logits_of(params), batch, kind=kind
+        ),
+        frozen=demonstrations.transitions(),
+        init=init,
+        loss=loss,
+        mix=lambda frozen, rngs, batch: imitation.with_demonstrations(rngs, batch, frozen),
+    )
+
+
+def soft_q_imitation(demonstrations: Demonstrations) -> Reward:
+    """SQIL: reward 1 for demonstrations, 0 for the agent's own. Source: arXiv:1905.11108."""
+
+    def mix(frozen: PyTree, rngs: Rng, batch: Batch) -> Batch:
+        return imitation.sqil_batch(imitation.with_demonstrations(rngs, batch, frozen))
+
+    return true_reward._replace(frozen=demonstrations.transitions(), mix=mix)
+
+
+def expert_distillation(demonstrations: Demonstrations, *, noise: float, seed: int) -> Reward:
+    """RED: how well a network predicts a random one where demonstrations are, fitted before.
+
+    Source: arXiv:1905.06750.
+    """
+    mean, std = demonstrations.moments()
+    training = dataclasses.replace(random_distillation.TRAINING, noise=noise)
+    rows = (demonstrations.pairs() - mean[None]) / std[None]
+    fitted = random_distillation.fit(jax.random.key(seed), rows, training=training)
+
+    def of(params: Params, frozen: PyTree, batch: Batch) -> Array:
+        pairs = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
+        white = (pairs - jnp.asarray(mean)[None]) / jnp.asarray(std)[None]
+        return random_distillation.reward(frozen, white)
+
+    return Reward(of, fitted)
+
+
+class Occupancy(NamedTuple):
+    """A density fitted to demonstrations, and the constants that make log q(s, a) a reward."""
+
+    density: PyTree
+    mean: Array
+    std: Array
+    floor: Array
+    """Nats below which log q is cut: the lowest hundredth of the demonstrations, minus a margin."""
+    low: Array
+    """The lowest hundredth of log q on the demonstrations."""
+    centre: Array
+    """Its mean on the demonstrations."""
+    spread: Array
+    """Its standard deviation there."""
+
+
+def fit_occupancy(
+    name: str, demonstrations: Demonstrations, *, noise: float, margin: float, seed: int
+) -> Occupancy:
+    """Fits the density `name` of `density.DENSITIES` to pairs of states and actions.
+
+    `noise` is what networks add to the rows while they are fitted, in standard deviations; without
+    it one trajectory has no bounded likelihood.
+    Raises: ValueError as the `fit` of the density.
+    """
+    rows, (mean, std) = demonstrations.pairs(), demonstrations.moments()
+    module, options = get_density(name), {}
+    training = inspect.signature(module.fit).parameters.get("training")
+    if training is not None:
+        options["training"] = dataclasses.replace(training.default, noise=noise)
+    fitted = module.fit(jax.random.key(seed), (rows - mean[None]) / std[None], **options)
+    number = lambda value: jnp.asarray(value, jnp.float32)
+    raw = Occupancy(fitted, number(mean), number(std), *map(number, (-np.inf, 0.0, 0.0, 1.0)))
+    log_q = np.asarray(jax.jit(functools.partial(log_occupancy, name))(raw, number(rows)))
+    low = np.quantile(log_q, 0.01)
+    constants = {"low": low, "floor": low - margin, "centre": log_q.mean(), "spread": log_q.std()}
+    return raw._replace(**{name: number(value) for name, value in constants.items()})
+
+
+def log_occupancy(name: str, occupancy: Occupancy, rows: Float[Array, "b d"]) -> Float[Array, "b"]:
+    """log q of pairs of states and actions, in nats of their units, no less than the floor."""
+    white = (rows - occupancy.mean[None]) / occupancy.std[None]
+    log_q = get_density(name).log_prob(occupancy.density, white)
+    return jnp.maximum(log_q - jnp.sum(jnp.log(occupancy.std)), occupancy.floor)
+
+
+class EntropyTerm(NamedTuple):
+    """A reward for the entropy of the imitator's own states, and the player that finds it."""
+
+    of: Callable[[Params, Batch], Array]
+    """(params, batch with states in standard deviations of the demonstrations) -> (b,)."""
+    init: Callable[[PRNGKeyArray, int], Params] = lambda rng, dim: {}
+    loss: Callable[[Params, Batch], Array] = lambda params, batch: jnp.zeros(())
+    negatives: bool = True
+    """Whether it needs states that do not belong together."""
+
+
+def _by_critic(f: Callable, *, gamma: float, centre: bool) -> EntropyTerm:
+    """`saelbo_reward` of a critic f (next_state, state) that is given."""
+    options = {"gamma": gamma, "centre": centre}
+    return EntropyTerm(lambda params, batch: saelbo_reward(f, *_states(batch), **options))
+
+
+def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
+    """`saelbo_reward` of a critic that maximises the bound of I(s'; s)."""
+    network = PairCritic()
+    bind = lambda params: functools.partial(network.apply, {"params": params["pair_critic"]})
+
+    def init(rng: PRNGKeyArray, dim: int) -> Params:
+        return {"pair_critic": network.init(rng, *2 * [jnp.zeros((1, dim))])["params"]}
+
+    def loss(params: Params, batch: Batch) -> Array:
+        state, next_state, *negatives = _states(batch)
+        return -nwj_bound(bind(params), next_state, state, *negatives)
+
+    of = lambda params, batch: saelbo_reward(
+        bind(params), *_states(batch), gamma=gamma, centre=centre
+    )
+    return EntropyTerm(of, init, loss)
+
+
+def _states(batch: Batch) -> tuple[Array, Array, Array, Array]:
+    names = ("obs", "next_obs", "negatives_next_obs", "negatives_obs")
+    return tuple(batch[name] for name in names)
+
+
+TERMS: dict[str, Callable[..., EntropyTerm]] = {
+    "none": lambda **options: EntropyTerm(
+        lambda params, batch: jnp.zeros(len(batch["obs"])), negatives=False
+    ),
+    "log_displacement": lambda *, scale, **options: _by_critic(log_displacement, **options),
+    "similarity": lambda *, scale, **options: _by_critic(
+        functools.partial(gaussian_similarity, scale=scale), **options
+    ),
+    "learned": lambda *, scale, **options: _learned(**options),
+    "nearest_neighbours": lambda **options: EntropyTerm(
+        lambda params, batch: knn_entropy_reward(batch["obs"], batch["negatives_obs"])
+    ),
+}
+"""By name, of gamma, centre and the scale of similarity."""
+
+
+TERMINALS = ("absorbing", "shifted")
+
+
+def density_reward(
+    name: str,
+    occupancy: Occupancy,
+    term: EntropyTerm,
+    *,
+    weight: float,
+    terminal: str,
+    gamma: float,
+    observation_dim: int,
+) -> Reward:
+    """log q(s, a) + weight r_f(s, a, s'), with log q measured from its mean on demonstrations.
+
+    That constant changes nothing in a task without end. What an end is worth is `terminal`:
+    "absorbing" goes on for ever at the lowest hundredth of the demonstrations' log q, which makes
+    the constant harmless; "shifted" measures log q from that hundredth instead, so that most of it
+    is positive, and an end is worth nothing.
+    Source: Kim et al. 2021, arXiv:2010.09808; the remedies of its sign are ours.
+    """
+    origin = float(occupancy.centre if terminal == "absorbing" else occupancy.low)
+    unit = max(float(occupancy.spread), 1.0)
+    target = td_target
+    if terminal == "absorbing":
+        absorbed = (float(occupancy.low) - origin) / unit
+        target = functools.partial(absorbing_target, absorbing_reward=absorbed)
+
+    def whitened(occupancy: Occupancy, batch: Batch) -> Batch:
+        mean, std = (v[None, :observation_dim] for v in (occupancy.mean, occupancy.std))
+        states = [name for name in batch if name.endswith("obs")]
+        return batch | {name: (batch[name] - mean) / std for name in states}
+
+    def of(params: Params, occupancy: Occupancy, batch: Batch) -> Array:
+        rows = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
+        log_q = log_occupancy(name, occupancy, rows)
+        return (log_q - origin + weight * term.of(params, whitened(occupancy, batch))) / unit
+
+    def loss(params: Params, occupancy: Occupancy, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
+        return term.loss(params, whitened(occupancy, batch)), {}
+
+    init = lambda rng: term.init(rng, observation_dim)
+    return Reward(of, occupancy, init, loss, target=target, unit=unit, negatives=term.negatives)

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks by name: their environments, and the plane in which their states are drawn."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from scorejax.choices import unknown
+from scorejax.data import lasa
+from scorejax.rl import env
+from scorejax.rl.gymnasium_env import gymnasium_vector
+from scorejax.rl.interface import VectorEnv
+
+LASA = "lasa/"
+"""Before the name of a motion of the handwriting set."""
+TUTORIAL = {"A": 0.95, "B": 0.5, "Sigma": 0.09}
+"""A scalar system with closed forms, see `rl.linear_gaussian`."""
+
+
+class Plane(NamedTuple):
+    """The two numbers of an observation that pictures show."""
+
+    labels: tuple[str, str]
+    project: Callable[[np.ndarray], np.ndarray]
+    """observations (..., o) -> (..., 2)."""
+
+
+class Task(NamedTuple):
+    """Environments by their number, the name by which gymnasium has them or "", and the plane."""
+
+    name: str
+    make: Callable[[int], VectorEnv]
+    plane: Plane
+    on_host: bool
+    """Whether a simulator on the host steps them, which no checkpoint saves."""
+
+
+def _components(*labels: str) -> Plane:
+    return Plane(labels, lambda obs: obs[..., :2])
+
+
+def _angle(obs: np.ndarray) -> np.ndarray:
+    return np.stack([np.arctan2(obs[..., 1], obs[..., 0]), obs[..., 2]], axis=-1)
+
+
+PLANES = {
+    "pendulum": Plane(("angle", "angular velocity"), _angle),
+    "mountain_car": _components("position", "velocity"),
+    "point_mass": _components("x", "y"),
+    "linear_gaussian": Plane(("state", "0"), lambda obs: np.concatenate([obs, 0 * obs], axis=-1)),
+}
+OPTIONS = {"linear_gaussian": TUTORIAL}
+
+
+def get_task(name: str, *, horizon: int = 0) -> Task:
+    """A task by name; `horizon` 0 keeps its own time limit.
+
+    Names are those of `PLANES`, "lasa/Angle" and other motions of the handwriting set, and those of
+    gymnasium, such as "HalfCheetah-v5".
+    Raises: ValueError for an unknown name, or without the package that has it.
+    """
+    limit = {"horizon": horizon} if horizon else {}
+    if name in PLANES:
+        one = env.get_env(name, **OPTIONS.get(name, {}), **limit)
+        return Task(name, functools.partial(env.vectorize, one), PLANES[name], on_host=False)
+    if name.startswith(LASA):
+        one = lasa.environment(name.removeprefix(LASA), **limit)
+        make = functools.partial(env.vectorize, one)
+        return Task(name, make, PLANES["point_mass"], on_host=False)
+    if "-v" not in name:
+        raise unknown("environment", name, (*PLANES, f"{LASA}Angle", "HalfCheetah-v5"))
+    limit = {"max_episode_steps": horizon} if horizon else {}
+    make = lambda num_envs: gymnasium_vector(name, num_envs, **limit)
+    return Task(name, make, _components("observation 0", "observation 1"), on_host=True)

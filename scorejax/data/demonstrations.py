@@ -16,6 +16,8 @@ from numpy.typing import ArrayLike
 
 from scorejax.choices import require
 
+MIN_STD = 1e-3
+"""Smallest deviation of a column, in its own units, by which it is divided."""
 OUTSIDE = 1e-5
 """Share of the box's width by which recorded actions may lie outside, for rounding."""
 
@@ -113,6 +115,20 @@ class Demonstrations:
     @property
     def action_dim(self) -> int:
         return self.actions.shape[1]
+
+    @property
+    def has_returns(self) -> bool:
+        """Whether there are rewards, or the returns of thinned episodes."""
+        return self.rewards is not None or self.thinned is not None
+
+    def pairs(self) -> Float[np.ndarray, "n oa"]:
+        """States and actions side by side, (n, o + a)."""
+        return np.concatenate([self.observations, self.actions], axis=1)
+
+    def moments(self) -> tuple[Float[np.ndarray, "oa"], Float[np.ndarray, "oa"]]:
+        """Means and standard deviations of the pairs' columns; deviations are at least `MIN_STD`."""
+        pairs = self.pairs()
+        return pairs.mean(axis=0), np.maximum(pairs.std(axis=0), MIN_STD)
 
     def returns(self) -> Float[np.ndarray, "e"]:
         """The sum of rewards of each whole episode, without discount.

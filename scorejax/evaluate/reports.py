@@ -14,7 +14,7 @@ from scorejax.evaluate.parts import Arrays
 from scorejax.evaluate.progress import Metric
 from scorejax.files import save_npz, save_text
 from scorejax.random import row_keys
-from scorejax.report import json_values
+from scorejax.report import json_values, save_picture
 from scorejax.train import parallel
 
 
@@ -29,14 +29,14 @@ def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
 
 
 def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: str) -> dict:
-    """Scalars of all metrics; the first process writes their pictures to <out>_<name>.png."""
+    """Scalars of all metrics; the first process writes their pictures to <out>_<name>.png or .gif."""
     report, variables = {}, parallel.share(variables)
     for rng, metric in zip(row_keys(jax.random.key(seed), len(metrics)), metrics, strict=True):
         evaluation = metric(rng, variables)
         report |= evaluation.scalars
         shown = evaluation.pictures if jax.process_index() == 0 else {}
         for name, picture in shown.items():
-            pictures.save_png(f"{out}_{name}.png", picture)
+            save_picture(f"{out}_{name}", picture)
     return report
 
 

@@ -9,17 +9,20 @@ Source: Kim et al. 2021, arXiv:2010.09808; `objectives.occupancy_entropy`.
 """
 
 import functools
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scorejax.evaluate.progress import Metric
 from scorejax.objectives.occupancy_entropy import donsker_varadhan_bound, nwj_bound
 from scorejax.report import Evaluation
 from scorejax.rl.rollout import Episodes
 from scorejax.systems.density_imitation.agent import Agent
+from scorejax.systems.density_imitation.rewards import (
+    EntropyTerm,
+    Occupancy,
+    log_occupancy,
+    whitened_states,
+)
 from scorejax.typing import Array, PRNGKeyArray, PyTree, Variables
 
 NUM_PAIRS = 1024
@@ -28,9 +31,9 @@ NUM_PAIRS = 1024
 
 def bound_metric(
     agent: Agent,
-    log_q: Callable[[Array], Array],
-    critic: Callable[[Variables], Callable] | None,
-    whiten: Callable[[Array], Array],
+    density: str,
+    occupancy: Occupancy,
+    term: EntropyTerm,
     *,
     gamma: float,
     centre: bool,
@@ -38,9 +41,8 @@ def bound_metric(
 ) -> Metric:
     """Scalars "log_density", "policy_entropy", "mutual_information" and "bound", in nats.
 
-    log_q maps pairs (b, o + a) to nats, critic(variables) is f of whitened states, None for none.
-    The bound is the sum, with gamma times the mutual information's own bound, and holds up to
-    (1 - gamma) H(p_0).
+    The bound is their sum, the third times gamma; it lacks (1 - gamma) H(p_0). A term without a
+    critic has no mutual information.
     """
     measure_mutual = donsker_varadhan_bound if centre else nwj_bound
 
@@ -51,12 +53,13 @@ def bound_metric(
         episodes = agent.play(variables, rngs, deterministic=False)
         obs, action, next_obs = drawn_pairs(draw_rng, episodes, gamma)
         _, log_prob = agent.act(variables[0]["actor"], obs).sample_and_log_prob(act_rng)
-        terms = {"log_density": jnp.mean(log_q(jnp.concatenate([obs, action], axis=1)))}
+        pairs = jnp.concatenate([obs, action], axis=1)
+        terms = {"log_density": jnp.mean(log_occupancy(density, occupancy, pairs))}
         terms["policy_entropy"] = -jnp.mean(log_prob)
         bound = terms["log_density"] + terms["policy_entropy"]
-        if critic is not None:
-            f = critic(variables)
-            terms["mutual_information"] = measure_mutual(f, whiten(next_obs), whiten(obs))
+        if term.critic is not None:
+            states = (whitened_states(occupancy, x) for x in (next_obs, obs))
+            terms["mutual_information"] = measure_mutual(term.critic(variables[0]), *states)
             bound = bound + gamma * terms["mutual_information"]
         return terms | {"bound": bound}
 

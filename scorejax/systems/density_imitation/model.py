@@ -3,12 +3,11 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import numpy as np
 
-from scorejax.data import lasa, trajectories
+from scorejax.data import trajectories
 from scorejax.data.demonstrations import Demonstrations
 from scorejax.evaluate.progress import Metrics
 from scorejax.systems.density_imitation import rewards
@@ -24,7 +23,6 @@ from scorejax.systems.density_imitation.learner import (
     value_dice,
 )
 from scorejax.systems.density_imitation.rewards import Occupancy, Reward, true_reward
-from scorejax.systems.density_imitation.tasks import LASA
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,8 +95,8 @@ class Imitator:
     def _all_demonstrations(self) -> Demonstrations:
         if self.path:
             found = trajectories.load(self.path)
-        elif self.agent.task.name.startswith(LASA):
-            found = lasa.demonstrations(self.agent.task.name.removeprefix(LASA), every=LASA_EVERY)
+        elif self.agent.task.demonstrations is not None:
+            found = self.agent.task.demonstrations()
         else:
             raise ValueError(
                 "set --config.demonstrations to a file of them, such as launch.sample writes"
@@ -150,9 +148,9 @@ class Imitator:
     def _bound(self):
         return bound_metric(
             self.agent,
-            functools.partial(rewards.log_occupancy, self.density, self.occupancy),
-            self.term,
+            self.density,
             self.occupancy,
+            self.term,
             gamma=self.gamma,
             centre=self.centre,
             num_episodes=self.num_eval_episodes,

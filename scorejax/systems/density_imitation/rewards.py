@@ -177,6 +177,12 @@ def log_occupancy(name: str, occupancy: Occupancy, rows: Float[Array, "b d"]) ->
     return jnp.maximum(log_q - jnp.sum(jnp.log(occupancy.std)), occupancy.floor)
 
 
+def whitened_states(occupancy: Occupancy, states: Float[Array, "b o"]) -> Float[Array, "b o"]:
+    """States in standard deviations of the demonstrations, from their mean."""
+    size = states.shape[1]
+    return (states - occupancy.mean[None, :size]) / occupancy.std[None, :size]
+
+
 class EntropyTerm(NamedTuple):
     """A reward for the entropy of the imitator's own states, and the player that finds it."""
 
@@ -186,12 +192,15 @@ class EntropyTerm(NamedTuple):
     loss: Callable[[Params, Batch], Array] = lambda params, batch: jnp.zeros(())
     negatives: bool = True
     """Whether it needs states that do not belong together."""
+    critic: Callable[[Params], Callable] | None = None
+    """params -> f (next_state, state), if there is one, of the bound of I(s'; s)."""
 
 
 def _by_critic(f: Callable, *, gamma: float, centre: bool) -> EntropyTerm:
     """`saelbo_reward` of a critic f (next_state, state) that is given."""
     options = {"gamma": gamma, "centre": centre}
-    return EntropyTerm(lambda params, batch: saelbo_reward(f, *_states(batch), **options))
+    of = lambda params, batch: saelbo_reward(f, *_states(batch), **options)
+    return EntropyTerm(of, critic=lambda params: f)
 
 
 def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
@@ -209,7 +218,7 @@ def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
     of = lambda params, batch: saelbo_reward(
         bind(params), *_states(batch), gamma=gamma, centre=centre
     )
-    return EntropyTerm(of, init, loss)
+    return EntropyTerm(of, init, loss, critic=bind)
 
 
 def _states(batch: Batch) -> tuple[Array, Array, Array, Array]:
@@ -262,9 +271,8 @@ def density_reward(
         target = functools.partial(absorbing_target, absorbing_reward=absorbed)
 
     def whitened(occupancy: Occupancy, batch: Batch) -> Batch:
-        mean, std = (v[None, :observation_dim] for v in (occupancy.mean, occupancy.std))
         states = [name for name in batch if name.endswith("obs")]
-        return batch | {name: (batch[name] - mean) / std for name in states}
+        return batch | {name: whitened_states(occupancy, batch[name]) for name in states}
 
     def of(params: Params, occupancy: Occupancy, batch: Batch) -> Array:
         rows = jnp.concatenate([batch["obs"], batch["action"]], axis=1)

@@ -7,14 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scorejax.choices import unknown
+from scorejax.choices import require_known, unknown
 from scorejax.data import lasa
+from scorejax.data.demonstrations import Demonstrations
 from scorejax.rl import env
 from scorejax.rl.gymnasium_env import gymnasium_vector
 from scorejax.rl.interface import VectorEnv
 
 LASA = "lasa/"
 """Before the name of a motion of the handwriting set."""
+LASA_EVERY = 10
+"""Positions of a drawing for one that is kept: a hundred are left."""
 TUTORIAL = {"A": 0.95, "B": 0.5, "Sigma": 0.09}
 """A scalar system with closed forms, see `rl.linear_gaussian`."""
 
@@ -33,8 +36,10 @@ class Task(NamedTuple):
     name: str
     make: Callable[[int], VectorEnv]
     plane: Plane
-    on_host: bool
+    on_host: bool = False
     """Whether a simulator on the host steps them, which no checkpoint saves."""
+    demonstrations: Callable[[], Demonstrations] | None = None
+    """Those that come with the task, if any."""
 
 
 def _components(*labels: str) -> Plane:
@@ -64,13 +69,29 @@ def get_task(name: str, *, horizon: int = 0) -> Task:
     limit = {"horizon": horizon} if horizon else {}
     if name in PLANES:
         one = env.get_env(name, **OPTIONS.get(name, {}), **limit)
-        return Task(name, functools.partial(env.vectorize, one), PLANES[name], on_host=False)
+        return Task(name, functools.partial(env.vectorize, one), PLANES[name])
     if name.startswith(LASA):
-        one = lasa.environment(name.removeprefix(LASA), **limit)
-        make = functools.partial(env.vectorize, one)
-        return Task(name, make, PLANES["point_mass"], on_host=False)
+        return handwriting(name.removeprefix(LASA), **limit)
     if "-v" not in name:
         raise unknown("environment", name, (*PLANES, f"{LASA}Angle", "HalfCheetah-v5"))
     limit = {"max_episode_steps": horizon} if horizon else {}
     make = lambda num_envs: gymnasium_vector(name, num_envs, **limit)
     return Task(name, make, _components("observation 0", "observation 1"), on_host=True)
+
+
+def handwriting(motion: str, **limit: int) -> Task:
+    """A pen that starts where people did, and has half as much force again as they used."""
+    require_known("motion", motion, lasa.MOTIONS)
+
+    @functools.cache
+    def drawn() -> Demonstrations:
+        return lasa.demonstrations(motion, every=LASA_EVERY)
+
+    def make(num_envs: int) -> VectorEnv:
+        shown = drawn()
+        starts = np.stack([part.observations[0] for part in shown.episodes()])
+        options = {"dt": shown.dt, "starts": starts, "horizon": int(shown.lengths().max())} | limit
+        options["max_action"] = 1.5 * np.abs(shown.actions).max(axis=0)
+        return env.vectorize(env.point_mass(**options), num_envs)
+
+    return Task(f"{LASA}{motion}", make, PLANES["point_mass"], demonstrations=drawn)

@@ -126,7 +126,7 @@ class Demonstrations:
         return np.concatenate([self.observations, self.actions], axis=1)
 
     def moments(self) -> tuple[Float[np.ndarray, "oa"], Float[np.ndarray, "oa"]]:
-        """Means and standard deviations of the pairs' columns; deviations are at least `MIN_STD`."""
+        """Means and standard deviations of the columns of pairs, the latter at least `MIN_STD`."""
         pairs = self.pairs()
         return pairs.mean(axis=0), np.maximum(pairs.std(axis=0), MIN_STD)
 

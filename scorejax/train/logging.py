@@ -82,7 +82,7 @@ class RunLog:
             self._rows.clear()
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Writes the scalars of an evaluation, and its pictures as pictures/<name>_<step>.png or .gif."""
+        """Writes the scalars of an evaluation, and its pictures as <name>_<step>.png or .gif."""
         if evaluation.scalars:
             scalars = {f"eval/{name}": float(value) for name, value in evaluation.scalars.items()}
             self._write(step, scalars)

@@ -59,7 +59,7 @@ def build(config: ConfigDict) -> System:
             lambda params: {player: player for player in params},
         ),
         source=learner.source,
-        evaluate=make_evaluate(model.metrics(), config.best_metric, unranked=("bound",)),
+        evaluate=make_evaluate(model.progress(), config.best_metric, unranked=("bound",)),
         frozen=learner.frozen,
         published=lambda state: (state.params, state.model_state),
         paths=("demonstrations",),
@@ -90,9 +90,7 @@ def imitator(config: ConfigDict) -> Imitator:
     require(config, at_least_0, lambda v: 0 <= v < math.inf, "to be 0 or positive")
     require(config, ("similarity_scale",), lambda v: 0 < v < math.inf, "to be positive")
     options = {key: config[key] for key in IMITATION_KEYS if key != "demonstrations"}
-    return Imitator(
-        **_of_agents(config), **options, path=config.demonstrations, seed=config.seed
-    )
+    return Imitator(**_of_agents(config), **options, path=config.demonstrations, seed=config.seed)
 
 
 def _of_agents(config: ConfigDict) -> dict[str, Any]:

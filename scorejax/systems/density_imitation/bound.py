@@ -8,7 +8,6 @@ entropy of the next state given this one, and is no bound without it.
 Source: Kim et al. 2021, arXiv:2010.09808; `objectives.occupancy_entropy`.
 """
 
-import functools
 import jax
 import jax.numpy as jnp
 

@@ -9,11 +9,16 @@ import numpy as np
 
 from scorejax.data import trajectories
 from scorejax.data.demonstrations import Demonstrations
-from scorejax.evaluate.progress import Metrics
+from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.systems.density_imitation import rewards
 from scorejax.systems.density_imitation.agent import Agent
 from scorejax.systems.density_imitation.bound import bound_metric
-from scorejax.systems.density_imitation.evaluation import returns_metric
+from scorejax.systems.density_imitation.evaluation import (
+    chamfer_metric,
+    make_play,
+    motion_metric,
+    returns_metric,
+)
 from scorejax.systems.density_imitation.learner import (
     Entropy,
     Experience,
@@ -51,10 +56,18 @@ class Expert:
         """Episodes, for launch.sample; see `Agent.sampler`."""
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
+    def progress(self) -> Metrics:
+        """Those of `metrics` that are measured during training."""
+        metrics = self.metrics()
+        return {name: build for name, build in metrics.items() if name != "motion"}
+
     def metrics(self) -> Metrics:
-        """By name: "return"."""
-        options = {"deterministic": self.deterministic, "demonstrations": None}
-        return {"return": lambda: returns_metric(self.agent, self.num_eval_episodes, **options)}
+        """By name: "return", and "motion", an animation."""
+        play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
+        return {
+            "return": lambda: returns_metric(self.agent, play, None),
+            "motion": lambda: motion_metric(self.agent, play, None),
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -136,16 +149,22 @@ class Imitator:
         """Episodes, for launch.sample; see `Agent.sampler`."""
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
+    def progress(self) -> Metrics:
+        """Those of `metrics` that are measured during training."""
+        metrics = self.metrics()
+        return {name: build for name, build in metrics.items() if name != "motion"}
+
     def metrics(self) -> Metrics:
-        """By name: "return", and for a density "bound", the terms of what is maximised."""
-        built = {"return": self._returns}
+        """By name: "return", "chamfer", "motion", an animation, and for a density "bound"."""
+        play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
+        built = {
+            "return": lambda: returns_metric(self.agent, play, self.demonstrations),
+            "chamfer": lambda: chamfer_metric(play, self.demonstrations),
+            "motion": lambda: motion_metric(self.agent, play, self.demonstrations),
+        }
         return built | {"bound": self._bound} if self.method == "ndi" else built
 
-    def _returns(self):
-        options = {"deterministic": self.deterministic, "demonstrations": self.demonstrations}
-        return returns_metric(self.agent, self.num_eval_episodes, **options)
-
-    def _bound(self):
+    def _bound(self) -> Metric:
         return bound_metric(
             self.agent,
             self.density,

@@ -17,7 +17,7 @@ import numpy as np
 from scorejax.choices import choose, require_known
 from scorejax.random import Rng, keys_of_rows
 from scorejax.rl.classic_control import mountain_car, pendulum
-from scorejax.rl.interface import Env, Stepped, Transitioned, VectorEnv, require_count
+from scorejax.rl.interface import Env, Numbers, Stepped, Transitioned, VectorEnv, require_count
 from scorejax.rl.linear_control import linear_gaussian, point_mass
 from scorejax.typing import Array, PRNGKeyArray, PyTree
 
@@ -28,11 +28,11 @@ __all__ = [
 
 
 def tabular(
-    P: np.ndarray,
-    p0: np.ndarray,
+    P: Numbers,
+    p0: Numbers,
     *,
-    rewards: np.ndarray | None = None,
-    terminal: np.ndarray | None = None,
+    rewards: Numbers | None = None,
+    terminal: Numbers | None = None,
     horizon: int = 100,
 ) -> Env:
     """A finite decision process: P (s, a, s') the law of the next state, p0 (s,) of the first.

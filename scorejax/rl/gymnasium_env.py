@@ -103,10 +103,13 @@ class _Host:
     def reset(self, state: Array) -> tuple[np.ndarray, np.ndarray]:
         """Starts the episodes of these rows."""
         state = np.array(state)
+        self._start(state)
+        return state, self._obs[state[:, 0]]
+
+    def _start(self, state: np.ndarray) -> None:
         row, seed, _ = state.T
         self._obs[row] = self._vector(row).reset(seed=seed.astype(np.uint32).tolist())[0]
         self._expected[row], self._lost[row] = state, False
-        return state, self._obs[row]
 
     def step(self, state: Array, action: Array) -> Stepped:
         """Steps these rows, and resets what ended."""
@@ -130,7 +133,7 @@ class _Host:
             if not self._lost.any():  # one line for all devices
                 print(line, file=sys.stderr, flush=True)
             # Other seeds than at the start of the run, whose episodes are in the memory.
-            self.reset(np.stack([row, seed + clock, clock], axis=1))
+            self._start(np.stack([row, seed + clock, clock], axis=1))
         self._lost[row] = lost
 
     def _step(self, vector: Any, action: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -186,11 +189,10 @@ def _sizes(id: str, env: Any) -> _Sizes:
         space = getattr(env, f"{kind}_space")
         if len(getattr(space, "shape", None) or ()) != 1 or not hasattr(space, "low"):
             raise ValueError(f"{id} needs vectors in a box for its {kind}s; it has {space}.")
-    low, high = (
-        np.asarray(limit, float) for limit in (env.action_space.low, env.action_space.high)
-    )
+    box = env.action_space
+    low, high = np.asarray(box.low, float), np.asarray(box.high, float)
     if not np.all(np.isfinite(high - low)):
-        raise ValueError(f"{id} needs a finite box of actions; it has {env.action_space}.")
+        raise ValueError(f"{id} needs a finite box of actions; it has {box}.")
     horizon = env.spec.max_episode_steps
     if horizon is None:
         raise ValueError(f"{id} has no time limit; pass max_episode_steps.")

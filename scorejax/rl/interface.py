@@ -7,8 +7,8 @@ always the observation that the action led to, never the first of the next episo
 Actions outside of the box are clipped to it.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,9 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from scorejax.choices import require
 from scorejax.random import Rng
 from scorejax.typing import PyTree
+
+Numbers: TypeAlias = float | int | Sequence[Any] | np.ndarray
+"""A number, numbers in lists, or an array of the host."""
 
 
 class Transitioned(NamedTuple):
@@ -92,7 +95,8 @@ class VectorEnv(NamedTuple):
 
 def clip_to_box(action: Float[Array, "*e a"], env: Env | VectorEnv) -> Float[Array, "*e a"]:
     """The nearest action of the box."""
-    return jnp.clip(action, jnp.asarray(env.action_low), jnp.asarray(env.action_high))
+    low, high = (np.broadcast_to(end, action.shape) for end in (env.action_low, env.action_high))
+    return jnp.clip(action, jnp.asarray(low), jnp.asarray(high))
 
 
 def require_count(**counts: Any) -> None:
@@ -101,7 +105,7 @@ def require_count(**counts: Any) -> None:
     require(counts, counts, is_count, "a whole number of at least 1")
 
 
-def symmetric_box(limit: float | np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def symmetric_box(limit: Numbers, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """The box from -limit to limit, (dim,) each.
 
     Raises: ValueError unless the limits are positive, finite, and one or `dim` of them.

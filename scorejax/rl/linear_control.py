@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorejax.rl.interface import Env, Transitioned, require_count, symmetric_box
+from scorejax.rl.interface import Env, Numbers, Transitioned, require_count, symmetric_box
 from scorejax.typing import Array, PRNGKeyArray
 
 
@@ -17,8 +17,8 @@ def point_mass(
     *,
     dt: float = 0.05,
     noise: float = 0.0,
-    max_action: float | np.ndarray = 1.0,
-    starts: np.ndarray | None = None,
+    max_action: Numbers = 1.0,
+    starts: Numbers | None = None,
     horizon: int = 200,
 ) -> Env:
     """A mass that acceleration moves: x' = x + dt v, v' = v + dt a, and noise on both; no end.
@@ -62,16 +62,16 @@ def point_mass(
 
 
 def linear_gaussian(
-    A: np.ndarray,
-    B: np.ndarray,
-    Sigma: np.ndarray,
+    A: Numbers,
+    B: Numbers,
+    Sigma: Numbers,
     *,
-    state_cost: np.ndarray | float = 1.0,
-    action_cost: np.ndarray | float = 1.0,
-    cross_cost: np.ndarray | float = 0.0,
-    start_mean: np.ndarray | float = 0.0,
-    start_covariance: np.ndarray | None = None,
-    max_action: float | np.ndarray = 10.0,
+    state_cost: Numbers = 1.0,
+    action_cost: Numbers = 1.0,
+    cross_cost: Numbers = 0.0,
+    start_mean: Numbers = 0.0,
+    start_covariance: Numbers | None = None,
+    max_action: Numbers = 10.0,
     horizon: int = 200,
 ) -> Env:
     """The system s' = A s + B u + w, w ~ N(0, Sigma); A (s, s), B (s, a), Sigma (s, s); no end.
@@ -89,11 +89,8 @@ def linear_gaussian(
     Q, R = _multiple(state_cost, dim), _multiple(action_cost, action_dim)
     N = np.broadcast_to(np.asarray(cross_cost, float), (dim, action_dim))
     start = Sigma if start_covariance is None else np.atleast_2d(start_covariance)
-    for name, matrix, size in [
-        ("A", A, dim),
-        ("state_cost", Q, dim),
-        ("action_cost", R, B.shape[1]),
-    ]:
+    squares = ("A", A, dim), ("state_cost", Q, dim), ("action_cost", R, action_dim)
+    for name, matrix, size in squares:
         if matrix.shape != (size, size):
             raise ValueError(
                 f"{name} needs the shape {(size, size)} beside B of {B.shape}; got {matrix.shape}."
@@ -120,7 +117,7 @@ def linear_gaussian(
     return Env("linear_gaussian", reset, step, horizon, dim, low, high)
 
 
-def _multiple(cost: np.ndarray | float, dim: int) -> np.ndarray:
+def _multiple(cost: Numbers, dim: int) -> np.ndarray:
     cost = np.asarray(cost, float)
     return cost if cost.ndim else cost * np.eye(dim)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from scorejax.random import Rng, draw_rows, fold_in, keys_of_rows, split
+from scorejax.random import Rng, fold_in, keys_of_rows, split
 from scorejax.rl import replay
 from scorejax.rl.env import vectorize
 from scorejax.rl.interface import Env, Stepped, VectorEnv, clip_to_box, require_count
@@ -37,10 +37,10 @@ class Experience(NamedTuple):
 def random_policy(vector_env: VectorEnv) -> Policy:
     """The policy that draws actions uniformly from the box, whatever its parameters."""
     low, high = jnp.asarray(vector_env.action_low), jnp.asarray(vector_env.action_high)
+    draw = lambda rng: jax.random.uniform(rng, low.shape, minval=low, maxval=high)
 
     def policy(params: Params, rng: Rng, obs: Float[Array, "e o"]) -> Float[Array, "e a"]:
-        shape = (len(obs), vector_env.action_dim)
-        return low + (high - low) * draw_rows(jax.random.uniform, rng, shape)
+        return jax.vmap(draw)(keys_of_rows(rng, len(obs)))
 
     return policy
 
@@ -114,9 +114,7 @@ def make_source(
         act_rng, draw_rng, negatives_rng = split(rng, 3)
         # A loop of no step or some, rather than a branch, so that the memory is never copied.
         due = experience.calls % updates_per_step == 0
-        num_steps = (
-            jnp.where(due, steps_per_update, 0) if updates_per_step > 1 else steps_per_update
-        )
+        num_steps = steps_per_update if updates_per_step == 1 else due.astype(jnp.int32)
         one = lambda i, experience: act(
             fold_in(act_rng, i), policy=policy, params=state.params, experience=experience
         )
@@ -191,7 +189,8 @@ def first_episodes(
 
     start = (jnp.int32(0), state, obs, jnp.ones(num, bool), _blank(vector_env, obs))
     played = jax.lax.while_loop(going_on, step, start)[-1]
-    last = jnp.minimum(jnp.arange(vector_env.horizon + 1), played.length[:, None])
+    steps = jnp.arange(vector_env.horizon + 1)
+    last = jnp.minimum(steps[None], played.length[:, None])
     observations = jnp.take_along_axis(played.observations, last[..., None], axis=1)
     return played._replace(observations=observations)
 

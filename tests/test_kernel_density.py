@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kernel densities are those of scikit-learn on standardised rows, and are drawn from as they say."""
+"""Kernel densities are those of scikit-learn on standardised rows, and samples follow them."""
 
 import jax
 import numpy as np

@@ -8,7 +8,7 @@ compilation, so that several seeds or data sets of one shape compile once.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -150,7 +150,7 @@ def _epoch(
         grads = jax.grad(mean)(state.variables)
         updates, moments = optimizer.update(grads, state.optimizer, state.variables)
         variables = optax.apply_updates(state.variables, updates)
-        if "spectral" in variables:
+        if isinstance(variables, Mapping) and "spectral" in variables:
             vectors = spectral_norm.advance(variables["params"], variables["spectral"])
             variables = {**variables, "spectral": vectors}
         return _State(variables, moments), None

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.choices import require
@@ -56,19 +57,22 @@ def fit(
     best = candidates[0]
     if len(candidates) > 1:
         rows, others = held_out_split(rng, x, held_out)
-        best = max(candidates, key=lambda h: float(log_prob(_around(rows, h), others).mean()))
+        score = jax.jit(lambda params: log_prob(params, others).mean())
+        best = max(candidates, key=lambda h: float(score(_around(rows, h))))
     return _around(x, best)
 
 
 def _around(x: Float[Array, "n d"], bandwidth: float) -> KernelDensity:
-    mean, std = jnp.mean(x, axis=0), jnp.std(x, axis=0)
-    constant = jnp.flatnonzero(jnp.ptp(x, axis=0) == 0)
-    if constant.size:
+    rows = np.asarray(x, float)
+    constant = np.flatnonzero(np.ptp(rows, axis=0) == 0)
+    if len(constant):
         raise ValueError(
-            f"a kernel density needs columns that vary; column {int(constant[0])} is "
-            f"{float(x[0, constant[0]]):g} in all {len(x)} rows. Drop it"
+            f"a kernel density needs columns that vary; column {constant[0]} is "
+            f"{rows[0, constant[0]]:g} in all {len(rows)} rows. Drop it"
         )
-    return KernelDensity((x - mean[None]) / (bandwidth * std[None]), mean, bandwidth * std)
+    mean, scale = rows.mean(axis=0), bandwidth * rows.std(axis=0)
+    values = (rows - mean[None]) / scale[None], mean, scale
+    return KernelDensity(*(jnp.asarray(value, float) for value in values))
 
 
 def log_prob(params: KernelDensity, x: Float[Array, "b d"]) -> Float[Array, "b"]:

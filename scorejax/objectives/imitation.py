@@ -12,7 +12,7 @@ others through stop_gradient.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ PairFn = Callable[[Float[Array, "b o"], Float[Array, "b a"]], Float[Array, "b"]]
 FIELDS = ("obs", "action", "next_obs", "terminated")
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A law of actions for each row, such as `models.actor_critic.TanhGaussian`."""
 

@@ -81,8 +81,8 @@ def make_source(
     environments together, of random actions, before the first batch.
 
     A batch has obs, action, next_obs, reward and terminated, `batch_size` rows over all devices;
-    with `recent` also negatives_obs and negatives_next_obs, from other transitions, drawn from each
-    environment's last `recent`.
+    with `recent` also negatives_obs and negatives_next_obs, of transitions drawn independently from
+    each environment's last `recent`.
     Raises: ValueError for a number out of range; when traced, if the batch does not divide over the
     devices.
     """

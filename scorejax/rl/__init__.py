@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reinforcement learning on the device: environments, replay memory, rollouts, closed forms."""
+"""Reinforcement learning: environments, what they are remembered by, and exact solutions."""

@@ -81,54 +81,58 @@ def make_source(
     environments together, of random actions, before the first batch.
 
     A batch has obs, action, next_obs, reward and terminated, `batch_size` rows over all devices;
-    with `recent` also negatives_obs and negatives_next_obs, from other transitions, drawn from each
-    environment's last `recent`.
+    with `recent` also negatives_obs and negatives_next_obs, of transitions drawn independently from
+    each environment's last `recent`.
     Raises: ValueError for a number out of range; when traced, if the batch does not divide over the
     devices.
     """
-    require_count(capacity_per_env=capacity_per_env, batch_size=batch_size)
-    require_count(steps_per_update=steps_per_update, updates_per_step=updates_per_step)
-    if min(steps_per_update, updates_per_step) > 1:
-        raise ValueError(
-            f"one of steps_per_update={steps_per_update} and updates_per_step={updates_per_step} "
-            "needs to be 1."
-        )
-    if recent is not None:
-        require_count(recent=recent)
-    if num_random < 0:
-        raise ValueError(f"num_random needs to be at least 0; got {num_random}.")
+    counts = {"capacity_per_env": capacity_per_env, "batch_size": batch_size}
+    counts |= {} if recent is None else {"recent": recent}
+    ratio = {"steps_per_update": steps_per_update, "updates_per_step": updates_per_step}
+    _require_numbers(ratio, num_random, **counts)
     act = functools.partial(act_and_store, vector_env=vector_env)
 
     def init(rng: PRNGKeyArray, state: Any) -> Experience:
         reset_rng, act_rng = split(rng)
         env, obs = vector_env.reset(reset_rng)
         memory = replay.create(vector_env.num_envs, capacity_per_env, _example(vector_env, obs))
-        random = random_policy(vector_env)
-        step = lambda i, experience: act(
-            fold_in(act_rng, i), policy=random, params=(), experience=experience
-        )
+        random = functools.partial(act, policy=random_policy(vector_env), params=())
+        step = lambda i, experience: random(fold_in(act_rng, i), experience=experience)
         first = Experience(env, obs, memory, jnp.int32(0))
         return jax.lax.fori_loop(0, -(-num_random // vector_env.num_envs), step, first)
 
     def step(experience: Experience, state: Any, rng: PRNGKeyArray) -> tuple[Experience, Batch]:
-        act_rng, draw_rng, negatives_rng = split(rng, 3)
+        act_rng, *draw_rngs = split(rng, 3)
         # A loop of no step or some, rather than a branch, so that the memory is never copied.
         due = experience.calls % updates_per_step == 0
         num_steps = steps_per_update if updates_per_step == 1 else due.astype(jnp.int32)
-        one = lambda i, experience: act(
-            fold_in(act_rng, i), policy=policy, params=state.params, experience=experience
-        )
+        trained = functools.partial(act, policy=policy, params=state.params)
+        one = lambda i, experience: trained(fold_in(act_rng, i), experience=experience)
         experience = jax.lax.fori_loop(0, num_steps, one, experience)
         experience = experience._replace(calls=experience.calls + 1)
         size = _local_batch_size(batch_size, len(experience.obs), vector_env.num_envs)
-        batch = replay.sample(draw_rng, experience.replay, size)
-        if recent is not None:
-            others = replay.recent(negatives_rng, experience.replay, size, recent)
-            batch["negatives_obs"] = others["obs"]
-            batch["negatives_next_obs"] = others["next_obs"]
-        return experience, batch
+        return experience, _draw(draw_rngs, experience.replay, size, recent)
 
     return OnlineSource(init, step)
+
+
+def _draw(rngs: list[PRNGKeyArray], memory: Replay, size: int, recent: int | None) -> Batch:
+    """A batch, with negatives from the last `recent` transitions unless it is None."""
+    batch = replay.sample(rngs[0], memory, size)
+    if recent is None:
+        return batch
+    others = replay.recent(rngs[1], memory, size, recent)
+    negatives = {f"negatives_{name}": others[name] for name in ("obs", "next_obs")}
+    return {**batch, **negatives}
+
+
+def _require_numbers(ratio: dict[str, int], num_random: int, **counts: int) -> None:
+    require_count(**ratio, **counts)
+    if min(ratio.values()) > 1:
+        given = " and ".join(f"{name}={value}" for name, value in ratio.items())
+        raise ValueError(f"one of {given} needs to be 1.")
+    if num_random < 0:
+        raise ValueError(f"num_random needs to be at least 0; got {num_random}.")
 
 
 class Episodes(NamedTuple):

@@ -250,5 +250,5 @@ def test_settings_out_of_range_are_named():
     system, cost = scalar_soft()
     with pytest.raises(ValueError, match=r"gamma needs to lie in \(0, 1\); got 1.0"):
         lg.soft_lqr(system, cost, gamma=1.0, alpha=0.1)
-    with pytest.raises(ValueError, match="alpha needs to be positive and finite; got 0.0"):
+    with pytest.raises(ValueError, match=r"alpha needs to be positive and finite; got 0\.0"):
         lg.soft_lqr(system, cost, gamma=0.9, alpha=0.0)

@@ -14,6 +14,7 @@ from scorejax.models.actor_critic import PairCritic
 from scorejax.objectives import occupancy_entropy as entropy
 from scorejax.rl import linear_gaussian as lg
 from scorejax.rl import occupancy as occ
+from tests.compilation import optimised_jit
 
 RNG = np.random.default_rng(0)
 STATE, NEXT = (jnp.asarray(RNG.normal(size=(6, 2)), jnp.float32) for _ in range(2))
@@ -143,14 +144,14 @@ def test_no_critic_bounds_more_than_the_information(name):
     }
     kind, _, centred = name.partition(", ")
     bound = entropy.donsker_varadhan_bound if centred else entropy.nwj_bound
-    value = float(bound(critics[kind], following, state))
+    value = float(jax.jit(functools.partial(bound, critics[kind]))(following, state))
     information = float(lg.mutual_information(system, policy))
     # Standard error of the mean of f of the best critic: 0.5 / sqrt(600) = 0.02.
     if kind == "best":
         assert abs(value - information) < 0.08
     else:
         assert value < information
-        plain = float(entropy.nwj_bound(critics[kind], following, state))
+        plain = jax.jit(functools.partial(entropy.nwj_bound, critics[kind]))(following, state)
         assert plain <= value
 
 
@@ -201,14 +202,13 @@ def test_a_learned_critic_finds_the_information():
         updates, opt_state = tx.update(gradient, opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
-    rows = jax.random.randint(jax.random.key(1), (1500, 256), 0, 16_000)
-    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, rows))(
-        (params, tx.init(params))
-    )
-    held_out = float(bound(params, following[-2000:], state[-2000:]))
+    rows = jax.random.randint(jax.random.key(1), (800, 64), 0, 16_000)
+    train = optimised_jit(lambda carry: jax.lax.scan(step, carry, rows)[0][0])
+    params = train((params, tx.init(params)))
+    held_out = float(optimised_jit(bound)(params, following[-1000:], state[-1000:]))
     information = float(lg.mutual_information(system, policy))
-    # Standard error 0.012; what a network of this size misses is less than a tenth.
-    assert 0.85 * information < held_out < information + 0.05
+    # Standard error 0.02, and what so short a training misses; no critic has 0.
+    assert 0.7 * information < held_out < information + 0.06
 
 
 def test_bad_negatives_are_named():

@@ -31,8 +31,8 @@ def planar():
     rng = np.random.default_rng(0)
     a, b = 0.4 * rng.normal(size=(3, 3)), rng.normal(size=(3, 2))
     root, spread = rng.normal(size=(3, 3)), rng.normal(size=(2, 2))
-    system = lg.LinearSystem(a, b, root @ root.T / 9)
-    policy = lg.LinearPolicy(0.1 * rng.normal(size=(2, 3)), spread @ spread.T)
+    system = lg.LinearSystem(*map(jnp.asarray, (a, b, root @ root.T / 9)))
+    policy = lg.LinearPolicy(*map(jnp.asarray, (0.1 * rng.normal(size=(2, 3)), spread @ spread.T)))
     assert np.abs(np.linalg.eigvals(lg.closed_loop(system, policy)[0])).max() < 0.95
     return system, policy
 
@@ -45,9 +45,9 @@ def test_the_stationary_law_stays():
         law = move @ law @ move.T + noise
     np.testing.assert_allclose(lg.stationary_covariance(system, policy), law, rtol=1e-11)
     joint = lg.occupancy_covariance(system, policy)
-    mapping = np.concatenate([np.eye(3), -policy.gain])
+    mapping = np.concatenate([np.eye(3), -np.asarray(policy.gain)])
     rebuilt = mapping @ law @ mapping.T
-    rebuilt[3:, 3:] += policy.noise
+    rebuilt[3:, 3:] += np.asarray(policy.noise)
     np.testing.assert_allclose(joint, rebuilt, rtol=1e-11)
     det = np.linalg.det(law) * np.linalg.det(policy.noise)
     np.testing.assert_allclose(np.linalg.det(joint), det, rtol=1e-9)
@@ -90,7 +90,7 @@ def quadratic_mean(matrix, covariance):
 @pytest.mark.parametrize("case", [scalar, planar])
 def test_the_best_critic_has_the_information_as_its_bound(case):
     system, policy = case()
-    move, noise = map(jnp.asarray, lg.closed_loop(system, policy))
+    move, noise = lg.closed_loop(system, policy)
     covariance = lg.stationary_covariance(system, policy)
     f = functools.partial(
         entropy.linear_gaussian_critic, transition=move, noise=noise, covariance=covariance
@@ -173,7 +173,7 @@ def test_soft_control_has_the_known_numbers():
 
 
 def planar_soft():
-    system, _ = planar()
+    system = lg.LinearSystem(*map(np.asarray, planar()[0]))
     root = np.random.default_rng(3).normal(size=(5, 5))
     return system, root @ root.T + np.eye(5)
 
@@ -248,7 +248,7 @@ def test_policy_improvement_does_not_move_the_optimum(case):
 
 def test_settings_out_of_range_are_named():
     system, cost = scalar_soft()
-    with pytest.raises(ValueError, match=r"gamma needs to lie in \(0, 1\); got 1"):
-        lg.soft_lqr(system, cost, gamma=1, alpha=0.1)
-    with pytest.raises(ValueError, match="alpha needs to be positive and finite; got 0"):
-        lg.soft_lqr(system, cost, gamma=0.9, alpha=0)
+    with pytest.raises(ValueError, match=r"gamma needs to lie in \(0, 1\); got 1.0"):
+        lg.soft_lqr(system, cost, gamma=1.0, alpha=0.1)
+    with pytest.raises(ValueError, match=r"alpha needs to be positive and finite; got 0\.0"):
+        lg.soft_lqr(system, cost, gamma=0.9, alpha=0.0)

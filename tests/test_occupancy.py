@@ -22,7 +22,8 @@ def process(seed, num=None):
     rng = np.random.default_rng(seed)
     lead = () if num is None else (num,)
     transitions = rng.dirichlet(np.ones(S), size=(*lead, S, A))
-    return transitions, rng.normal(size=(*lead, S, A)), rng.dirichlet(np.ones(S), size=lead)
+    arrays = transitions, rng.normal(size=(*lead, S, A)), rng.dirichlet(np.ones(S), size=lead)
+    return tuple(map(jnp.asarray, arrays))
 
 
 def law_of(logits):
@@ -48,7 +49,7 @@ def everything(transitions, logits, start):
 def test_the_occupancy_is_the_discounted_sum():
     transitions, logits, start = process(0)
     policy = law_of(logits)
-    moves, law, total = np.einsum("sa,sat->st", policy, transitions), start, 0
+    moves, law, total = np.einsum("sa,sat->st", policy, transitions), np.asarray(start), 0
     for t in range(500):  # 0.9^500 = 1e-23
         total, law = total + (1 - GAMMA) * GAMMA**t * law, law @ moves
     states = occ.state_occupancy(transitions, policy, start, gamma=GAMMA)
@@ -90,9 +91,9 @@ def test_bounds_are_in_order_and_the_gap_is_its_formula():
 def test_two_states_have_a_closed_form():
     # The action is the next state; the policy stays with probability 1 - q; p_0 is uniform.
     q = 0.3
-    transitions = np.broadcast_to(np.eye(2)[None], (2, 2, 2))
-    policy = np.array([[1 - q, q], [q, 1 - q]])
-    start = np.ones(2) / 2
+    transitions = jnp.broadcast_to(jnp.eye(2)[None], (2, 2, 2))
+    policy = jnp.array([[1 - q, q], [q, 1 - q]])
+    start = jnp.ones(2) / 2
     h = -q * np.log(q) - (1 - q) * np.log(1 - q)
     rho = occ.occupancy(transitions, policy, start, gamma=GAMMA)
     np.testing.assert_allclose(occ.entropy(rho), np.log(2) + h, rtol=1e-14)
@@ -111,7 +112,7 @@ def test_every_critic_gives_a_bound_and_the_best_one_gives_the_information():
     information = occ.mutual_information(joint)
     product = joint.sum(axis=1)[:, None] * joint.sum(axis=0)[None]
     np.testing.assert_allclose(information, np.sum(joint * np.log(joint / product)), rtol=1e-12)
-    f = np.random.default_rng(5).normal(size=(1000, S, S))
+    f = jnp.asarray(np.random.default_rng(5).normal(size=(1000, S, S)))
     nwj, centred = (
         jax.vmap(bound, (0, None))(f, joint)
         for bound in (occ.nwj_bound, occ.donsker_varadhan_bound)
@@ -127,14 +128,14 @@ def reward_of_actions(transitions, policy, f, joint, *, centre=False, both=True)
     """r_pi + r_f of each state and action, from the exact margins."""
     states, following = joint.sum(axis=1), joint.sum(axis=0)
     pairs = states[:, None] * following[None]
-    first = np.log(np.exp(f) @ following)[:, None]  # E_t' e^f(t', s)
-    second = np.log(states @ np.exp(f))[None]  # E_t e^f(s', t)
+    first = jnp.log(jnp.exp(f) @ following)[:, None]  # E_t' e^f(t', s)
+    second = jnp.log(states @ jnp.exp(f))[None] if both else -jnp.inf  # E_t e^f(s', t)
     means = LogMeans(
-        jnp.asarray(np.broadcast_to(first, f.shape).reshape(-1)),
-        jnp.asarray(np.broadcast_to(second if both else -np.inf, f.shape).reshape(-1)),
-        jnp.log(np.sum(pairs * np.exp(f))),
+        jnp.broadcast_to(first, f.shape).reshape(-1),
+        jnp.broadcast_to(second, f.shape).reshape(-1),
+        jnp.log(jnp.sum(pairs * jnp.exp(f))),
     )
-    rows = reward_of_means(jnp.asarray(f.reshape(-1)), means, gamma=GAMMA, centre=centre)
+    rows = reward_of_means(f.reshape(-1), means, gamma=GAMMA, centre=centre)
     by_action = jnp.einsum("sat,st->sa", transitions, rows.reshape(f.shape))
     return by_action - jnp.log(policy)
 
@@ -142,7 +143,7 @@ def reward_of_actions(transitions, policy, f, joint, *, centre=False, both=True)
 @pytest.mark.parametrize("centre", [False, True])
 def test_the_reward_has_the_gradient_of_the_bound(centre):
     transitions, logits, start = process(6)
-    f = np.random.default_rng(7).normal(size=(S, S))
+    f = jnp.asarray(np.random.default_rng(7).normal(size=(S, S)))
     information = occ.donsker_varadhan_bound if centre else occ.nwj_bound
 
     def bound(logits):
@@ -152,7 +153,7 @@ def test_the_reward_has_the_gradient_of_the_bound(centre):
         return GAMMA * information(f, joint) + actions
 
     policy = law_of(logits)
-    joint = np.asarray(occ.consecutive_states(transitions, policy, start, gamma=GAMMA))
+    joint = occ.consecutive_states(transitions, policy, start, gamma=GAMMA)
     value, expected = jax.jit(jax.value_and_grad(bound))(logits)
     reward = reward_of_actions(transitions, policy, f, joint, centre=centre)
     ours = occ.policy_gradient(transitions, policy, start, reward, gamma=GAMMA)
@@ -169,10 +170,11 @@ def test_the_reward_has_the_gradient_of_the_bound(centre):
 def test_action_values_are_the_discounted_sums():
     transitions, logits, _ = process(8)
     policy = law_of(logits)
-    reward = np.random.default_rng(9).normal(size=(S, A))
-    values = 0
+    reward = jnp.asarray(np.random.default_rng(9).normal(size=(S, A)))
+    numbers = [np.asarray(array) for array in (transitions, policy, reward)]
+    values = numbers[2]
     for _ in range(400):  # 0.9^400 = 5e-19
-        values = reward + GAMMA * transitions @ np.sum(policy * values, axis=1) if _ else reward
+        values = numbers[2] + GAMMA * numbers[0] @ np.sum(numbers[1] * values, axis=1)
     ours = occ.action_values(transitions, policy, reward, gamma=GAMMA)
     np.testing.assert_allclose(ours, values, atol=1e-12)
 
@@ -181,5 +183,5 @@ def test_a_discount_out_of_range_is_named():
     transitions, logits, start = process(0)
     with pytest.raises(ValueError, match=r"gamma needs to lie in \[0, 1\); got 1.0"):
         occ.state_occupancy(transitions, law_of(logits), start, gamma=1.0)
-    with pytest.raises(ValueError, match=r"gamma needs to lie in \(0, 1\); got 0"):
-        occ.per_time_bound(transitions, law_of(logits), start, gamma=0)
+    with pytest.raises(ValueError, match=r"gamma needs to lie in \(0, 1\); got 0.0"):
+        occ.per_time_bound(transitions, law_of(logits), start, gamma=0.0)

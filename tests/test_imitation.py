@@ -227,3 +227,21 @@ def test_options_of_random_distillation_that_cannot_be_are_refused():
         random_distillation.fit(RNG, x, training=Training())
     with pytest.raises(ValueError, match="median_reward needs to lie in"):
         random_distillation.fit(RNG, x, median_reward=1.0)
+
+
+def test_the_best_clone_has_the_moments_of_the_actions_before_the_tanh(x64):
+    actor_critic = pytest.importorskip("scorejax.models.actor_critic")
+    u = np.random.default_rng(0).normal(0.3, 0.5, (50, 2))
+    low, high = jnp.asarray([-2.0, 0.0]), jnp.asarray([2.0, 1.0])
+    action = (high + low)[None] / 2 + (high - low)[None] / 2 * jnp.tanh(u)
+
+    @jax.jit
+    def gradient(mean, log_std):
+        spread = lambda row: jnp.broadcast_to(row[None], action.shape)
+        policy = lambda p: actor_critic.TanhGaussian(spread(p[0]), spread(p[1]), low, high)
+        loss = lambda p: imitation.behavioural_cloning(policy(p), action, edge=1e-6).mean()
+        return jax.grad(loss)((mean, log_std))
+
+    # Of maximum likelihood, in double precision; tanh and its inverse lose a few digits.
+    for slope in gradient(u.mean(axis=0), np.log(u.std(axis=0))):
+        np.testing.assert_allclose(slope, 0, atol=1e-9)

@@ -129,6 +129,10 @@ def test_files_of_whole_episodes_are_read(tmp_path):
         ({"terminated": [True]}, "as many of each as episodes"),
         ({"actions": np.array([{}] * 12)}, "needs to be an .npz file of numbers"),
         ({"dt": 0.0}, "needs a positive dt; got 0.0"),
+        ({"dt": np.ones(2)}, r"needs dt to be a number; got shape \(2,\)"),
+        ({"actions": 3.0}, "needs actions to be an array with a row for each step"),
+        ({"lengths": (3.0, 5.0, 4.0)}, "needs lengths to be whole numbers"),
+        ({"lengths": (-3, 11, 4)}, "needs lengths to be whole numbers"),
     ],
 )
 def test_files_that_cannot_be_are_refused_by_name(tmp_path, changes, message):
@@ -136,6 +140,18 @@ def test_files_that_cannot_be_are_refused_by_name(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         trajectories.load_npz(path)
     assert str(error.value).startswith(str(path)) and "\n" not in str(error.value)
+
+
+def test_files_of_another_kind_are_refused_by_name(tmp_path):
+    np.save(tmp_path / "file.npy", np.zeros(3))
+    (tmp_path / "file.npy").rename(tmp_path / "file.npz")
+    (tmp_path / "text.npz").write_text("no")
+    (tmp_path / "half.npz").write_bytes(write(tmp_path / "whole.npz").read_bytes()[:99])
+    for name in ("file.npz", "text.npz", "half.npz"):
+        with pytest.raises(ValueError, match=f"{tmp_path / name} needs to be an .npz file"):
+            trajectories.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        trajectories.load(tmp_path / "nowhere.npz")
 
 
 @pytest.mark.parametrize(

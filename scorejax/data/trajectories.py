@@ -41,7 +41,7 @@ def load_npz(path: Path) -> Demonstrations:
     """
     try:
         arrays = files.load_npz(path)
-    except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} needs to be an .npz file of numbers: {files.reason(error)}"
         ) from None
@@ -69,6 +69,10 @@ def _from_arrays(arrays: Mapping[str, Any], *, name: str) -> Demonstrations:
         problem = f"lacks {min(missing)}" if missing else f"has {min(unknown)!r}, which is unknown"
         known = ", ".join(sorted(needed | optional))
         raise ValueError(f"{name} {problem}; it needs arrays of {known}")
+    for field, values in arrays.items():
+        if (np.ndim(values) == 0) != (field == "dt") and field not in ("lengths", "terminated"):
+            needs = "a number" if field == "dt" else "an array with a row for each step"
+            raise ValueError(f"{name} needs {field} to be {needs}; got shape {np.shape(values)}")
     arrays = dict(arrays)
     if "dt" in arrays:
         arrays["dt"] = float(arrays["dt"])
@@ -81,7 +85,11 @@ def _from_arrays(arrays: Mapping[str, Any], *, name: str) -> Demonstrations:
 
 def _cut(arrays: dict[str, Any], name: str) -> Demonstrations:
     """Cuts rows of whole episodes, one after the other, at their lengths."""
-    lengths = np.atleast_1d(arrays.pop("lengths", len(arrays["actions"]))).astype(int)
+    lengths = np.atleast_1d(arrays.pop("lengths", len(arrays["actions"])))
+    if not np.issubdtype(lengths.dtype, np.integer) or lengths.ndim != 1 or (lengths < 0).any():
+        raise ValueError(
+            f"{name} needs lengths to be whole numbers (e,); got {lengths.dtype} {lengths.shape}"
+        )
     for field, more in (("observations", 1), ("actions", 0), ("rewards", 0)):
         if field not in arrays:
             continue

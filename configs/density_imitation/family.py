@@ -28,7 +28,8 @@ def default() -> ConfigDict:
     config.num_demonstrations = 1
     config.every = 1  # keeps every so many transitions of a demonstration
     config.density = "made"
-    config.density_noise = 0.03  # while it is fitted, in standard deviations
+    config.density_noise = 0.1  # while it is fitted, in standard deviations
+    config.density_epochs, config.density_batch_size = 300, 64
     config.floor_margin = 15.0  # nats below the demonstrations' lowest hundredth
     config.terminal = "absorbing"  # shifted
     config.lambda_pi, config.lambda_f = 0.2, 0.005
@@ -54,6 +55,7 @@ def debug(config: ConfigDict) -> ConfigDict:
     config.update({"hidden": (16,), "batch_size": 16, "num_random": 50, "capacity": 1000})
     config.update({"num_train_steps": 40, "num_steps_per_call": 10, "log_every": 10})
     config.update({"eval_every": 20, "save_every": 20, "num_eval_episodes": 2, "horizon": 20})
+    config.update({"num_envs": 2, "density_epochs": 2})
     config.update({"density": "gaussian", "recent": 20})
     return config
 

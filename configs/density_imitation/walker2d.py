@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.environment = "Walker2d-v5"
     config.num_random = 10_000
+    config.density_epochs, config.density_batch_size = 100, 256
     config.num_train_steps = 1_000_000
     config.eval_every = config.save_every = 50_000
     return variants.apply(config, variant, *family.AXES)

@@ -25,7 +25,7 @@ from scorejax.objectives import imitation
 from scorejax.systems.density_imitation.agent import Agent
 from scorejax.systems.density_imitation.learner import Experience
 from scorejax.systems.density_imitation.model import METHODS, Expert, Imitator
-from scorejax.systems.density_imitation.rewards import TERMINALS, TERMS
+from scorejax.systems.density_imitation.rewards import TERMINALS, TERMS, FitOptions
 from scorejax.systems.density_imitation.tasks import get_task
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System
@@ -37,6 +37,7 @@ AGENT_KEYS = (
 )  # fmt: skip
 IMITATION_KEYS = (
     "method", "demonstrations", "num_demonstrations", "every", "density", "density_noise",
+    "density_epochs", "density_batch_size",
     "floor_margin", "terminal", "lambda_pi", "lambda_f", "entropy_term", "similarity_scale",
     "centre", "recent", "penalty", "adversarial_reward",
 )  # fmt: skip

@@ -27,7 +27,7 @@ from scorejax.systems.density_imitation.learner import (
     soft_actor_critic,
     value_dice,
 )
-from scorejax.systems.density_imitation.rewards import Occupancy, Reward, true_reward
+from scorejax.systems.density_imitation.rewards import FitOptions, Occupancy, Reward, true_reward
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Imitator:
     every: int
     """Keeps every so many transitions of a demonstration."""
     density: str
-    density_noise: float
+    fit: FitOptions
     floor_margin: float
     terminal: str
     lambda_pi: float
@@ -123,11 +123,7 @@ class Imitator:
     def occupancy(self) -> Occupancy:
         """The density of the demonstrations' pairs of states and actions."""
         return rewards.fit_occupancy(
-            self.density,
-            self.demonstrations,
-            noise=self.density_noise,
-            margin=self.floor_margin,
-            seed=self.seed,
+            self.density, self.demonstrations, self.fit, margin=self.floor_margin, seed=self.seed
         )
 
     @functools.cached_property
@@ -197,9 +193,7 @@ METHODS: dict[str, Callable[[Imitator], Learner]] = {
             m.demonstrations, hidden=m.agent.hidden, penalty=m.penalty, kind=m.adversarial_reward
         )
     ),
-    "red": lambda m: m.learn(
-        rewards.expert_distillation(m.demonstrations, noise=m.density_noise, seed=m.seed)
-    ),
+    "red": lambda m: m.learn(rewards.expert_distillation(m.demonstrations, m.fit, seed=m.seed)),
     "sqil": lambda m: m.learn(rewards.soft_q_imitation(m.demonstrations)),
     "value_dice": lambda m: value_dice(
         m.agent, m.demonstrations, m.seen, gamma=m.gamma, penalty=m.penalty

@@ -113,13 +113,13 @@ def soft_q_imitation(demonstrations: Demonstrations) -> Reward:
     return true_reward._replace(frozen=demonstrations.transitions(), mix=mix)
 
 
-def expert_distillation(demonstrations: Demonstrations, *, noise: float, seed: int) -> Reward:
+def expert_distillation(demonstrations: Demonstrations, fit: "FitOptions", *, seed: int) -> Reward:
     """RED: how well a network predicts a random one where demonstrations are, fitted before.
 
     Source: arXiv:1905.06750.
     """
     mean, std = demonstrations.moments()
-    training = dataclasses.replace(random_distillation.TRAINING, noise=noise)
+    training = dataclasses.replace(random_distillation.TRAINING, **fit._asdict())
     rows = (demonstrations.pairs() - mean[None]) / std[None]
     fitted = random_distillation.fit(jax.random.key(seed), rows, training=training)
 
@@ -147,20 +147,29 @@ class Occupancy(NamedTuple):
     """Its standard deviation there."""
 
 
+class FitOptions(NamedTuple):
+    """How a network is fitted to pairs; densities without a network read none of it."""
+
+    noise: float
+    """Added to the pairs while it is fitted, in standard deviations: without it one trajectory has
+    no bounded likelihood."""
+    num_epochs: int
+    batch_size: int
+
+
 def fit_occupancy(
-    name: str, demonstrations: Demonstrations, *, noise: float, margin: float, seed: int
+    name: str, demonstrations: Demonstrations, fit: FitOptions, *, margin: float, seed: int
 ) -> Occupancy:
     """Fits the density `name` of `density.DENSITIES` to pairs of states and actions.
 
-    `noise` is what networks add to the rows while they are fitted, in standard deviations; without
-    it one trajectory has no bounded likelihood.
     Raises: ValueError as the `fit` of the density.
     """
     rows, (mean, std) = demonstrations.pairs(), demonstrations.moments()
     module, options = get_density(name), {}
     training = inspect.signature(module.fit).parameters.get("training")
     if training is not None:
-        options["training"] = dataclasses.replace(training.default, noise=noise)
+        changes = {"patience": max(fit.num_epochs // 6, 1), **fit._asdict()}
+        options["training"] = dataclasses.replace(training.default, **changes)
     fitted = module.fit(jax.random.key(seed), (rows - mean[None]) / std[None], **options)
     number = lambda value: jnp.asarray(value, jnp.float32)
     raw = Occupancy(fitted, number(mean), number(std), *map(number, (-np.inf, 0.0, 0.0, 1.0)))

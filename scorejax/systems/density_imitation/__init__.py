@@ -86,12 +86,16 @@ def imitator(config: ConfigDict) -> Imitator:
     known |= {"terminal": TERMINALS, "adversarial_reward": imitation.ADVERSARIAL_REWARDS}
     for key, names in known.items():
         require_known(key, config[key], names)
-    require(config, ("num_demonstrations", "every"), lambda v: v >= 1, "to be at least 1")
     at_least_0 = ("density_noise", "floor_margin", "lambda_pi", "lambda_f", "penalty")
     require(config, at_least_0, lambda v: 0 <= v < math.inf, "to be 0 or positive")
     require(config, ("similarity_scale",), lambda v: 0 < v < math.inf, "to be positive")
-    options = {key: config[key] for key in IMITATION_KEYS if key != "demonstrations"}
-    return Imitator(**_of_agents(config), **options, path=config.demonstrations, seed=config.seed)
+    counts = ("num_demonstrations", "every", "recent", "density_epochs", "density_batch_size")
+    require(config, counts, lambda v: v >= 1, "to be at least 1")
+    fit = FitOptions(config.density_noise, config.density_epochs, config.density_batch_size)
+    elsewhere = ("demonstrations", "density_noise", "density_epochs", "density_batch_size")
+    options = {key: config[key] for key in IMITATION_KEYS if key not in elsewhere}
+    found = {"path": config.demonstrations, "fit": fit, "seed": config.seed}
+    return Imitator(**_of_agents(config), **options, **found)
 
 
 def _of_agents(config: ConfigDict) -> dict[str, Any]:
@@ -101,11 +105,9 @@ def _of_agents(config: ConfigDict) -> dict[str, Any]:
     require(config, ("gamma",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
     require(config, ("log_std_min",), lambda v: v < 2, "to be less than 2")
     task = get_task(config.environment, horizon=config.horizon)
-    names = Experience._fields
-    recent = {"recent": config.get("recent", 1)}
     return {
         "agent": Agent(task, tuple(config.hidden), config.log_std_min),
-        "seen": Experience(**{n: config[n] for n in names if n != "recent"}, **recent),
+        "seen": Experience(**{name: config[name] for name in Experience._fields}),
         "gamma": config.gamma,
         "num_eval_episodes": config.num_eval_episodes,
         "deterministic": config.deterministic,

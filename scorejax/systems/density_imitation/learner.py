@@ -50,8 +50,6 @@ class Experience(NamedTuple):
     num_random: int
     steps_per_update: int
     updates_per_step: int
-    recent: int
-    """Steps of each environment from which negatives are drawn."""
 
 
 class Entropy(NamedTuple):
@@ -61,8 +59,8 @@ class Entropy(NamedTuple):
     target: float | None
 
 
-def experience_source(agent: Agent, seen: Experience, *, negatives: bool) -> OnlineSource:
-    """Batches of the agent's own transitions, with others as negatives if asked."""
+def experience_source(agent: Agent, seen: Experience, *, recent: int | None = None) -> OnlineSource:
+    """Batches of the agent's own transitions; with `recent`, others of its last as negatives."""
     return make_source(
         agent.task.make(seen.num_envs),
         agent.policy(deterministic=False),
@@ -71,7 +69,7 @@ def experience_source(agent: Agent, seen: Experience, *, negatives: bool) -> Onl
         num_random=seen.num_random,
         steps_per_update=seen.steps_per_update,
         updates_per_step=seen.updates_per_step,
-        recent=seen.recent if negatives else None,
+        recent=recent,
     )
 
 
@@ -110,7 +108,7 @@ def soft_actor_critic(
         )
         return losses.total() + others, Aux(losses.metrics | metrics, state.model_state)
 
-    source = experience_source(agent, seen, negatives=reward.negatives)
+    source = experience_source(agent, seen, recent=reward.recent)
     return Learner(init, loss, source, reward.frozen)
 
 
@@ -162,5 +160,5 @@ def value_dice(
         losses = imitation.dice_losses(params, dice_rng, batch, **options)
         return losses.nu + losses.actor, Aux({"dice": losses.objective}, state.model_state)
 
-    source = experience_source(agent, seen, negatives=False)
+    source = experience_source(agent, seen)
     return Learner(init, loss, source, jax.tree.map(np.asarray, rows))

@@ -180,7 +180,7 @@ def _by_density(model: Imitator) -> Learner:
             model.term,
             weight=model.lambda_f,
             terminal=model.terminal,
-            gamma=model.gamma,
+            recent=model.recent,
             observation_dim=model.demonstrations.observation_dim,
         )
     )

@@ -63,8 +63,8 @@ class Reward(NamedTuple):
     target: TargetFn = td_target
     unit: float = 1.0
     """Of the critics: they learn the reward, and the policy's entropy, divided by it."""
-    negatives: bool = False
-    """Whether batches need states that do not belong together."""
+    recent: int | None = None
+    """Steps of each environment from which a batch has states that do not belong together."""
 
 
 true_reward = Reward(lambda params, frozen, batch: batch["reward"])
@@ -261,7 +261,7 @@ def density_reward(
     *,
     weight: float,
     terminal: str,
-    gamma: float,
+    recent: int,
     observation_dim: int,
 ) -> Reward:
     """log q(s, a) + weight r_f(s, a, s'), with log q measured from its mean on demonstrations.
@@ -292,4 +292,12 @@ def density_reward(
         return term.loss(params, whitened(occupancy, batch)), {}
 
     init = lambda rng: term.init(rng, observation_dim)
-    return Reward(of, occupancy, init, loss, target=target, unit=unit, negatives=term.negatives)
+    return Reward(
+        of,
+        occupancy,
+        init,
+        loss,
+        target=target,
+        unit=unit,
+        recent=recent if term.negatives else None,
+    )

@@ -121,6 +121,11 @@ class Demonstrations:
         """Whether there are rewards, or the returns of thinned episodes."""
         return self.rewards is not None or self.thinned is not None
 
+    @property
+    def share_ended(self) -> float:
+        """The share of episodes whose last transition here is terminal."""
+        return float(self.terminated.sum()) / self.num_episodes
+
     def pairs(self) -> Float[np.ndarray, "n oa"]:
         """States and actions side by side, (n, o + a)."""
         return np.concatenate([self.observations, self.actions], axis=1)

@@ -4,6 +4,8 @@
 The forms hold as long as no action is clipped: choose max_action large for them.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,14 +28,18 @@ def point_mass(
     The state and observation is (x, v), the action the acceleration a, each component up to
     max_action. `noise` is the standard deviation that a step adds to each component of the state.
     The reward, of the state before the step, is -(|x|^2 + 0.1 |v|^2 + 0.01 |a|^2). An episode
-    starts in a row of `starts` (n, 2 dim), drawn uniformly; without them x ~ U(-1, 1) at rest.
+    starts in a row of `starts` (n, 2 dim), drawn uniformly; without them x ~ U(-1, 1) at rest. It
+    terminates where a component of x is beyond max_place.
 
     Raises: ValueError for an invalid number or shape, naming it.
     """
     require_count(dim=dim, horizon=horizon)
     low, high = symmetric_box(max_action, dim)
-    if not dt > 0 or not noise >= 0:
-        raise ValueError(f"point_mass needs dt > 0 and noise >= 0; got dt={dt}, noise={noise}.")
+    if not dt > 0 or not noise >= 0 or not max_place > 0:
+        raise ValueError(
+            "point_mass needs dt > 0, noise >= 0 and max_place > 0; got "
+            f"dt={dt}, noise={noise}, max_place={max_place}."
+        )
     if starts is not None:
         starts = np.asarray(starts, float)
         if starts.ndim != 2 or starts.shape[1] != 2 * dim or not len(starts):
@@ -56,7 +62,8 @@ def point_mass(
         state = jnp.concatenate([place + dt * velocity, velocity + dt * force])
         if noise:
             state = state + noise * jax.random.normal(rng, state.shape, state.dtype)
-        return Transitioned(state, state, reward, jnp.zeros((), bool))
+        terminated = jnp.any(jnp.abs(state[:dim]) > max_place)
+        return Transitioned(state, state, reward, terminated)
 
     return Env("point_mass", reset, step, horizon, 2 * dim, low, high)
 

@@ -180,6 +180,7 @@ def _by_density(model: Imitator) -> Learner:
             model.term,
             weight=model.lambda_f,
             terminal=model.terminal,
+            ended=model.demonstrations.share_ended,
             recent=model.recent,
             observation_dim=model.demonstrations.observation_dim,
         )

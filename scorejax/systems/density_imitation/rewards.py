@@ -261,22 +261,24 @@ def density_reward(
     *,
     weight: float,
     terminal: str,
+    ended: float,
     recent: int,
     observation_dim: int,
 ) -> Reward:
     """log q(s, a) + weight r_f(s, a, s'), with log q measured from its mean on demonstrations.
 
-    That constant changes nothing in a task without end. What an end is worth is `terminal`:
-    "absorbing" goes on for ever at the lowest hundredth of the demonstrations' log q, which makes
-    the constant harmless; "shifted" measures log q from that hundredth instead, so that most of it
-    is positive, and an end is worth nothing.
+    That constant changes nothing in a task without end. What an end is worth is `terminal`.
+    "absorbing" goes on for ever at a log q between the floor and the mean of the demonstrations, by
+    the share of them that ended, `ended`: an expert that never falls has no mass there, and one
+    that always arrives has much. "shifted" measures log q from the demonstrations' lowest hundredth
+    instead, so that most of it is positive, and an end is worth nothing.
     Source: Kim et al. 2021, arXiv:2010.09808; the remedies of its sign are ours.
     """
     origin = float(occupancy.centre if terminal == "absorbing" else occupancy.low)
     unit = max(float(occupancy.spread), 1.0)
     target = td_target
     if terminal == "absorbing":
-        absorbed = (float(occupancy.low) - origin) / unit
+        absorbed = (1 - ended) * (float(occupancy.floor) - origin) / unit
         target = functools.partial(absorbing_target, absorbing_reward=absorbed)
 
     def whitened(occupancy: Occupancy, batch: Batch) -> Batch:

@@ -18,6 +18,8 @@ LASA = "lasa/"
 """Before the name of a motion of the handwriting set."""
 LASA_EVERY = 10
 """Positions of a drawing for one that is kept: a hundred are left."""
+ROOM = 1.5
+"""Largest force and place of a pen, in units of the largest in the drawings."""
 TUTORIAL = {"A": 0.95, "B": 0.5, "Sigma": 0.09}
 """A scalar system with closed forms, see `rl.linear_gaussian`."""
 
@@ -80,7 +82,7 @@ def get_task(name: str, *, horizon: int = 0) -> Task:
 
 
 def handwriting(motion: str, **limit: int) -> Task:
-    """A pen that starts where people did, and has half as much force again as they used."""
+    """A pen that starts where people did, with half as much force and space again as they used."""
     require_known("motion", motion, lasa.MOTIONS)
 
     @functools.cache
@@ -91,7 +93,8 @@ def handwriting(motion: str, **limit: int) -> Task:
         shown = drawn()
         starts = np.stack([part.observations[0] for part in shown.episodes()])
         options = {"dt": shown.dt, "starts": starts, "horizon": int(shown.lengths().max())} | limit
-        options["max_action"] = 1.5 * np.abs(shown.actions).max(axis=0)
+        options["max_action"] = ROOM * np.abs(shown.actions).max(axis=0)
+        options["max_place"] = ROOM * float(np.abs(shown.observations[:, :2]).max())
         return env.vectorize(env.point_mass(**options), num_envs)
 
     return Task(f"{LASA}{motion}", make, PLANES["point_mass"], demonstrations=drawn)

@@ -20,6 +20,7 @@ def point_mass(
     dt: float = 0.05,
     noise: float = 0.0,
     max_action: Numbers = 1.0,
+    max_place: float = math.inf,
     starts: Numbers | None = None,
     horizon: int = 200,
 ) -> Env:

@@ -50,7 +50,7 @@ def returns_metric(agent: Agent, play: Play, demonstrations: Demonstrations | No
         from scorejax.evaluate import trajectory_pictures  # A second of matplotlib.
 
         episodes = play(variables)
-        returns = np.asarray(episodes.returns, float)
+        returns = episodes.rewards.sum(axis=1, dtype=float)
         scalars = {"return": float(returns.mean()), "return_std": float(returns.std())}
         scalars["episode_length"] = float(episodes.length.mean())
         if paid:

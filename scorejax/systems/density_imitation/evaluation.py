@@ -30,7 +30,8 @@ MOST_PAIRS = 20_000
 def make_play(agent: Agent, num_episodes: int, *, deterministic: bool) -> Play:
     """variables -> episodes on the host, kept until the next variables."""
     play = jax.jit(functools.partial(agent.play, deterministic=deterministic))
-    rngs = jax.random.split(jax.random.key(0), num_episodes)
+    # No seed of launch.sample, whose episodes may be the demonstrations.
+    rngs = jax.random.split(jax.random.key(2**32 - 1), num_episodes)
     return remembered(lambda variables: jax.device_get(play(variables, rngs)))
 
 

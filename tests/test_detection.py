@@ -179,8 +179,16 @@ def test_failures_all_apart_leave_an_interval_all_the_same():
     # Ten pairs without a common row all in order: .025^(1/10).
     assert found == pytest.approx((1.0, 0.025**0.1, 1.0), rel=1e-6)
     assert delong_interval(-scores, failed) == pytest.approx((0.0, 0.0, 1 - 0.025**0.1), rel=1e-6)
-    constant = delong_interval(np.zeros(30), failed)
-    assert constant == pytest.approx((0.5, 0.5, 0.5), abs=1e-12)
+
+
+def test_a_constant_score_leaves_an_interval_too():
+    for num in (10, 9):
+        found = delong_interval(np.zeros(30), np.arange(30) < num)
+        # As five successes in ten trials, or 4.5 in nine, between those of 4 and of 5.
+        ends = stats.beta.ppf([0.025, 0.975], [num / 2, num / 2 + 1], [num / 2 + 1, num / 2])
+        assert found == pytest.approx((0.5, *ends), abs=1e-12)
+    even = stats.binomtest(5, 10).proportion_ci(0.95, method="exact")
+    assert delong_interval(np.zeros(20), np.arange(20) < 10)[1:] == pytest.approx(tuple(even))
 
 
 def test_infinite_scores_have_ranks_and_ties():

@@ -42,7 +42,7 @@ def test_the_density_is_the_gaussian_of_the_training_rows(detector):
 def test_false_alarms_follow_their_law(detector):
     x, logits = rows(20_000, 3)
     law = false_alarm_law(999, 0.05)
-    for p in detector.score_p_values(x, logits=logits).values():
+    for p in detector.scored(x, logits=logits).p_values.values():
         # Each score at alpha / 2, given this calibration set: beta-binomial, one false alarm in
         # 10^5.
         low, high = law.count_interval(len(x), 1 - 1e-5)
@@ -58,15 +58,28 @@ def test_it_finds_rows_that_are_elsewhere(detector):
     )
 
 
-def test_one_calibration_set_keeps_the_level_with_confidence():
-    x, _ = rows(2000, 0)
-    detector = FailureDetector("gaussian", alpha=0.1, delta=0.05).fit(x)
-    fresh, failures, num = rows(4000, 5)[0], 0, 60
-    for seed in range(num):
-        detector.calibrate(rows(200, 100 + seed)[0])
-        failures += np.mean(detector.predict(fresh) == -1) > 0.1 + 3 * np.sqrt(0.09 / 4000)
-    # At most binomial(60, .05) sets may exceed alpha; more than 12 of them happen once in 10^5.
-    assert failures <= stats.binom.isf(1e-5, num, 0.05)
+def test_a_row_is_scored_by_itself_with_atoms_and_ties_too(detector):
+    # Of ReLU: half of the values are 0, so that the fit has noise, and calibration rows tie.
+    x, z = (np.maximum(values, 0) for values in rows(700, 5))
+    train = np.maximum(rows(500, 0)[0], 0)
+    # Without rows of zeros alone, which are among those of calibration as well.
+    relu = FailureDetector("gaussian", alpha=0.1).fit(train[train.any(axis=1)])
+    assert (relu.preparation_.noise > 0).all()
+    relu.calibrate(x[:400], logits=z[:400])
+    p = relu.p_values(x, logits=z)
+    np.testing.assert_array_equal(relu.p_values(x[::-1], logits=z[::-1])[::-1], p)
+    alone = [relu.p_values(x[i : i + 1], logits=z[i : i + 1])[0] for i in (0, 399, 699)]
+    np.testing.assert_array_equal(alone, p[[0, 399, 699]])
+
+
+def test_the_units_of_the_features_do_not_matter():
+    (x, _), (c, _), (fresh, _) = rows(500, 0), rows(200, 1), rows(100, 2, shift=1.0)
+    # By a power of two, so that single precision rounds alike.
+    p = [
+        FailureDetector("gaussian").fit(s * x).calibrate(s * c).p_values(s * fresh)
+        for s in (1.0, 2.0**-20)
+    ]
+    np.testing.assert_array_equal(*p)
 
 
 def test_a_small_calibration_set_says_what_it_can_promise():
@@ -84,6 +97,10 @@ def test_calibration_rows_that_were_fitted_to_are_noticed():
     detector = FailureDetector("gaussian").fit(x)
     with pytest.warns(UserWarning, match="40 of 100 calibration rows were fitted to"):
         detector.calibrate(np.concatenate([x[:40], rows(60, 1)[0]]))
+    zero = FailureDetector("gaussian").fit(np.where(x > 0, x, np.float32(0)))
+    with pytest.warns(UserWarning, match="40 of 100 calibration rows were fitted to"):
+        negative = np.where(x[:40] > 0, x[:40], np.float32(-0.0))
+        zero.calibrate(np.concatenate([negative, rows(60, 1)[0]]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert detector.calibrate(rows(100, 1)[0]) is detector
@@ -121,6 +138,13 @@ def test_a_new_fit_needs_a_new_calibration_and_parameters_wait_for_it():
         detector.predict(x)
 
 
+def of_two_classes():
+    """A detector of which only the classes 0 and 1 have calibration rows."""
+    (x, _), logits = rows(300, 0), np.tile(np.float32([[1, 0, -1], [0, 1, -1]]), (150, 1))
+    detector = FailureDetector("gaussian", alpha=0.5, by_class=True).fit(x)
+    return detector.calibrate(rows(300, 1)[0], logits=logits)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -130,17 +154,24 @@ def test_a_new_fit_needs_a_new_calibration_and_parameters_wait_for_it():
         (lambda d, x, z: d.p_values(x, logits=z[:-1]), "5 rows need logits"),
         (lambda d, x, z: d.p_values(x), r"had logits \(n, 3\), .* need the same; got none"),
         (lambda d, x, z: d.p_values(x, logits=z[:, :2]), r"need the same; got \(n, 2\)"),
-        (lambda d, x, z: d.p_values(x, logits=z * np.nan), "logits need to be finite"),
+        (lambda d, x, z: d.p_values(x, logits=z * np.nan), "logits need to be finite; got nan"),
         (lambda d, x, z: d.p_values(x[:, :2], logits=z), "4 features"),
-        (lambda d, x, z: FailureDetector("gaussian").fit(x * np.nan), "NaN"),
-        (lambda d, x, z: FailureDetector("gaussian").fit(0 * x), "variance above"),
+        (lambda d, x, z: d.p_values(x[:0], logits=z[:0]), "minimum of 1"),
+        (lambda d, x, z: FailureDetector("gaussian").fit(x * np.nan), "finite; got nan in row 0"),
+        (lambda d, x, z: FailureDetector("gaussian").fit(0 * x + 0.1), "all 4 units are constant"),
+        (lambda d, x, z: d.calibrate(x[:-1], logits=z), r"4 rows need logits \(4, k\)"),
+        (lambda d, x, z: FailureDetector(delta=0.0).fit(x), "delta needs to lie in"),
+        (
+            lambda d, x, z: of_two_classes().p_values(x, logits=z * [0, 0, 0] + [0, 0, 1]),
+            "group 2 has none",
+        ),
     ],
 )
 def test_bad_input_is_one_line(detector, call, message):
     x, logits = rows(5, 7)
     with pytest.raises(ValueError, match=message) as error:
         call(detector, x, logits)
-    assert len(str(error.value).splitlines()[0]) > 0
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_neighbour_scores_are_those_of_scikit_learn(k):
     finally:
         fs.BLOCK_BYTES = blocks
     np.testing.assert_allclose(again**2, expected**2, atol=4e-7)
+    assert fs.nearest_neighbours(fs.fit_nearest_neighbours(FEATURES), NEW[:0]).shape == (0,)
 
 
 def test_the_virtual_logit_is_its_formula():
@@ -175,7 +176,7 @@ def altered(array, index, value):
         (lambda: fs.fit_mahalanobis(np.ones((NUM, 2)), LABELS), "all are constant"),
         (
             lambda: fs.fit_mahalanobis(FEATURES[:, [0, 0]], LABELS, ridge=-1.0),
-            "Choose a larger ridge",
+            "ridge needs to be at least 0; got -1.0",
         ),
         (lambda: fs.fit_nearest_neighbours(FEATURES[:20]), "1 <= k <= 20.*got k=50"),
         (lambda: fs.fit_virtual_logit(FEATURES, LOGITS[:-1]), "200 rows .* got 199"),

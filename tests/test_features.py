@@ -54,6 +54,20 @@ def test_what_the_components_and_the_live_units_leave_out_is_measured(x64):
     np.testing.assert_allclose(found.dead_norm, [0, 0, 3, 4, 0], atol=1e-12)
 
 
+def test_small_units_scale_the_map_and_not_its_rows(x64):
+    x = rows()
+    large, small = (FeaturePreparation.of(s * x, explained=0.9) for s in (1.0, 1e-6))
+    np.testing.assert_array_equal(small.dead, large.dead)
+    white = small(jnp.asarray(1e-6 * x)).x, large(jnp.asarray(x)).x
+    # Directions have no sign.
+    np.testing.assert_allclose(*map(np.abs, white), rtol=1e-9, atol=1e-12)
+    num = large.directions.shape[1]
+    assert small.log_det - large.log_det == pytest.approx(num * np.log(1e6), rel=1e-12)
+    # A unit that is as good as dead beside the others, in units of the largest variance.
+    x[:, 1] = 1e-4 * np.random.default_rng(0).normal(size=len(x))
+    assert 1 in FeaturePreparation.of(x).dead and 1 in FeaturePreparation.of(x, min_variance=0).kept
+
+
 def test_only_units_with_atoms_get_noise_and_a_row_gets_that_of_its_key():
     x = rows()
     x[:, 5] = np.maximum(x[:, 5], 1.0)  # as ReLU does, to half of the rows
@@ -99,10 +113,11 @@ def bad():
     spoilt[:2, 0] = np.inf
     return {
         "2 of 400 rows": lambda: FeaturePreparation.of(spoilt),
-        "largest of 6 units has 0.0e": lambda: FeaturePreparation.of(np.ones((5, 6))),
+        "all 6 units are constant": lambda: FeaturePreparation.of(np.full((5, 6), 0.1)),
         r"got shape \(1, 6\)": lambda: FeaturePreparation.of(x[:1]),
         "explained share of variance needs to lie": lambda: FeaturePreparation.of(x, explained=99),
         "noise needs to be at least 0; got -1": lambda: FeaturePreparation.of(x, noise=-1),
+        "min_variance needs to lie in": lambda: FeaturePreparation.of(x, min_variance=1.0),
         r"rows \(b, 6\) as in training; got \(400, 5\)": lambda: FeaturePreparation.of(x)(x[:, 1:]),
     }
 

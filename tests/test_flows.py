@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from scorejax.density import fitting, maf, realnvp
+from scorejax.density import fitting, made, maf, realnvp
 from scorejax.density.fitting import Training
+from scorejax.density.normalised import masked_units
 from scorejax.models.maf import MaskedAutoregressiveFlow
 from scorejax.models.realnvp import ActNorm, InvertibleLinear, RealNVP
 from scorejax.numerics import gaussian_log_prob
@@ -138,6 +139,10 @@ def test_options_and_rows_that_cannot_be_are_refused():
         Training(held_out=1.5)
     with pytest.raises(ValueError, match="10 of 10 rows have others"):
         maf.fit(RNG, np.full((10, 2), np.nan))
+    for density in (maf, made):
+        with pytest.raises(ValueError, match=r"hidden needs to be at least 4 .* 5 coord.*; got 3"):
+            density.fit(RNG, np.random.default_rng(0).normal(size=(10, 5)), hidden=3)
+    assert [masked_units(None, 64), masked_units(None, 512), masked_units(4, 5)] == [256, 512, 4]
 
 
 def test_a_loss_that_is_nowhere_finite_is_an_error():

@@ -163,17 +163,18 @@ def bad_fits():
     x, labels = correlated(20), np.arange(20) % 2
     spoilt = x.copy()
     spoilt[3] = np.nan
-    by_class = lambda **kw: gaussian.fit_by_class(RNG, x, **kw)
+    by_class = lambda x=x, **kw: gaussian.fit_by_class(RNG, x, **kw)
     mixture = lambda x=x, **kw: gaussian_mixture.fit(RNG, x, **kw)
     return {
         "1 of 20 rows": lambda: mixture(spoilt),
         "all 20 rows are equal": lambda: mixture(np.ones((20, 3))),
         r"n >= 2 and d >= 1; got shape \(20,\)": lambda: mixture(x[:, 0]),
         "not singular": lambda: gaussian.fit(RNG, x[:, [0, 0]]),
-        "class 1 has none": lambda: by_class(labels=2 * labels),
-        "one for each of 20 rows": lambda: by_class(labels=labels[1:]),
-        "integers from 0": lambda: by_class(labels=labels - 1),
-        "below num_classes=1; got 1": lambda: by_class(labels=labels, num_classes=1),
+        "all are constant within a class": lambda: by_class(x=x[labels], labels=labels),
+        "class 1 of 3 has none": lambda: by_class(labels=2 * labels),
+        "20 rows need as many integer labels": lambda: by_class(labels=labels[1:]),
+        "0 .. 0; got -1 .. 0": lambda: by_class(labels=labels - 1),
+        "0 .. 0; got 0 .. 1": lambda: by_class(labels=labels, num_classes=1),
         "ridge needs to be at least 0; got -1.0": lambda: mixture(ridge=-1.0),
         "1 .. 20, the rows; got 21": lambda: mixture(num_components=(1, 21)),
         "did you mean 'rows'": lambda: mixture(start="row"),

@@ -12,18 +12,24 @@ import re
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs.score_sde import digits
 from scorejax.bregman.scan import block_scan
+from scorejax.data.features import FeaturePreparation
+from scorejax.density import score_flow
 from scorejax.evaluate.sample_quality import inception_features
+from scorejax.failures.scores import SCORES
 from scorejax.models import layers
 from scorejax.models.convolution import conv
 from scorejax.models.inception import Inception
+from scorejax.models.vector_field import VectorField
 from scorejax.score_model import EvaluationOptions
 from scorejax.systems import load_model
 
 ROWS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
+FEATURES = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 IMAGES = jax.ShapeDtypeStruct((2, 8, 8, 1), jnp.float32)
 
 
@@ -107,6 +113,35 @@ def test_scans_of_the_index():
     only = {"dot_general": {"HIGHEST"}}
     assert precisions(smallest, block, *queries) == only
     assert precisions(block_scan.at_most, block, *queries, jnp.ones(8)) == only
+
+
+@pytest.mark.parametrize(
+    "name", ["mahalanobis", "relative_mahalanobis", "virtual_logit", "stored_patterns"]
+)
+def test_scores_of_features_and_their_gradients(name):
+    labels, logits = np.arange(8) % 2, np.eye(2, dtype=np.float32)[np.arange(8) % 2]
+    params = SCORES[name].fit(FEATURES, logits, labels)
+    total = lambda features: jnp.sum(SCORES[name].score(params, features, logits))
+    # The pattern of a class is picked by its index, without a product of matrices.
+    products = {} if name == "stored_patterns" else {"dot_general": {"HIGHEST"}}
+    assert precisions(jax.value_and_grad(total), FEATURES) == products
+
+
+def test_prepared_features_with_noise_of_their_atoms():
+    preparation = FeaturePreparation.of(np.maximum(FEATURES, 0))
+    found = precisions(lambda x: preparation(x, jax.random.key(0)), FEATURES)
+    assert preparation.noise.any() and found == {"dot_general": {"HIGHEST"}}
+
+
+def test_log_densities_by_a_score():
+    network = VectorField(3, 8)
+    variables = jax.eval_shape(network.init, jax.random.key(0), FEATURES, FEATURES[:, 0])
+
+    def log_prob(variables, x):
+        flow = score_flow.ScoreFlow(variables, jnp.zeros(()), network, score_flow.SDE)
+        return score_flow.log_prob(flow, x)
+
+    assert precisions(log_prob, variables, FEATURES) == {"dot_general": {"HIGHEST"}}
 
 
 def test_the_derivatives_of_a_convolution_keep_its_precision():

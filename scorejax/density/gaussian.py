@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from scorejax.choices import require
-from scorejax.density.rows import Rows, checked_rows
+from scorejax.density.rows import Rows, checked_labels, checked_rows
 from scorejax.random import Rng, draw_rows, normal, row_keys, split
 
 
@@ -41,7 +41,7 @@ def fit(rng: PRNGKeyArray, x: Rows, *, ridge: float = 0.0) -> Gaussians:
     """
     del rng
     rows = np.asarray(checked_rows(x), float)
-    return _of_classes(rows, np.zeros(len(rows), int), 1, ridge)
+    return of_classes(rows, np.zeros(len(rows), int), 1, ridge)
 
 
 def fit_by_class(
@@ -59,29 +59,27 @@ def fit_by_class(
     or a class without rows.
     """
     del rng
-    rows, labels = np.asarray(checked_rows(x), float), np.asarray(labels)
-    if labels.shape != rows.shape[:1]:
-        raise ValueError(f"labels need one for each of {len(rows)} rows; got shape {labels.shape}")
-    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    if not (np.issubdtype(labels.dtype, np.integer) and 0 <= labels.min() <= labels.max()):
-        raise ValueError(f"labels need to be integers from 0; got {labels.dtype}, {labels.min()}")
-    if labels.max() >= num_classes:
-        raise ValueError(f"labels need to be below num_classes={num_classes}; got {labels.max()}")
-    missing = set(range(num_classes)) - set(labels.tolist())
-    if missing:
-        raise ValueError(f"each of {num_classes} classes needs rows; class {min(missing)} has none")
-    return _of_classes(rows, labels, num_classes, ridge)
+    rows = np.asarray(checked_rows(x), float)
+    return of_classes(rows, *checked_labels(labels, len(rows), num_classes), ridge)
 
 
-def _of_classes(rows: np.ndarray, labels: np.ndarray, num_classes: int, ridge: float) -> Gaussians:
-    """Fits in double precision."""
+def of_classes(
+    rows: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], num_classes: int, ridge: float
+) -> Gaussians:
+    """`fit_by_class` of rows and labels that were checked, in double precision.
+
+    Raises: ValueError for a negative ridge or a singular covariance.
+    """
     require({"ridge": ridge}, ("ridge",), lambda v: 0 <= v < math.inf, "to be at least 0")
     one_hot = np.eye(num_classes)[labels]
     counts = one_hot.sum(axis=0)
     means = one_hot.T @ rows / counts[:, None]
     off = rows - means[labels]
     covariance = off.T @ off / len(rows)
-    covariance += ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    mean_variance = np.trace(covariance) / len(covariance)
+    if not mean_variance > 0:
+        raise ValueError("a Gaussian needs rows that vary; all are constant within a class")
+    covariance += ridge * mean_variance * np.eye(len(covariance))
     variances, directions = np.linalg.eigh(covariance)
     if not variances[0] > 1e-12 * variances[-1]:
         raise ValueError(

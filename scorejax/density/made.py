@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from scorejax.density.fitting import TRAINING, Training
-from scorejax.density.normalised import NormalisedDensity, fit_network
+from scorejax.density.normalised import NormalisedDensity, fit_network, masked_units
 from scorejax.density.rows import Rows, checked_rows
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.masked_ar import MaskedTrunk
@@ -31,16 +31,17 @@ def fit(
     x: Rows,
     *,
     num_components: int = 10,
-    hidden: int = 256,
+    hidden: int | None = None,
     num_hidden: int = 2,
     min_scale: float = MIN_SCALE,
     training: Training = TRAINING,
 ) -> NormalisedDensity:
-    """Fits the mixtures to rows of about mean 0 and variance 1.
+    """Fits the mixtures to rows of about mean 0 and variance 1; `hidden` is as in `masked_units`.
 
     Raises: ValueError for rows as `rows.checked_rows`, or an option out of range.
     """
     x = checked_rows(x)
+    hidden = masked_units(hidden, x.shape[1])
     head = MixtureHead(num_components, min_scale=min_scale)
     # The head maps contexts linearly: as many features as it has numbers lose nothing.
     network = AutoregressiveModel(MaskedTrunk(hidden, num_hidden, 3 * num_components), head)

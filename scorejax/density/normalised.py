@@ -53,6 +53,22 @@ def fit_network(
     return NormalisedDensity(fitted.variables, held_out, network, x.shape[1])
 
 
+def masked_units(hidden: int | None, dim: int) -> int:
+    """Units of a masked layer for rows of `dim` coordinates; None: 256, or as many as dim if more.
+
+    Raises: ValueError for fewer than dim - 1, which would leave some coordinates out of the
+    conditionals of those that follow.
+    """
+    if hidden is None:
+        return max(256, dim)
+    if hidden < dim - 1:
+        raise ValueError(
+            f"hidden needs to be at least {dim - 1} for rows of {dim} coordinates, so that each "
+            f"depends on all before it; got {hidden}. Leave it out, or reduce the columns"
+        )
+    return hidden
+
+
 def log_prob(params: NormalisedDensity, x: Float[Array, "b d"]) -> Float[Array, "b"]:
     """Log-density of each row, in nats."""
     with jax.default_matmul_precision("highest"):

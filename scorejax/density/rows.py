@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows (n, d) to which densities are fitted: checked, and split for held-out likelihoods."""
+"""Rows (n, d) to which densities are fitted, and their labels: checked, and split."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 Rows = ArrayLike
 """Rows (n, d) of real numbers, as users have them."""
@@ -28,6 +28,38 @@ def checked_rows(x: Rows) -> Float[Array, "n d"]:
     if (rows == rows[:1]).all():
         raise ValueError(f"a density needs rows that vary; all {len(rows)} rows are equal")
     return jnp.asarray(rows, float)
+
+
+def checked_labels(
+    labels: ArrayLike, num_rows: int, num_classes: int | None = None
+) -> tuple[Int[np.ndarray, "n"], int]:
+    """The labels of rows, and the number of classes: by default the largest label plus one.
+
+    Raises: ValueError unless each row has an integer 0 .. num_classes - 1, and each class a row.
+    """
+    labels = np.asarray(labels)
+    if labels.shape != (num_rows,) or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            f"{num_rows} rows need as many integer labels; got {labels.dtype} {labels.shape}"
+        )
+    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels need to lie in 0 .. {max(num_classes, 1) - 1}; got {labels.min()} .. "
+            f"{labels.max()}"
+        )
+    require_all_classes(labels, num_classes, "training rows")
+    return labels, num_classes
+
+
+def require_all_classes(labels: Int[np.ndarray, "n"], num_classes: int, rows: str) -> None:
+    """Raises: ValueError naming the first class that has no label among these rows."""
+    missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
+    if len(missing):
+        raise ValueError(
+            f"each class needs {rows}; class {missing[0]} of {num_classes} has none. Number the "
+            "classes 0, 1, ... without gaps"
+        )
 
 
 def held_out_split(

@@ -100,7 +100,8 @@ def log_prob(
     `rtol` and `atol` are tolerances of the solver, about those of the answer.
     """
     apply = functools.partial(params.network.apply, params.variables)
-    trace_kernel = apply(method="trace_kernel")
+    with jax.default_matmul_precision("highest"):  # as in the solve
+        trace_kernel = apply(method="trace_kernel")
 
     def drift(state: tuple[Array, Array], log_ratio: Array) -> tuple[Array, Array]:
         label = LABEL_SCALE * log_ratio[None]

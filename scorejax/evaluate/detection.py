@@ -167,8 +167,8 @@ def delong_interval(
     """Confidence interval of the AUROC from DeLong's variance, symmetric in its logit.
 
     Rows need to be independent, and are one observation each whatever their weight. If failures
-    and normal examples are all apart the variance is 0; the interval is then Clopper-Pearson's for
-    as many pairs as have no row in common.
+    and normal examples are all apart, or all scores are equal, the variance is 0; the interval is
+    then Clopper-Pearson's for as many pairs as have no row in common, a tie being half a success.
     Raises: ValueError as `auroc`, unless there are two of each, or level is inside (0, 1).
     Source: DeLong et al. 1988, Biometrics 44(3); Sun & Xu 2014 for the cost O(n log n).
     """
@@ -176,10 +176,10 @@ def delong_interval(
     s, failed, w = _rows(scores, failed, weights)
     area = auroc(s, failed, weights=w)
     bad, good = _both(np.flatnonzero(failed & (w > 0)), np.flatnonzero(~failed & (w > 0)))
-    if s[bad].max() < s[good].min() or s[good].max() < s[bad].min():
-        pairs = min(len(bad), len(good))
-        apart = stats.binomtest(round(area * pairs), pairs).proportion_ci(level, method="exact")
-        return Interval(area, float(apart.low), float(apart.high))
+    apart = s[bad].max() < s[good].min() or s[good].max() < s[bad].min()
+    tied = s[bad].min() == s[bad].max() == s[good].min() == s[good].max()
+    if apart or tied:
+        return Interval(area, *_clopper_pearson(area, min(len(bad), len(good)), level))
     variance = _variance_of_mean(_fraction_below(s[good], s[bad], w[bad]), w[good])
     variance += _variance_of_mean(_fraction_below(-s[bad], -s[good], w[good]), w[bad])
     reach = special.ndtri((1 + level) / 2) * np.sqrt(variance) / (area * (1 - area))
@@ -289,6 +289,14 @@ def _fraction_below(values: np.ndarray, reference: np.ndarray, w: np.ndarray) ->
     cumulative = np.append(0.0, np.cumsum(w[order])) / w.sum()
     ends = [np.searchsorted(reference[order], values, side=side) for side in ("left", "right")]
     return (cumulative[ends[0]] + cumulative[ends[1]]) / 2
+
+
+def _clopper_pearson(share: float, num: int, level: float) -> tuple[float, float]:
+    """Ends for a share of `num` trials, of which some may be half a success."""
+    won, tail = share * num, (1 - level) / 2
+    low = special.betaincinv(won, num - won + 1, tail) if won > 0 else 0.0
+    high = special.betaincinv(won + 1, num - won, 1 - tail) if won < num else 1.0
+    return float(low), float(high)
 
 
 def _variance_of_mean(values: np.ndarray, w: np.ndarray) -> float:

@@ -269,10 +269,15 @@ def _axes(*, xlabel: str, ylabel: str, title: str):
 
 
 def _render(figure, axes, *, num_series: int) -> Picture:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     if num_series:
         axes.legend(fontsize=9, edgecolor="none", framealpha=0.85)
+    return rendered(figure)
+
+
+def rendered(figure) -> Picture:
+    """The pixels of a Matplotlib figure, drawn without pyplot."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

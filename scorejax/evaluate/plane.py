@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 
+from scorejax.evaluate.pictures import rendered
 from scorejax.samplers.hamiltonian import LogProb
 
 MAX_OUTSIDE = 1e-3
@@ -137,7 +138,6 @@ def plane_picture(
     """
     if not densities:
         raise ValueError("plane_picture needs at least one density; got none")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # Imported here: it takes a second.
 
     samples = samples or {}
@@ -154,9 +154,7 @@ def plane_picture(
         axes.scatter(*np.asarray(points).T, s=1, color="#1f5fa8", linewidths=0)
         axes.set(xlim=window[:2], ylim=window[2:], aspect="equal")
         axes.set_title(name, fontsize=10)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return rendered(figure)
 
 
 def _both_integrals(values: Float[np.ndarray, "n n"], limit: float) -> tuple[float, float]:

@@ -60,6 +60,26 @@ def held_out_examples(
     return x, data.density_examples(rng, num_density)
 
 
+def held_out_rows(
+    measure: Callable[[Any, Batch], dict[str, Array]],
+    x: np.ndarray,
+    *,
+    batch_size: int,
+    field: str = "image",
+) -> Callable[[Any], dict[str, np.ndarray]]:
+    """Builds variables -> measure(variables, {field: x, "rng"}) of all rows, `batch_size` at once.
+
+    The same noise is drawn every time: that of a row depends on its number alone.
+    """
+    stream = make_stream(measure)
+
+    def measured(variables: Any) -> dict[str, np.ndarray]:
+        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
+        return joined(stream(variables, rows, batch_size))
+
+    return measured
+
+
 def held_out_loss(
     row_losses: Callable[[Any, Array, Array], Array],
     x: np.ndarray,
@@ -69,18 +89,17 @@ def held_out_loss(
 ) -> Metric:
     """Mean of row_losses(variables, keys (b,), x (b, *d)) -> (b,), `batch_size` rows at a time.
 
-    The metric ignores its key and draws the same noise every time, so that only the model changes
-    the loss. The noise of a row depends on its number alone.
+    The metric ignores its key and draws the noise of `held_out_rows`, so that only the model
+    changes the loss.
     """
 
     def measure(variables: Any, rows: Batch) -> dict[str, Array]:
         return {"loss": row_losses(variables, rows["rng"], rows[field])}
 
-    stream = make_stream(measure)
+    measured = held_out_rows(measure, x, batch_size=batch_size, field=field)
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
-        losses = joined(stream(variables, rows, batch_size))["loss"]
+        losses = measured(variables)["loss"]
         return Evaluation({"loss": float(losses.mean(dtype=np.float64))}, {})
 
     return metric
@@ -96,14 +115,13 @@ def held_out_density(
 ) -> Metric:
     """Means of measure(variables, {field: x, "rng"})[name] (b,), as bits_per_dim or log_prob.
 
-    The noise is the same every time, as in `held_out_loss`.
+    The noise is that of `held_out_rows`.
     """
-    stream = make_stream(measure)
+    measured = held_out_rows(measure, x, batch_size=batch_size, field=field)
 
     def metric(rng: PRNGKeyArray, variables: Any) -> Evaluation:
-        rows = {field: x, "rng": row_keys(jax.random.key(0), len(x))}
-        measured = joined(stream(variables, rows, batch_size))
-        summaries = [summary(name, measured[name][None]) for name in names]
+        rows = measured(variables)
+        summaries = [summary(name, rows[name][None]) for name in names]
         return Evaluation({key: value for part in summaries for key, value in part.items()}, {})
 
     return metric

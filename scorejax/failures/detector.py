@@ -11,11 +11,10 @@ arXiv:2104.08279, for the bounds.
 """
 
 import functools
-import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
@@ -30,12 +29,21 @@ from scorejax.density import get_density
 from scorejax.density.hypothesis import conformal
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.failures.scores import SCORES
-from scorejax.random import row_keys
+from scorejax.failures.training_rows import finite_rows, row_digests
 from scorejax.typing import PyTree
 
-AT_ONCE = 1024
+AT_ONCE = 256
+"""Rows that are scored together, always as many: rounding, and so ties, do not depend on others."""
 LOGIT_SCORES = ("max_softmax", "negative_entropy", "max_logit", "energy")
 """Scores of logits that are not fitted."""
+
+
+class Scored(NamedTuple):
+    """Scores of rows by name, the p-value of each, and that of all together."""
+
+    scores: dict[str, Float[np.ndarray, "n"]]
+    p_values: dict[str, Float[np.ndarray, "n"]]
+    pair: Float[np.ndarray, "n"]
 
 
 class FailureDetector(OutlierMixin, BaseEstimator):
@@ -59,7 +67,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         be new to the classifier.
     explained : share of the variance of features that the density sees, as principal components.
         Shifts show in components of small variance (docs/papers/classifier_mistakes.md).
-    random_state : seed of the fit, and of the noise of features with repeated values.
+    random_state : seed of the fit, in which features with repeated values have a little noise.
     """
 
     def __init__(
@@ -96,17 +104,17 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         X, logits = self._rows(X, y, logits, reset=True)
         # Scores of another density are no calibration of this one.
         vars(self).pop("calibration_", None)
-        rng = jax.random.key(self.random_state)
+        noise_rng, fit_rng = jax.random.split(jax.random.key(self.random_state))
         held = np.zeros(len(X), bool)
         if self.held_out is not None:
             num = min(max(1, round(self.held_out * len(X))), len(X) - 2)
             held[np.random.default_rng(self.random_state).permutation(len(X))[:num]] = True
         train = X[~held]
         self.preparation_ = FeaturePreparation.of(train, explained=self.explained)
-        prepared = self.preparation_(train, rng).x
-        self.density_ = density.fit(rng, prepared, **(self.density_options or {}))
+        prepared = self.preparation_(train, noise_rng).x
+        self.density_ = density.fit(fit_rng, prepared, **(self.density_options or {}))
         self.density_name_ = self.density
-        self._seen = _digests(train)
+        self._seen = set(row_digests(train))
         if self.held_out is not None:
             self.calibrate(X[held], logits=None if logits is None else logits[held])
         return self
@@ -114,15 +122,15 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     def calibrate(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
         """Keeps the scores of features (n, d), and of logits (n, k) if later calls have them.
 
-        Warns if there are too few rows for alpha, and if rows were among those of `fit`.
-        Raises: ValueError as `fit`.
+        Warns if there are too few rows for alpha, and if rows are equal, in single precision, to
+        rows of `fit`; features computed anew may differ by rounding. Raises: ValueError as `fit`.
         """
         check_is_fitted(self, "density_")
         self._require_options()
         X, logits = self._rows(X, y, logits)
         if self.by_class and logits is None:
             raise ValueError("by_class needs logits, whose largest is the predicted class")
-        seen = len(_digests(X) & self._seen)
+        seen = sum(digest in self._seen for digest in row_digests(X))
         if seen:
             _warn(
                 f"{seen} of {len(X)} calibration rows were fitted to as well: new rows will look "
@@ -153,16 +161,14 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         Raises: ValueError as `fit`, for logits where `calibrate` had none, or none where it had
         them, or a predicted class without calibration rows.
         """
-        return conformal.bonferroni(*self.score_p_values(X, logits=logits).values())
+        return self.scored(X, logits=logits).pair
 
-    def score_p_values(
-        self, X: ArrayLike, *, logits: ArrayLike | None = None
-    ) -> dict[str, Float[np.ndarray, "n"]]:
-        """The p-value of each score by itself, "density" and `logit_score`."""
+    def scored(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> "Scored":
+        """The scores "density" and `logit_score`, and their p-values. Raises: as `p_values`."""
         X, logits = self._calibrated_rows(X, logits)
-        groups = self._groups(logits, len(X))
+        groups, scores = self._groups(logits, len(X)), self._scores(X, logits)
         p_values = {}
-        for name, values in self._scores(X, logits).items():
+        for name, values in scores.items():
             known = [(group, scores[name]) for group, scores in self.calibration_.items()]
             p_values[name] = conformal.mondrian_p_values(
                 np.concatenate([scores for _, scores in known]),
@@ -170,7 +176,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
                 calibration_groups=np.concatenate([np.full(len(s), g) for g, s in known]),
                 groups=groups,
             )
-        return p_values
+        return Scored(scores, p_values, conformal.bonferroni(*p_values.values()))
 
     def predict(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> Int[np.ndarray, "n"]:
         """-1 for rows that are flagged, 1 for others. Raises: ValueError as `p_values`."""
@@ -197,10 +203,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         """
         check_is_fitted(self, "density_")
         X, _ = self._rows(X, None, None)
-        rng = row_keys(jax.random.key(self.random_state), len(X))
-        stream = _density_stream(self.density_name_, self.preparation_)
-        rows = joined(stream(self.density_, {"x": X, "rng": rng}, AT_ONCE))
-        return {name: np.asarray(values, float) for name, values in rows.items()}
+        return self._measured({"x": X})
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "density_")
@@ -217,14 +220,15 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n k"] | None]:
         if y is not None and np.asarray(y).ndim == 2:
             raise ValueError("the second argument is not read; pass logits by name: logits=...")
-        X = validate_data(self, X, reset=reset, dtype=np.float32, ensure_min_samples=1 + reset)
+        options = {"dtype": np.float32, "ensure_all_finite": False, "ensure_min_samples": 1 + reset}
+        X = validate_data(self, X, reset=reset, **options)
+        finite_rows(X)
         if logits is None:
             return X, None
         logits = np.asarray(logits, np.float32)
         if logits.ndim != 2 or len(logits) != len(X) or logits.shape[1] < 2:
             raise ValueError(f"{len(X)} rows need logits ({len(X)}, k), k >= 2; got {logits.shape}")
-        if not np.isfinite(logits).all():
-            raise ValueError("logits need to be finite; drop rows of infinities or NaN")
+        finite_rows(logits, "logits")
         return X, logits
 
     def _calibrated_rows(self, X: ArrayLike, logits: ArrayLike | None) -> tuple:
@@ -238,11 +242,17 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         return X, logits
 
     def _scores(self, X: np.ndarray, logits: np.ndarray | None) -> dict[str, np.ndarray]:
-        scores = {"density": self.density_scores(X)["density"]}
-        if logits is not None:
-            values = SCORES[self.logit_score_].score((), X, logits)
-            scores[self.logit_score_] = np.asarray(values, float)
-        return scores
+        measured = self._measured({"x": X} if logits is None else {"x": X, "logits": logits})
+        return {name: measured[name] for name in ("density", self.logit_score_) if name in measured}
+
+    def _measured(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        num = len(rows["x"])
+        order = np.minimum(np.arange(num + -num % AT_ONCE), num - 1)
+        filled = {name: values[order] for name, values in rows.items()}
+        logit_score = self.logit_score_ if "logits" in rows else None
+        stream = _score_stream(self.density_name_, self.preparation_, logit_score)
+        measured = joined(stream(self.density_, filled, AT_ONCE))
+        return {name: np.asarray(values[:num], float) for name, values in measured.items()}
 
     def _groups(self, logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
         return logits.argmax(axis=1) if self.by_class_ else np.zeros(num, int)
@@ -269,20 +279,21 @@ class FailureDetector(OutlierMixin, BaseEstimator):
 
 
 @functools.lru_cache(maxsize=8)
-def _density_stream(density: str, preparation: FeaturePreparation) -> Callable[..., Iterator]:
+def _score_stream(
+    density: str, preparation: FeaturePreparation, logit_score: str | None
+) -> Callable[..., Iterator]:
     """Compiled once for a fitted detector, however often it is asked."""
     log_prob = get_density(density).log_prob
 
     def measure(params: PyTree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        prepared = preparation(rows["x"], rows["rng"])
-        norms = {"residual": -prepared.residual_norm, "dead": -prepared.dead_norm}
-        return {"density": log_prob(params, prepared.x) + preparation.log_det} | norms
+        prepared = preparation(rows["x"])  # Without noise, which would not be the row's own.
+        found = {"residual": -prepared.residual_norm, "dead": -prepared.dead_norm}
+        found["density"] = log_prob(params, prepared.x) + preparation.log_det
+        if logit_score is not None:
+            found[logit_score] = SCORES[logit_score].score((), rows["x"], rows["logits"])
+        return found
 
     return make_stream(measure)
-
-
-def _digests(rows: np.ndarray) -> set[bytes]:
-    return {hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows}
 
 
 def _warn(message: str) -> None:

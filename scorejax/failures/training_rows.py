@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks of the rows that scores are fitted to; each names the first value that is wrong."""
 
+import hashlib
+
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
+
+from scorejax.density.rows import checked_labels
 
 
 def finite_rows(values: ArrayLike, name: str = "features") -> Float[np.ndarray, "n d"]:
@@ -15,7 +19,8 @@ def finite_rows(values: ArrayLike, name: str = "features") -> Float[np.ndarray, 
     if bad.any():
         row, column = np.argwhere(bad)[0]
         raise ValueError(
-            f"{name} need to be finite; got {values[row, column]} in row {row}, column {column}."
+            f"{name} need to be finite; got {values[row, column]} in row {row}, column {column}. "
+            "Drop rows of infinities or NaN."
         )
     return values
 
@@ -39,26 +44,11 @@ def labelled_rows(
 
     Raises: ValueError unless each row has a label 0 .. num_classes - 1, and each class a row.
     """
-    features, labels = finite_rows(features), np.asarray(labels)
-    if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(
-            f"{len(features)} rows of features need as many integer labels; got {labels.dtype} "
-            f"{labels.shape}."
-        )
-    num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels need to lie in 0 .. {num_classes - 1}; got {labels.min()} .. {labels.max()}."
-        )
-    require_all_classes(labels, num_classes, "training rows")
-    return features, labels, num_classes
+    features = finite_rows(features)
+    return features, *checked_labels(labels, len(features), num_classes)
 
 
-def require_all_classes(labels: np.ndarray, num_classes: int, rows: str) -> None:
-    """Raises: ValueError naming the first class that has no label among these rows."""
-    missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
-    if len(missing):
-        raise ValueError(
-            f"each class needs {rows}; class {missing[0]} of {num_classes} has none. Number the "
-            "classes 0, 1, ... without gaps, or leave this score out."
-        )
+def row_digests(rows: Float[np.ndarray, "n d"]) -> list[bytes]:
+    """A digest of each row; rows of equal numbers have equal ones, in 0 and -0 too."""
+    plus_zero = rows + np.zeros((), rows.dtype)
+    return [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in plus_zero]

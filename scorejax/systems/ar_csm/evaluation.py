@@ -4,7 +4,6 @@
 import functools
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +13,7 @@ from scorejax.evaluate import progress
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.numerics import mean_except_batch, sum_except_batch
-from scorejax.random import normal, row_keys
+from scorejax.random import normal
 from scorejax.report import Evaluation
 from scorejax.score_model.evaluation import frechet_distance
 from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
@@ -68,12 +67,11 @@ def metrics(model: "ConditionalModel") -> Metrics:
 
 def exact_density(model: "ConditionalModel", x: np.ndarray, name: str) -> Metric:
     """Mean log-density or bits/dim of examples, and the largest error of a quadrature, in nats."""
-    data, measure = model.data, model.likelihood()
-    stream = make_stream(lambda variables, rows: measure(variables, rows))
+    at_once, field = model.eval_options.examples_at_once, model.data.field
+    measured = progress.held_out_rows(model.likelihood(), x, batch_size=at_once, field=field)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        rows = {data.field: x, "rng": row_keys(jax.random.key(0), len(x))}
-        rows = joined(stream(variables, rows, model.eval_options.examples_at_once))
+        rows = measured(variables)
         values = rows[name.removeprefix("valid_")]
         scalars = progress.summary(name, values[None])
         return Evaluation(scalars | {f"{name}_largest_error": float(rows["error"].max())}, {})
@@ -96,11 +94,10 @@ def denoising(model: "ConditionalModel", x: np.ndarray) -> Metric:
             errors[f"denoised_{i}"] = mean_except_batch((denoised - clean) ** 2)
         return errors
 
-    stream = make_stream(measure)
+    measured = progress.held_out_rows(measure, x, batch_size=model.eval_options.examples_at_once)
 
     def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        rows = {"image": x, "rng": row_keys(jax.random.key(0), len(x))}
-        errors = joined(stream(variables, rows, model.eval_options.examples_at_once))
+        errors = measured(variables)
         decibels = lambda error: float(10 * np.log10(peak**2 / error.mean(dtype=float)))
         scalars = {}
         for i, sigma in enumerate(levels):

@@ -4,8 +4,10 @@
 Two stages. The model "classifier" is trained, by labels and on images without labels. The model
 "detector" has that run as an input (`classifier`, its working directory): it fits densities to
 features of images whose labels the classifier has not seen, calibrates them together with the
-softmax on images that it has not seen at all, and reports what they find. The run decides the data
-and their division. `launch.evaluate --config=` writes the report; there is nothing to train.
+softmax on images that it has not seen at all, and reports what they find. The run's own config
+decides the data, their division and the network: of the detector's config only `DETECTOR_KEYS` and
+`seed` are read, and `dataset` has to agree. `launch.evaluate --config=` writes the report; there is
+nothing to train.
 
 Source: Shao, Song & Ermon 2020, arXiv:2010.02364. No code was published; layers, densities, attacks
 and numbers are this library's.
@@ -49,6 +51,8 @@ DETECTOR_KEYS = (
 )  # fmt: skip
 KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = ("held_out_classes", "widths")
+"""Keys that a config may have; without this one no class is held out."""
 OBJECTIVES = ("supervised", "pi_model", "mean_teacher", "virtual_adversarial")
 
 
@@ -90,7 +94,8 @@ def classifier(config: ConfigDict) -> Classifier:
     data = ImageView.from_options(config)
     augment = make_augment(noise=config.augment_noise, shift=config.augment_shift)
     unlabelled = config.objective != "supervised"
-    sizes = {name: config[name] for name in ("num_labelled", "num_valid", "num_calibration")}
+    sets = {name: config[name] for name in ("num_labelled", "num_valid", "num_calibration")}
+    sets["held_out_classes"] = held_out_classes(config)
     return Classifier(
         data=data,
         network=network(config),
@@ -101,14 +106,33 @@ def classifier(config: ConfigDict) -> Classifier:
         weight=config.unlabelled_weight,
         num_ramp_steps=config.ramp_steps,
         batch_size=config.batch_size,
-        draw_sets=functools.partial(five_sets, data, seed=config.split_seed, **sizes),
+        draw_sets=functools.partial(five_sets, data, seed=config.split_seed, **sets),
+        held_out_classes=sets["held_out_classes"],
     )
 
 
 def network(config: ConfigDict) -> nn.Module:
-    """The classifier's network: "conv", a small one, or "wide_resnet", WRN-28-10."""
-    networks = {"conv": ConvClassifier, "wide_resnet": WideClassifier}
-    return choose("network", config.network, networks)(num_classes=config.num_classes)
+    """The classifier's network: "conv", a small one, or "wide_resnet", WRN-28-10.
+
+    It has an output for each of the `num_classes` classes that is not held out; `widths` are those
+    of "conv", where a config has them.
+    """
+    options = {"widths": tuple(config.widths)} if "widths" in config else {}
+    networks = {"conv": functools.partial(ConvClassifier, **options), "wide_resnet": WideClassifier}
+    num_classes = config.num_classes - len(held_out_classes(config))
+    return choose("network", config.network, networks)(num_classes=num_classes)
+
+
+def held_out_classes(config: ConfigDict) -> tuple[int, ...]:
+    """The classes that no training set has. Raises: ValueError unless two others are left."""
+    classes, num = tuple(config.get("held_out_classes", ())), config.num_classes
+    known = set(classes) <= set(range(num)) and len(set(classes)) == len(classes)
+    if not known or (classes and len(classes) > num - 2):
+        raise ValueError(
+            f"held_out_classes needs different classes 0 .. {num - 1}, and two others that are "
+            f"left; got {classes}"
+        )
+    return classes
 
 
 def detector(config: ConfigDict) -> Detector:
@@ -125,7 +149,7 @@ def detector(config: ConfigDict) -> Detector:
     require(config, ("delta",), lambda v: 0 <= v < 1, "to be 0, or to lie in (0, 1)")
     return Detector(
         workdir=config.classifier,
-        make_classifier=lambda: trained_classifier(config.classifier),
+        make_classifier=lambda: trained_classifier(config.classifier, config.dataset),
         densities=tuple(config.densities),
         alpha=config.alpha,
         delta=config.delta or None,
@@ -139,8 +163,11 @@ def detector(config: ConfigDict) -> Detector:
     )
 
 
-def trained_classifier(workdir: str) -> Classifier:
-    """The classifier of a run. Raises: ValueError, FileNotFoundError if there is none."""
+def trained_classifier(workdir: str, dataset: str) -> Classifier:
+    """The classifier of a run, as its own config says.
+
+    Raises: ValueError, FileNotFoundError if there is none, or for one of another data set.
+    """
     if not workdir:
         raise ValueError("set --config.classifier to the workdir of a trained classifier")
     config = runs.read_config(workdir)
@@ -148,5 +175,10 @@ def trained_classifier(workdir: str) -> Classifier:
         raise ValueError(
             f"--config.classifier={workdir} is a run of {config.get('system')!r}, and no "
             "classifier of 'classifier_mistakes'"
+        )
+    if config.dataset != dataset:
+        raise ValueError(
+            f"--config.classifier={workdir} is a run on {config.dataset!r}, and this config is of "
+            f"{dataset!r}: attacks are sized by it. Take the config of {config.dataset!r}"
         )
     return classifier(config)

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from scorejax.data.five_sets import FiveSets
+from scorejax.data.five_sets import FiveSets, of_classes
 from scorejax.data.images import Images
 from scorejax.data.view import ImageView
 from scorejax.evaluate.chunks import joined, make_stream
@@ -41,11 +41,24 @@ class Classifier:
     num_ramp_steps: int
     batch_size: int
     draw_sets: Callable[[], FiveSets]
+    held_out_classes: Sequence[int] = ()
+    """Classes of the data set that are in none of the five sets."""
 
     @functools.cached_property
     def sets(self) -> FiveSets:
         """The five sets of the config. Raises: as `five_sets`."""
         return self.draw_sets()
+
+    @property
+    def unseen(self) -> Images:
+        """Test images of the classes held out. Raises: as `images.load`."""
+        return of_classes(self.data.stored("test"), self.held_out_classes)
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The data set's own number of each class that the classifier knows."""
+        num = self.network.num_classes + len(self.held_out_classes)
+        return np.setdiff1d(np.arange(num), self.held_out_classes)
 
     def classify(self, variables: Variables, x: Array) -> Classified:
         """Logits and features of images (b, h, w, c) in [0, 1]."""

@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,14 +12,18 @@ import numpy as np
 from scorejax import runs
 from scorejax.attacks.ball import Ball
 from scorejax.density import get_density
+from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.failures.detector import FailureDetector
-from scorejax.failures.scores import SCORES, max_softmax
+from scorejax.failures.scores import SCORES, max_softmax, odin
 from scorejax.runs import Run
 from scorejax.systems.classifier_mistakes import report, sources
 from scorejax.systems.classifier_mistakes.classifier import Classifier
-from scorejax.systems.classifier_mistakes.sources import AttackOptions, Source
-from scorejax.typing import Array, Variables
+from scorejax.systems.classifier_mistakes.sources import AttackOptions, Detected, Source
+from scorejax.typing import Array, Batch, Variables
+
+AT_ONCE = 256
+"""Images whose gradients are computed together."""
 
 
 class Outputs(NamedTuple):
@@ -115,18 +119,39 @@ class Detector:
         rows = self.outputs(images)
         values = {}
         for name, detector in self.fitted.items():
-            values[name] = detector.density_scores(rows.pre_activations)["density"]
-            values[f"pair, {name}"] = detector.p_values(rows.pre_activations, logits=rows.logits)
+            found = detector.scored(rows.pre_activations, logits=rows.logits)
+            values[name], values[f"pair, {name}"] = found.scores["density"], found.pair
         for name, score in SCORES.items():
-            found = score.score(self.others[name], rows.features, rows.logits)
-            values[name] = np.asarray(found, float)
-        return values
+            others = score.score(self.others[name], rows.features, rows.logits)
+            values[name] = np.asarray(others, float)
+        rows = joined(self._odin(self.run.variables, {"x": images}, AT_ONCE))
+        return values | {"odin": rows["odin"].astype(float)}
 
-    def classify(self, variables: Variables, x: Array) -> tuple[Array, Array]:
-        """Logits, and the smaller margin of both scores above their thresholds, differentiable.
+    @functools.cached_property
+    def normal(self) -> np.ndarray:
+        """The test images that the classifier gets right, beside which most failures stand."""
+        return self.tested.images[self.tested.right]
 
-        Each margin is in standard deviations of the score on calibration images. A row is flagged
-        if it is negative.
+    @functools.cached_property
+    def normal_scores(self) -> dict[str, np.ndarray]:
+        """`scores` of `normal`."""
+        return self.scores(self.normal)
+
+    @functools.cached_property
+    def _odin(self) -> Callable[..., Iterator]:
+        """The one score that needs the classifier; compiled once for all images."""
+
+        def measure(variables: Variables, rows: Batch) -> dict[str, Array]:
+            logits_fn = lambda x: self.first_stage.classify(variables, x).logits
+            return {"odin": odin(logits_fn, rows["x"])}
+
+        return make_stream(measure)
+
+    def classify(self, variables: Variables, x: Array) -> Detected:
+        """Logits, features, and as score the smaller margin of density and softmax, differentiable.
+
+        A margin is above the threshold, in standard deviations on calibration images. A row is
+        flagged if it is negative.
         """
         name, detector = next(iter(self.fitted.items()))
         found = self.first_stage.classify(variables, x)
@@ -139,21 +164,28 @@ class Detector:
             if np.isfinite(threshold):  # Else there are too few rows to flag any.
                 margins.append((values - threshold) / kept.std())
         lowest = functools.reduce(jnp.minimum, margins) if margins else jnp.ones(len(x))
-        return found.logits, lowest
+        return Detected(found.logits, lowest, found.pre_activations)
 
     def failures(self) -> dict[str, Source]:
         """Failures by name beside the normal images that they are told from."""
         images, label, outputs, right = self.tested
         found = {}
-        victims = sources.victims_of(images, label, outputs.logits, self.num_attacked)
+        labelled = self.first_stage.sets.labelled
+        pool = self.outputs(self.first_stage.as_input(labelled)).pre_activations, labelled.label
+        victims = sources.victims_of(
+            images, label, outputs.logits, outputs.pre_activations, pool, self.num_attacked
+        )
         options = AttackOptions(self.ball, self.num_steps, self.num_restarts, 0.0)
         for attack in self.attacks:
             found[attack] = sources.attacked(
                 attack, self.classify, self.run.variables, victims, options
             )
-        found["mistakes"] = Source(images[~right], images[right])
+        found["mistakes"] = Source(images[~right], self.normal)
+        if self.first_stage.held_out_classes:
+            unseen = self.first_stage.as_input(self.first_stage.unseen)
+            found["unseen_classes"] = Source(unseen, self.normal)
         for name, others in sources.out_of_distribution(images).items():
-            found[name] = Source(others, images[right], independent=name != "turned")
+            found[name] = Source(others, self.normal, independent=name != "turned")
         return found
 
     def data_metrics(self) -> Metrics:

@@ -38,10 +38,9 @@ def failures_metric(model: "Detector") -> Metric:
 
 def calibration_scalars(model: "Detector") -> dict[str, float]:
     """Number of calibration rows, and the share of normal test images that each pair flags."""
-    _, _, rows, right = model.tested
-    scalars = {"accuracy": float(right.mean())}
+    scalars = {"accuracy": float(model.tested.right.mean())}
     for name, detector in model.fitted.items():
-        flagged = detector.predict(rows.pre_activations[right], logits=rows.logits[right]) == -1
+        flagged = model.normal_scores[f"pair, {name}"] <= detector.levels_[0]
         scalars[f"false_alarms/{name}"] = float(flagged.mean())
         scalars["calibration_rows"] = float(len(detector.calibration_[0]["density"]))
     return scalars
@@ -55,7 +54,8 @@ def source_report(
     scalars = {f"{name}/failures": float(num), f"{name}/normal": float(len(source.normal))}
     if num < LEAST:
         return scalars, {}
-    failures, normal = model.scores(source.failures), model.scores(source.normal)
+    failures = model.scores(source.failures)
+    normal = model.normal_scores if source.normal is model.normal else model.scores(source.normal)
     failed = np.repeat([True, False], [num, len(source.normal)])
     if source.success is not None:
         scalars[f"{name}/success"] = source.success
@@ -90,16 +90,22 @@ def detected(
 
 
 def class_tests(model: "Detector", density: str) -> dict[str, float]:
-    """Holm-adjusted p-values, by predicted class, that mistakes have a lower density."""
-    _, label, rows, _ = model.tested
+    """Holm-adjusted p-values, by predicted and by true class, that mistakes have a lower density.
+
+    Classes with fewer than `LEAST` mistakes, or others, have no p-value but their counts.
+    """
+    _, label, rows, right = model.tested
     scores = model.fitted[density].density_scores(rows.pre_activations)["density"]
-    predicted = rows.logits.argmax(axis=1)
-    tests = per_class(scores, predicted != label, predicted, least=LEAST)
-    return {
-        f"mistakes/class_{test.label}/p_value": test.adjusted_p_value
-        for test in tests
-        if test.adjusted_p_value is not None
-    }
+    known, found = model.first_stage.classes, {}
+    for kind, classes in (("predicted", rows.logits.argmax(axis=1)), ("true", label)):
+        tests = per_class(scores, ~right, known[classes], least=LEAST)
+        tested = {test.label: test.adjusted_p_value for test in tests if test.result is not None}
+        found[f"mistakes/{kind}/classes_tested"] = float(len(tested))
+        for test in tests:
+            found[f"mistakes/{kind}_{test.label}/failures"] = float(test.num_failures)
+            found[f"mistakes/{kind}_{test.label}/normal"] = float(test.num_normal)
+        found |= {f"mistakes/{kind}_{name}/p_value": p for name, p in tested.items()}
+    return found
 
 
 def source_pictures(
@@ -109,17 +115,24 @@ def source_pictures(
     failures: dict[str, np.ndarray],
     normal: dict[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Histograms of the first density and of its pair's p-values; the failures least noticed."""
-    from scorejax.evaluate import pictures  # A second of matplotlib.
+    """Histograms and risk-coverage curves of all scores; the failures least noticed.
 
-    density = model.densities[0]
-    both = lambda score: {"normal": normal[score], name: failures[score]}
-    missed = np.argsort(-failures[f"pair, {density}"])[:NUM_SHOWN]
-    titles = {"xlabel": f"log-density of features, {density} (nats)"}
+    The p-values of the first density's pair have a picture of their own.
+    """
+    from scorejax.evaluate import detection_pictures, pictures  # A second of matplotlib.
+
+    pair = f"pair, {model.densities[0]}"
+    missed = np.argsort(-failures[pair])[:NUM_SHOWN]
+    failed = np.repeat([True, False], [len(source.failures), len(source.normal)])
+    both = {score: np.concatenate([failures[score], normal[score]]) for score in failures}
+    p_values = {"normal": normal[pair], name: failures[pair]}
     return {
-        f"{name}_density": pictures.histogram_picture(both(density), **titles),
+        f"{name}_scores": detection_pictures.score_panels(normal, failures, name=name),
+        f"{name}_risk_coverage": detection_pictures.risk_coverage_picture(
+            both, failed, title=f"normal images and {name}"
+        ),
         f"{name}_p_values": pictures.histogram_picture(
-            both(f"pair, {density}"), xlabel="p-value of the pair", num_bins=20
+            p_values, xlabel="p-value of the pair", num_bins=20
         ),
         f"{name}_missed": pictures.image_grid(source.failures[missed]),
     }

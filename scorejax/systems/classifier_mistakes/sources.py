@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scorejax.attacks.adaptive import adaptive
+from scorejax.attacks.adaptive import adaptive, feature_matching, nearest_of_another_class
 from scorejax.attacks.ball import Adversarial, Ball, equal_norm_noise
 from scorejax.attacks.carlini_wagner import carlini_wagner
 from scorejax.attacks.deepfool import deepfool
 from scorejax.attacks.gradient import fgsm, pgd
+from scorejax.data.photographs import textures
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.foreign_images import clothes
 from scorejax.random import row_keys, split
@@ -27,6 +28,8 @@ class Victims(NamedTuple):
 
     image: np.ndarray
     label: np.ndarray
+    target: np.ndarray
+    """Features of a natural image of another class, for feature matching."""
 
 
 class Source(NamedTuple):
@@ -50,32 +53,58 @@ class AttackOptions(NamedTuple):
     """Of the score, below which a row is flagged."""
 
 
-ClassifyFn = Callable[[Variables, Array], tuple[Array, Array]]
-"""(variables, images) -> logits and the detector's score, differentiable."""
-Attack = Callable[[Any, Callable, Array, Array, AttackOptions], Adversarial]
-"""(rngs, x -> (logits, score), images, labels, options) -> attacked images."""
+class Detected(NamedTuple):
+    """What a classifier and a detector make of images, differentiable."""
+
+    logits: Array
+    score: Array
+    """Of the detector; a high one means normal."""
+    features: Array
+    """Those of the density."""
+
+
+ClassifyFn = Callable[[Variables, Array], Detected]
+"""(variables, images) -> Detected."""
+Attack = Callable[[Any, Callable, Batch, AttackOptions], Adversarial]
+"""(rngs, images -> Detected, victims by field, options) -> attacked images."""
 
 
 def _logits(detected: Callable) -> Callable:
-    return lambda x: detected(x)[0]
+    return lambda x: detected(x).logits
+
+
+def _adaptive(rng: Any, detected: Callable, rows: Batch, o: AttackOptions) -> Adversarial:
+    return adaptive(
+        rng, lambda x: (detected(x).logits, detected(x).score), rows["image"], rows["label"],
+        ball=o.ball, threshold=o.threshold, num_steps=o.num_steps, num_restarts=o.num_restarts,
+    )  # fmt: skip
+
+
+def _feature_matching(rng: Any, detected: Callable, rows: Batch, o: AttackOptions) -> Adversarial:
+    return feature_matching(
+        rng, lambda x: (detected(x).logits, detected(x).features), rows["image"], rows["label"],
+        rows["target"], ball=o.ball, num_steps=o.num_steps, num_restarts=o.num_restarts,
+    )  # fmt: skip
 
 
 ATTACKS: dict[str, Attack] = {
-    "adaptive": lambda rng, detected, x, label, o: adaptive(
-        rng, detected, x, label, ball=o.ball, threshold=o.threshold,
+    "adaptive": _adaptive,
+    "feature_matching": _feature_matching,
+    "pgd": lambda rng, detected, rows, o: pgd(
+        rng, _logits(detected), rows["image"], rows["label"], ball=o.ball,
         num_steps=o.num_steps, num_restarts=o.num_restarts,
     ),
-    "pgd": lambda rng, detected, x, label, o: pgd(
-        rng, _logits(detected), x, label, ball=o.ball, num_steps=o.num_steps,
-        num_restarts=o.num_restarts,
+    "fgsm": lambda rng, detected, rows, o: fgsm(
+        _logits(detected), rows["image"], rows["label"], ball=o.ball
     ),
-    "fgsm": lambda rng, detected, x, label, o: fgsm(_logits(detected), x, label, ball=o.ball),
-    "deepfool": lambda rng, detected, x, label, o: deepfool(_logits(detected), x, label),
-    "carlini_wagner": lambda rng, detected, x, label, o: carlini_wagner(
-        _logits(detected), x, label, num_steps=5 * o.num_steps
+    "deepfool": lambda rng, detected, rows, o: deepfool(
+        _logits(detected), rows["image"], rows["label"]
+    ),
+    "carlini_wagner": lambda rng, detected, rows, o: carlini_wagner(
+        _logits(detected), rows["image"], rows["label"], num_steps=5 * o.num_steps
     ),
 }  # fmt: skip
-"""By name; the one that knows of the detector comes first."""
+"""By name; those that know of the detector or of its features come first."""
 
 
 def attacked(
@@ -93,9 +122,9 @@ def attacked(
     def run(variables: Variables, rows: Batch) -> dict[str, Array]:
         attack_rng, noise_rng = split(rows["rng"])
         detected = lambda x: classify(variables, x)
-        found = ATTACKS[attack](attack_rng, detected, rows["image"], rows["label"], options)
+        found = ATTACKS[attack](attack_rng, detected, rows, options)
         noise = equal_norm_noise(noise_rng, rows["image"], found.x)
-        right = jnp.argmax(classify(variables, noise)[0], axis=1) == rows["label"]
+        right = jnp.argmax(classify(variables, noise).logits, axis=1) == rows["label"]
         return {"image": found.x, "success": found.success, "noise": noise, "right": right}
 
     rows = victims._asdict() | {"rng": row_keys(jax.random.key(0), len(victims.label))}
@@ -109,20 +138,35 @@ def attacked(
 def out_of_distribution(test: np.ndarray) -> dict[str, np.ndarray]:
     """Images in [0, 1] of no class, by name, made from the test images or from none of them.
 
-    "clothes" are only there for images of 8 x 8 pixels with one channel.
+    "photographs" are patches of two. "clothes" are only there for images of 8 x 8 pixels with one
+    channel.
     """
     rng = np.random.default_rng(0)
     kinds = {
         "turned": np.rot90(test, axes=(1, 2)),
         "noise": rng.random(test.shape, np.float32),
         "constant": np.broadcast_to(rng.random((len(test), 1, 1, 1), np.float32), test.shape),
+        "photographs": textures(*test.shape[2:])[: len(test)].astype(np.float32) / 255,
     }
     if test.shape[1:] == (8, 8, 1):
         kinds["clothes"] = clothes().astype(np.float32) / 16
     return {name: np.ascontiguousarray(images) for name, images in kinds.items()}
 
 
-def victims_of(images: np.ndarray, label: np.ndarray, logits: np.ndarray, num: int) -> Victims:
-    """The first `num` images that are classified as their labels."""
+def victims_of(
+    images: np.ndarray,
+    label: np.ndarray,
+    logits: np.ndarray,
+    features: np.ndarray,
+    pool: tuple[np.ndarray, np.ndarray],
+    num: int,
+) -> Victims:
+    """The first `num` images that are classified as their labels.
+
+    `pool` has features and labels of natural images, among which each victim's target is the
+    nearest one of another class.
+    """
     right = np.flatnonzero(logits.argmax(axis=1) == label)[:num]
-    return Victims(jnp.asarray(images[right]), jnp.asarray(label[right]))
+    image, label, features = map(jnp.asarray, (images[right], label[right], features[right]))
+    target = nearest_of_another_class(features, label, *map(jnp.asarray, pool))
+    return Victims(image, label, target)

@@ -45,6 +45,7 @@ def default() -> ConfigDict:
     config.ema_rate = 0.995  # the critics' averages are their targets
     config.log_every = 1000
     config.keep_latest = 2
+    config.max_nonfinite_updates = 0
     config.num_eval_episodes, config.deterministic = 10, True
     config.best_metric, config.best_mode = "return", "max"
     return config

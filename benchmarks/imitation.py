@@ -7,7 +7,7 @@
     python -m benchmarks.imitation --demonstrations=runs/expert/episodes.npz
 
 Trains an imitator for each entry, number of demonstrations and seed, in directories below `--out`;
-what is trained there goes on or is left as it is. An entry is a method, or a density of "ndi" with
+what is trained there is left as it is. An entry is a method, or a density of "ndi" with
 or without a term of the states' entropy, such as "maf" and "made+learned". The table has the
 interquartile mean of normalised returns (0: uniform actions, 1: the demonstrations' mean), over
 episodes of all seeds by the last parameters, with its 95 % interval by the bootstrap over seeds and
@@ -65,22 +65,20 @@ def imitate(entry: str, options: argparse.Namespace, num: int, seed: int) -> Imi
     config = config_of(entry, options, num, seed)
     workdir = pathlib.Path(options.out, f"{options.task}_{entry}_{num}_{seed}")
     model = systems.load_model(config)
-    if not (workdir / "checkpoints" / str(options.steps)).exists():
-        train(systems.load(config), config, workdir)
+    train(systems.load(config), config, workdir)  # Returns at once if it has, and checks the data.
     variables = runs.open(workdir).variables
     rngs = jax.random.split(jax.random.key(2**32 - 1), NUM_EPISODES)
     play = jax.jit(functools.partial(model.agent.play, deterministic=True))
     episodes = jax.device_get(play(variables, rngs))
     returns = episodes.rewards.sum(axis=1, dtype=float)
-    low = uniform_return(options.task, config.environment)
-    high = model.demonstrations.returns().mean()
-    chamfer = chamfer_metric(lambda variables: episodes, model.demonstrations)
+    low, high = uniform_return(options.task), model.available.returns().mean()
+    chamfer = chamfer_metric(lambda variables: episodes, model.available)
     distance = chamfer(jax.random.key(0), variables).scalars["chamfer"]
     return Imitated((returns - low) / (high - low), distance)
 
 
 @functools.cache
-def uniform_return(task: str, environment: str) -> float:
+def uniform_return(task: str) -> float:
     """The mean return of uniform actions."""
     config = importlib.import_module(f"configs.density_imitation.{task}").get_config("expert")
     return float(random_returns(systems.load_model(config).agent, 100).mean())

@@ -47,7 +47,7 @@ def default() -> ConfigDict:
     config.keep_latest = 2
     config.max_nonfinite_updates = 0
     config.num_eval_episodes, config.deterministic = 10, True
-    config.best_metric, config.best_mode = "return", "max"
+    config.best_metric, config.best_mode = "chamfer", "min"  # imitators have no reward
     return config
 
 
@@ -61,7 +61,10 @@ def debug(config: ConfigDict) -> ConfigDict:
     return config
 
 
-MODELS: dict[str, Edit] = {"imitator": unchanged, "expert": make_edit(model="expert")}
+MODELS: dict[str, Edit] = {
+    "imitator": unchanged,
+    "expert": make_edit(model="expert", best_metric="return", best_mode="max"),
+}
 METHODS: dict[str, Edit] = {
     name: make_edit(method=name) for name in ("ndi", "gail", "red", "sqil", "value_dice")
 }

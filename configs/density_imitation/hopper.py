@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.environment = "Hopper-v5"
     config.num_random = 10_000
     config.density_epochs, config.density_batch_size = 100, 256
+    config.capacity = 310_000
     config.num_train_steps = 300_000
     config.eval_every = config.save_every = 25_000
     return variants.apply(config, variant, *family.AXES)

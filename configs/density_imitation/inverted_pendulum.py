@@ -23,6 +23,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.environment = "InvertedPendulum-v5"
     config.num_random = 1_000
+    config.capacity = 21_000
     config.num_train_steps = 20_000
     config.eval_every = config.save_every = 2_000
     config.hidden = (128, 128)

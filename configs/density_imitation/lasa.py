@@ -21,9 +21,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.environment = "lasa/Sshape"
     config.hidden = (128, 128)
-    config.capacity = 50_000
+    config.num_envs, config.num_random, config.capacity = 16, 1600, 200_000
     config.num_demonstrations = 7
-    config.num_train_steps = 20_000
-    config.eval_every = config.save_every = 2000
-    config.best_metric, config.best_mode = "chamfer", "min"
+    config.gamma, config.lambda_pi, config.floor_margin = 0.95, 0.05, 5.0
+    config.num_train_steps = 60_000
+    config.eval_every = config.save_every = 5000
     return variants.apply(config, variant, *family.AXES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Imitates a linear policy in a scalar linear system, whose bounds have closed forms.
+"""Imitates a policy in a scalar linear system with Gaussian noise.
 
 Paper     Kim et al. 2021, arXiv:2010.09808 (on larger tasks; this one is ours)
 Data      none

@@ -22,7 +22,9 @@ from configs.density_imitation import family
 def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.environment = "Reacher-v5"
+    config.num_demonstrations = 25  # the goal does not move in one
     config.num_random = 1_000
+    config.capacity = 51_000
     config.num_train_steps = 50_000
     config.eval_every = config.save_every = 5_000
     config.hidden = (128, 128)

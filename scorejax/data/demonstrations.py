@@ -27,8 +27,9 @@ class Demonstrations:
     """n transitions of e episodes, in the order of time, those of one episode together.
 
     `episode` numbers the episode of each transition and does not fall. `dt` is the time of a step.
-    `thinned` is None, or the (e,) returns of the episodes before transitions were left out. `name`
-    says where they are from, in errors.
+    `thinned` is None, or the (e,) returns of the episodes before transitions were left out, and
+    `ended` then says which of them the environment ended. `name` says where they are from, in
+    errors.
 
     Raises: ValueError, one line that begins with the name, unless the arrays are finite and fit
     together and only last transitions of episodes are terminal.
@@ -43,6 +44,7 @@ class Demonstrations:
     dt: float | None = None
     name: str = "demonstrations"
     thinned: Float[np.ndarray, "e"] | None = None
+    ended: Bool[np.ndarray, "e"] | None = None
 
     def __post_init__(self) -> None:
         for field in ("observations", "actions", "next_observations"):
@@ -79,8 +81,11 @@ class Demonstrations:
                 f"goes on in episode {self.episode[early[0]]} after its terminal transition, row "
                 f"{early[0]}"
             )
-        if self.thinned is not None and np.shape(self.thinned) != (self.num_episodes,):
-            self._refuse(f"needs {self.num_episodes} returns; got shape {np.shape(self.thinned)}")
+        for field in ("thinned", "ended"):
+            values = getattr(self, field)
+            if values is not None and np.shape(values) != (self.num_episodes,):
+                needs = f"needs {field} for {self.num_episodes} episodes"
+                self._refuse(f"{needs}; got shape {np.shape(values)}")
 
     def _numbers(self, field: str, *, ndim: int) -> Float[np.ndarray, "..."]:
         values = np.asarray(getattr(self, field))
@@ -123,8 +128,13 @@ class Demonstrations:
 
     @property
     def share_ended(self) -> float:
-        """The share of episodes whose last transition here is terminal."""
-        return float(self.terminated.sum()) / self.num_episodes
+        """The share of whole episodes that the environment ended."""
+        return float(np.mean(self._ended()))
+
+    def _ended(self) -> Bool[np.ndarray, "e"]:
+        if self.ended is not None:
+            return np.asarray(self.ended, bool)
+        return np.bincount(self.episode, weights=self.terminated) > 0
 
     def pairs(self) -> Float[np.ndarray, "n oa"]:
         """States and actions side by side, (n, o + a)."""
@@ -191,12 +201,16 @@ class Demonstrations:
     def _rows(self, rows: Int[np.ndarray, "m"], *, thin: bool = False) -> Self:
         """Those rows; `thin` if they are not all of their episodes."""
         thinned, kept = self.thinned, np.unique(self.episode[rows])
-        if thinned is None and thin and self.rewards is not None:
-            thinned = self.returns()
+        ended = self.ended
+        if thin:
+            ended = self._ended()
+            if thinned is None and self.rewards is not None:
+                thinned = self.returns()
         fields = ("observations", "actions", "next_observations", "terminated", "episode")
         changes = {field: getattr(self, field)[rows] for field in fields}
         changes["rewards"] = None if self.rewards is None else self.rewards[rows]
         changes["thinned"] = None if thinned is None else thinned[kept]
+        changes["ended"] = None if ended is None else ended[kept]
         return dataclasses.replace(self, **changes)
 
     def require_fit(

@@ -47,13 +47,24 @@ def load_minari(
     return whole.subsample(num_episodes, subsample, rng=rng)
 
 
+def is_d4rl(path: str | os.PathLike) -> bool:
+    """Whether a file has arrays of transitions, as D4RL's, in the place of Minari's episodes."""
+    if not os.path.isfile(path):
+        return False
+    with _open(pathlib.Path(path)) as file:
+        return "observations" in file
+
+
 def _minari_file(path: pathlib.Path) -> pathlib.Path:
     """The HDF5 file of a data set, whose metadata, if it is there, must not say otherwise."""
     folder = path.parent if path.is_file() else path
     folder = folder / "data" if (folder / "data").is_dir() else folder
     metadata = folder / "metadata.json"
     if metadata.is_file():
-        data_format = json.loads(metadata.read_text()).get("data_format", "hdf5")
+        try:
+            data_format = json.loads(metadata.read_text()).get("data_format", "hdf5")
+        except ValueError as error:
+            raise ValueError(f"{metadata} needs to be JSON: {error}") from None
         if data_format != "hdf5":
             raise ValueError(f"{folder} needs the data_format hdf5; got {data_format}")
     path = path if path.is_file() else folder / "main_data.hdf5"

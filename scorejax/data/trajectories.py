@@ -10,7 +10,7 @@ import numpy as np
 
 from scorejax import files
 from scorejax.data.demonstrations import Demonstrations, from_episodes, from_rollouts
-from scorejax.data.hdf5_trajectories import load_d4rl, load_minari, save_minari
+from scorejax.data.hdf5_trajectories import is_d4rl, load_d4rl, load_minari, save_minari
 
 __all__ = [
     "Demonstrations", "from_episodes", "from_rollouts", "load", "load_d4rl", "load_minari",
@@ -21,11 +21,13 @@ Path = str | os.PathLike
 
 
 def load(path: Path) -> Demonstrations:
-    """Demonstrations of a .npz file, or of a data set of Minari: an .hdf5 file or its folder.
+    """Demonstrations of a .npz file, of an .hdf5 file of D4RL, or of a data set of Minari.
 
     Raises: ValueError, FileNotFoundError.
     """
-    return load_npz(path) if str(path).endswith(".npz") else load_minari(path)
+    if str(path).endswith(".npz"):
+        return load_npz(path)
+    return load_d4rl(path) if is_d4rl(path) else load_minari(path)
 
 
 def load_npz(path: Path) -> Demonstrations:
@@ -62,8 +64,8 @@ def _from_arrays(arrays: Mapping[str, Any], *, name: str) -> Demonstrations:
     """
     pairs = "next_observations" in arrays
     optional = {"rewards", "terminated", "dt"}
-    optional |= {"episode", "thinned"} if pairs else {"lengths"}
-    needed = {"observations", "actions"} | ({"next_observations"} if pairs else set())
+    optional |= {"thinned", "ended"} if pairs else {"lengths"}
+    needed = {"observations", "actions"} | ({"next_observations", "episode"} if pairs else set())
     missing, unknown = needed - arrays.keys(), arrays.keys() - needed - optional
     if missing or unknown:
         problem = f"lacks {min(missing)}" if missing else f"has {min(unknown)!r}, which is unknown"
@@ -78,8 +80,7 @@ def _from_arrays(arrays: Mapping[str, Any], *, name: str) -> Demonstrations:
         arrays["dt"] = float(arrays["dt"])
     if pairs:
         num = len(arrays["actions"])
-        zeros = {"terminated": np.zeros(num, bool), "episode": np.zeros(num, int)}
-        return Demonstrations(**(zeros | arrays), name=name)
+        return Demonstrations(**({"terminated": np.zeros(num, bool)} | arrays), name=name)
     return _cut(arrays, name)
 
 

@@ -25,7 +25,8 @@ from scorejax.objectives import imitation
 from scorejax.systems.density_imitation.agent import Agent
 from scorejax.systems.density_imitation.learner import Experience
 from scorejax.systems.density_imitation.model import METHODS, Expert, Imitator
-from scorejax.systems.density_imitation.rewards import TERMINALS, TERMS, FitOptions
+from scorejax.systems.density_imitation.occupancy import FitOptions
+from scorejax.systems.density_imitation.rewards import TERMINALS, TERMS
 from scorejax.systems.density_imitation.tasks import get_task
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
 from scorejax.train.system import System

@@ -15,8 +15,8 @@ from scorejax.rl.rollout import Episodes, Policy, first_episodes, random_policy
 from scorejax.systems.density_imitation.tasks import Task
 from scorejax.typing import Array, Params, PRNGKeyArray, Variables
 
-POLICIES = ("deterministic", "stochastic")
-"""Samplers: the median of each action, and a draw of it."""
+POLICIES = ("stochastic", "deterministic")
+"""Samplers: a draw of each action, which densities can be fitted to, and its median."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Agent:
             raise ValueError(f"{self.task.name} is drawn on one device; set CUDA_VISIBLE_DEVICES=0")
 
         def draw(variables: Variables, rngs: Array) -> dict[str, Array]:
-            episodes = self.play(variables, rngs, deterministic=name != "stochastic")
+            episodes = self.play(variables, rngs, deterministic=name == "deterministic")
             return episodes._asdict() | {"nfe": episodes.length}
 
         return draw

@@ -16,12 +16,8 @@ from scorejax.objectives.occupancy_entropy import donsker_varadhan_bound, nwj_bo
 from scorejax.report import Evaluation
 from scorejax.rl.rollout import Episodes
 from scorejax.systems.density_imitation.agent import Agent
-from scorejax.systems.density_imitation.rewards import (
-    EntropyTerm,
-    Occupancy,
-    log_occupancy,
-    whitened_states,
-)
+from scorejax.systems.density_imitation.occupancy import Occupancy, log_occupancy, whitened_states
+from scorejax.systems.density_imitation.rewards import EntropyTerm
 from scorejax.typing import Array, PRNGKeyArray, PyTree, Variables
 
 NUM_PAIRS = 1024
@@ -40,10 +36,14 @@ def bound_metric(
 ) -> Metric:
     """Scalars "log_density", "policy_entropy", "mutual_information" and "bound", in nats.
 
+    "at_floor" is the share of pairs whose log q the reward cuts.
+
     The bound is their sum, the third times gamma; it lacks (1 - gamma) H(p_0). A term without a
     critic has no mutual information.
     """
     measure_mutual = donsker_varadhan_bound if centre else nwj_bound
+    # The floor is the reward's: with it this would be no bound.
+    unbounded = occupancy._replace(floor=jnp.full((), -jnp.inf))
 
     @jax.jit
     def measure(variables: Variables, rng: PRNGKeyArray) -> dict[str, Array]:
@@ -53,7 +53,8 @@ def bound_metric(
         obs, action, next_obs = drawn_pairs(draw_rng, episodes, gamma)
         _, log_prob = agent.act(variables[0]["actor"], obs).sample_and_log_prob(act_rng)
         pairs = jnp.concatenate([obs, action], axis=1)
-        terms = {"log_density": jnp.mean(log_occupancy(density, occupancy, pairs))}
+        log_q = log_occupancy(density, unbounded, pairs)
+        terms = {"log_density": jnp.mean(log_q), "at_floor": jnp.mean(log_q < occupancy.floor)}
         terms["policy_entropy"] = -jnp.mean(log_prob)
         bound = terms["log_density"] + terms["policy_entropy"]
         if term.critic is not None:
@@ -63,7 +64,8 @@ def bound_metric(
         return terms | {"bound": bound}
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
-        terms = jax.device_get(measure(variables, rng))
+        # The same episodes every time: only the policy differs between evaluations.
+        terms = jax.device_get(measure(variables, jax.random.key(2**32 - 1)))
         return Evaluation({name: float(value) for name, value in terms.items()}, {})
 
     return metric

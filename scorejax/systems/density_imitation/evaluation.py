@@ -38,7 +38,8 @@ def make_play(agent: Agent, num_episodes: int, *, deterministic: bool) -> Play:
 def returns_metric(agent: Agent, play: Play, demonstrations: Demonstrations | None) -> Metric:
     """Undiscounted returns: mean, deviation and length of episodes, and the picture "paths".
 
-    "normalised_return" is 0 for uniform actions and 1 for the demonstrations' own mean return.
+    "normalised_return" is 0 for uniform actions and 1 for the demonstrations' own mean return. It
+    is left out unless this is the larger.
     """
     paid = demonstrations is not None and demonstrations.has_returns
 
@@ -56,7 +57,8 @@ def returns_metric(agent: Agent, play: Play, demonstrations: Demonstrations | No
         scalars["episode_length"] = float(episodes.length.mean())
         if paid:
             low, high = scale()
-            scalars["normalised_return"] = (scalars["return"] - low) / (high - low)
+            if high > low:
+                scalars["normalised_return"] = (scalars["return"] - low) / (high - low)
         shown = both_paths(episodes, demonstrations, agent.task.plane)
         picture = trajectory_pictures.paths_picture(shown, labels=agent.task.plane.labels)
         return Evaluation(scalars, {"paths": picture})

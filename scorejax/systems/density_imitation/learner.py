@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from scorejax.data.demonstrations import Demonstrations
 from scorejax.data.source import array_source
@@ -17,6 +16,7 @@ from scorejax.random import example_keys, split
 from scorejax.rl.rollout import make_source
 from scorejax.systems.density_imitation.agent import Agent
 from scorejax.systems.density_imitation.rewards import Reward
+from scorejax.systems.density_imitation.units import Units, WhitePolicy
 from scorejax.train.state import TrainState
 from scorejax.typing import (
     Array,
@@ -116,14 +116,16 @@ def behavioural_cloning(agent: Agent, demonstrations: Demonstrations, batch_size
     """Maximum likelihood of the demonstrated actions; no environment is used."""
 
     def loss(
-        params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch
+        params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch, frozen: PyTree
     ) -> tuple[Array, Aux]:
+        del frozen  # There for its checksum: a resumed run must clone the same demonstrations.
         policy = agent.act(params["actor"], batch["obs"])
         value = jnp.mean(imitation.behavioural_cloning(policy, batch["action"]))
         return value, Aux({}, state.model_state)
 
-    source = array_source(demonstrations.transitions(), batch_size)
-    return Learner(lambda rng: agent.init(rng, "actor"), loss, source)
+    rows = demonstrations.transitions()
+    init = lambda rng: agent.init(rng, "actor")
+    return Learner(init, loss, array_source(rows, batch_size), rows)
 
 
 def value_dice(
@@ -138,27 +140,29 @@ def value_dice(
 
     Source: Kostrikov et al. 2020, arXiv:1912.05032.
     """
-    network = Perceptron(1, agent.hidden)
+    network, units = Perceptron(1, agent.hidden), Units.of(demonstrations)
     rows = demonstrations.transitions()
-    mean, std = (jnp.asarray(v, jnp.float32) for v in demonstrations.moments())
+    dim = demonstrations.observation_dim + demonstrations.action_dim
 
     def nu(params: Params, obs: Array, action: Array) -> Array:
-        pairs = jnp.concatenate([obs, action], axis=1)
-        return network.apply({"params": params}, (pairs - mean[None]) / std[None])[:, 0]
+        return network.apply({"params": params}, jnp.concatenate([obs, action], axis=1))[:, 0]
 
     def init(rng: PRNGKeyArray) -> Params:
         agent_rng, nu_rng = jax.random.split(rng)
-        example = jnp.zeros((1, len(mean)))
-        return agent.init(agent_rng, "actor") | {"nu": network.init(nu_rng, example)["params"]}
+        nu_params = network.init(nu_rng, jnp.zeros((1, dim)))["params"]
+        return agent.init(agent_rng, "actor") | {"nu": nu_params}
+
+    def act(params: Params, obs: Array) -> WhitePolicy:
+        return WhitePolicy(agent.act(params, units.raw_states(obs)), units)
 
     def loss(
         params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch, frozen: PyTree
     ) -> tuple[Array, Aux]:
         mix_rng, dice_rng = split(example_keys(rng, batch))
-        batch = imitation.with_demonstrations(mix_rng, batch, frozen)
-        options = {"actor": agent.act, "nu": nu, "gamma": gamma, "penalty": penalty}
+        batch = units.batch(imitation.with_demonstrations(mix_rng, batch, frozen))
+        options = {"actor": act, "nu": nu, "gamma": gamma, "penalty": penalty}
         losses = imitation.dice_losses(params, dice_rng, batch, **options)
         return losses.nu + losses.actor, Aux({"dice": losses.objective}, state.model_state)
 
     source = experience_source(agent, seen)
-    return Learner(init, loss, source, jax.tree.map(np.asarray, rows))
+    return Learner(init, loss, source, rows)

@@ -27,7 +27,8 @@ from scorejax.systems.density_imitation.learner import (
     soft_actor_critic,
     value_dice,
 )
-from scorejax.systems.density_imitation.rewards import FitOptions, Occupancy, Reward, true_reward
+from scorejax.systems.density_imitation.occupancy import FitOptions, Occupancy, fit_occupancy
+from scorejax.systems.density_imitation.rewards import Reward, true_reward
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -102,10 +103,11 @@ class Imitator:
     @functools.cached_property
     def demonstrations(self) -> Demonstrations:
         """Those that are imitated. Raises: ValueError, FileNotFoundError, naming the file."""
-        return self._all_demonstrations.subsample(self.num_demonstrations, self.every)
+        return self.available.subsample(self.num_demonstrations, self.every)
 
     @functools.cached_property
-    def _all_demonstrations(self) -> Demonstrations:
+    def available(self) -> Demonstrations:
+        """All of the file, by which the agent is judged. Raises: as `demonstrations`."""
         if self.path:
             found = trajectories.load(self.path)
         elif self.agent.task.demonstrations is not None:
@@ -122,7 +124,7 @@ class Imitator:
     @functools.cached_property
     def occupancy(self) -> Occupancy:
         """The density of the demonstrations' pairs of states and actions."""
-        return rewards.fit_occupancy(
+        return fit_occupancy(
             self.density, self.demonstrations, self.fit, margin=self.floor_margin, seed=self.seed
         )
 
@@ -154,11 +156,13 @@ class Imitator:
         """By name: "return", "chamfer", "motion", an animation, and for a density "bound"."""
         play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
         built = {
-            "return": lambda: returns_metric(self.agent, play, self.demonstrations),
-            "chamfer": lambda: chamfer_metric(play, self.demonstrations),
+            "return": lambda: returns_metric(self.agent, play, self.available),
+            "chamfer": lambda: chamfer_metric(play, self.available),
             "motion": lambda: motion_metric(self.agent, play, self.demonstrations),
         }
-        return built | {"bound": self._bound} if self.method == "ndi" else built
+        # An energy's log q lacks a constant, and so would its bound.
+        bounded = self.method == "ndi" and self.density != "energy"
+        return built | {"bound": self._bound} if bounded else built
 
     def _bound(self) -> Metric:
         return bound_metric(

@@ -13,17 +13,15 @@ Source: Kim et al. 2021, arXiv:2010.09808; Ho & Ermon 2016, arXiv:1606.03476 (GA
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from scorejax.data.demonstrations import Demonstrations
-from scorejax.density import get_density, random_distillation
+from scorejax.density import random_distillation
 from scorejax.models.actor_critic import PairCritic, Perceptron
 from scorejax.objectives import imitation
 from scorejax.objectives.actor_critic import TargetFn, absorbing_target, td_target
@@ -35,6 +33,13 @@ from scorejax.objectives.occupancy_entropy import (
     saelbo_reward,
 )
 from scorejax.random import Rng
+from scorejax.systems.density_imitation.occupancy import (
+    FitOptions,
+    Occupancy,
+    log_occupancy,
+    whitened_states,
+)
+from scorejax.systems.density_imitation.units import Units
 from scorejax.typing import Batch, Params, PRNGKeyArray, PyTree
 
 
@@ -75,27 +80,27 @@ def adversarial(
     demonstrations: Demonstrations, *, hidden: tuple[int, ...], penalty: float, kind: str
 ) -> Reward:
     """GAIL: a discriminator that learns beside the policy. Source: arXiv:1606.03476."""
-    network = Perceptron(1, hidden)
-    mean, std = (jnp.asarray(v, jnp.float32) for v in demonstrations.moments())
+    network, units = Perceptron(1, hidden), Units.of(demonstrations)
+    dim = demonstrations.observation_dim + demonstrations.action_dim
 
     def logits_of(params: Params) -> Callable[[Array, Array], Array]:
         def logits(obs: Array, action: Array) -> Array:
             pairs = jnp.concatenate([obs, action], axis=1)
-            white = (pairs - mean[None]) / std[None]
-            return network.apply({"params": params["discriminator"]}, white)[:, 0]
+            return network.apply({"params": params["discriminator"]}, pairs)[:, 0]
 
         return logits
 
     def init(rng: PRNGKeyArray) -> Params:
-        return {"discriminator": network.init(rng, jnp.zeros((1, len(mean))))["params"]}
+        return {"discriminator": network.init(rng, jnp.zeros((1, dim)))["params"]}
 
     def loss(params: Params, frozen: PyTree, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
-        rows = imitation.discriminator_loss(logits_of(params), rngs, batch, penalty=penalty)
+        logits = logits_of(params)
+        rows = imitation.discriminator_loss(logits, rngs, units.batch(batch), penalty=penalty)
         return jnp.mean(rows), {"discriminator_loss": jnp.mean(rows)}
 
     return Reward(
         of=lambda params, frozen, batch: imitation.adversarial_reward(
-            logits_of(params), batch, kind=kind
+            logits_of(params), units.batch(batch), kind=kind
         ),
         frozen=demonstrations.transitions(),
         init=init,
@@ -113,7 +118,7 @@ def soft_q_imitation(demonstrations: Demonstrations) -> Reward:
     return true_reward._replace(frozen=demonstrations.transitions(), mix=mix)
 
 
-def expert_distillation(demonstrations: Demonstrations, fit: "FitOptions", *, seed: int) -> Reward:
+def expert_distillation(demonstrations: Demonstrations, fit: FitOptions, *, seed: int) -> Reward:
     """RED: how well a network predicts a random one where demonstrations are, fitted before.
 
     Source: arXiv:1905.06750.
@@ -131,65 +136,8 @@ def expert_distillation(demonstrations: Demonstrations, fit: "FitOptions", *, se
     return Reward(of, fitted)
 
 
-class Occupancy(NamedTuple):
-    """A density fitted to demonstrations, and the constants that make log q(s, a) a reward."""
-
-    density: PyTree
-    mean: Array
-    std: Array
-    floor: Array
-    """Nats below which log q is cut: the lowest hundredth of the demonstrations, minus a margin."""
-    low: Array
-    """The lowest hundredth of log q on the demonstrations."""
-    centre: Array
-    """Its mean on the demonstrations."""
-    spread: Array
-    """Its standard deviation there."""
-
-
-class FitOptions(NamedTuple):
-    """How a network is fitted to pairs; densities without a network read none of it."""
-
-    noise: float
-    """Added to the pairs while it is fitted, in standard deviations: without it one trajectory has
-    no bounded likelihood."""
-    num_epochs: int
-    batch_size: int
-
-
-def fit_occupancy(
-    name: str, demonstrations: Demonstrations, fit: FitOptions, *, margin: float, seed: int
-) -> Occupancy:
-    """Fits the density `name` of `density.DENSITIES` to pairs of states and actions.
-
-    Raises: ValueError as the `fit` of the density.
-    """
-    rows, (mean, std) = demonstrations.pairs(), demonstrations.moments()
-    module, options = get_density(name), {}
-    training = inspect.signature(module.fit).parameters.get("training")
-    if training is not None:
-        changes = {"patience": max(fit.num_epochs // 6, 1), **fit._asdict()}
-        options["training"] = dataclasses.replace(training.default, **changes)
-    fitted = module.fit(jax.random.key(seed), (rows - mean[None]) / std[None], **options)
-    number = lambda value: jnp.asarray(value, jnp.float32)
-    raw = Occupancy(fitted, number(mean), number(std), *map(number, (-np.inf, 0.0, 0.0, 1.0)))
-    log_q = np.asarray(jax.jit(functools.partial(log_occupancy, name))(raw, number(rows)))
-    low = np.quantile(log_q, 0.01)
-    constants = {"low": low, "floor": low - margin, "centre": log_q.mean(), "spread": log_q.std()}
-    return raw._replace(**{name: number(value) for name, value in constants.items()})
-
-
-def log_occupancy(name: str, occupancy: Occupancy, rows: Float[Array, "b d"]) -> Float[Array, "b"]:
-    """log q of pairs of states and actions, in nats of their units, no less than the floor."""
-    white = (rows - occupancy.mean[None]) / occupancy.std[None]
-    log_q = get_density(name).log_prob(occupancy.density, white)
-    return jnp.maximum(log_q - jnp.sum(jnp.log(occupancy.std)), occupancy.floor)
-
-
-def whitened_states(occupancy: Occupancy, states: Float[Array, "b o"]) -> Float[Array, "b o"]:
-    """States in standard deviations of the demonstrations, from their mean."""
-    size = states.shape[1]
-    return (states - occupancy.mean[None, :size]) / occupancy.std[None, :size]
+NUM_LEARNED = 32
+"""Negatives of a learned critic, a network that each pair of states passes."""
 
 
 class EntropyTerm(NamedTuple):
@@ -221,12 +169,14 @@ def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
         return {"pair_critic": network.init(rng, *2 * [jnp.zeros((1, dim))])["params"]}
 
     def loss(params: Params, batch: Batch) -> Array:
-        state, next_state, *negatives = _states(batch)
-        return -nwj_bound(bind(params), next_state, state, *negatives)
+        # Both means of the bound are over the same transitions.
+        return -nwj_bound(bind(params), batch["negatives_next_obs"], batch["negatives_obs"])
 
-    of = lambda params, batch: saelbo_reward(
-        bind(params), *_states(batch), gamma=gamma, centre=centre
-    )
+    def of(params: Params, batch: Batch) -> Array:
+        *states, nexts, others = _states(batch)
+        few = nexts[:NUM_LEARNED], others[:NUM_LEARNED]
+        return saelbo_reward(bind(params), *states, *few, gamma=gamma, centre=centre)
+
     return EntropyTerm(of, init, loss, critic=bind)
 
 

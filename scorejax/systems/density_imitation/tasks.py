@@ -16,12 +16,12 @@ from scorejax.rl.interface import VectorEnv
 
 LASA = "lasa/"
 """Before the name of a motion of the handwriting set."""
-LASA_EVERY = 10
-"""Positions of a drawing for one that is kept: a hundred are left."""
+LASA_EVERY = 20
+"""Positions of a drawing for one that is kept: fifty are left."""
 ROOM = 1.5
 """Largest force and place of a pen, in units of the largest in the drawings."""
-TUTORIAL = {"A": 0.95, "B": 0.5, "Sigma": 0.09}
-"""A scalar system with closed forms, see `rl.linear_gaussian`."""
+TUTORIAL = {"A": 0.95, "B": 0.5, "Sigma": 0.09, "start_covariance": 0.1863799}
+"""A scalar system, see `rl.linear_gaussian`, that starts at rest under u = -.8 s + .4 e."""
 
 
 class Plane(NamedTuple):

@@ -50,6 +50,10 @@ OPTIONS = ADAM_OPTIONS
 def build(config: ConfigDict) -> System:
     """The training of an agent. Raises: ValueError, or FileNotFoundError without demonstrations."""
     model = make_model(config)
+    # Both before the learner: these mistakes need no density.
+    if config.model == "expert" or config.method != "bc":
+        _require_devices(config.num_envs)
+    evaluate = make_evaluate(model.progress(), config.best_metric, unranked=("bound",))
     learner = model.learner()
     players = jax.eval_shape(learner.init, jax.random.key(0))
     return System(
@@ -61,7 +65,7 @@ def build(config: ConfigDict) -> System:
             lambda params: {player: player for player in params},
         ),
         source=learner.source,
-        evaluate=make_evaluate(model.progress(), config.best_metric, unranked=("bound",)),
+        evaluate=evaluate,
         frozen=learner.frozen,
         published=lambda state: (state.params, state.model_state),
         paths=("demonstrations",),
@@ -97,6 +101,16 @@ def imitator(config: ConfigDict) -> Imitator:
     options = {key: config[key] for key in IMITATION_KEYS if key not in elsewhere}
     found = {"path": config.demonstrations, "fit": fit, "seed": config.seed}
     return Imitator(**_of_agents(config), **options, **found)
+
+
+def _require_devices(num_envs: int) -> None:
+    num_devices = jax.device_count()
+    if num_envs % num_devices:
+        nearest = -(-num_envs // num_devices) * num_devices
+        raise ValueError(
+            f"num_envs={num_envs} does not divide evenly over {num_devices} device(s); the nearest "
+            f"above is {nearest}"
+        )
 
 
 def _of_agents(config: ConfigDict) -> dict[str, Any]:

@@ -29,10 +29,14 @@ MOST_PAIRS = 20_000
 
 def make_play(agent: Agent, num_episodes: int, *, deterministic: bool) -> Play:
     """variables -> episodes on the host, kept until the next variables."""
-    play = jax.jit(functools.partial(agent.play, deterministic=deterministic))
-    # No seed of launch.sample, whose episodes may be the demonstrations.
-    rngs = jax.random.split(jax.random.key(2**32 - 1), num_episodes)
-    return remembered(lambda variables: jax.device_get(play(variables, rngs)))
+
+    @jax.jit
+    def play(variables: Variables) -> Episodes:
+        # No seed of launch.sample, whose episodes may be the demonstrations.
+        rngs = jax.random.split(jax.random.key(2**32 - 1), num_episodes)
+        return agent.play(variables, rngs, deterministic=deterministic)
+
+    return remembered(lambda variables: jax.device_get(play(variables)))
 
 
 def returns_metric(agent: Agent, play: Play, demonstrations: Demonstrations | None) -> Metric:

@@ -241,17 +241,24 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(
 def test_normalised_returns_are_one_for_the_demonstrations_and_zero_for_uniform_actions(expert):
     from scorejax.systems.density_imitation import evaluation
 
-    model = systems.load_model(imitation_config(expert))
-    uniform = evaluation.random_returns(model.agent, evaluation.NUM_RANDOM).mean()
-    shown = float(model.available.returns().mean())
+    agent = systems.load_model(imitation_config(expert)).agent
+    uniform = evaluation.random_returns(agent, evaluation.NUM_RANDOM).mean()
+    good = dataclasses.replace(drawn(), rewards=np.full(400, (uniform + 50) / 200))
+    shown = float(good.returns().mean())
     played = lambda total: Episodes(
         np.zeros((2, 2, 3)), np.zeros((2, 1, 1)), np.full((2, 1), total), None, np.ones(2, int)
     )
+    scalars = lambda total, demonstrations: (
+        (
+            evaluation.returns_metric(agent, lambda variables: played(total), demonstrations)(
+                None, None
+            )
+        ).scalars
+    )
     for total, expected in ((shown, 1.0), (uniform, 0.0), ((shown + uniform) / 2, 0.5)):
-        metric = evaluation.returns_metric(
-            model.agent, lambda v, t=total: played(t), model.demonstrations
-        )
-        assert metric(None, None).scalars["normalised_return"] == pytest.approx(expected, abs=1e-5)
+        assert scalars(total, good)["normalised_return"] == pytest.approx(expected, abs=1e-4)
+    bad = dataclasses.replace(good, rewards=good.rewards - 1)
+    assert "normalised_return" not in scalars(shown, bad), "uniform actions are better"
 
 
 @pytest.mark.parametrize("name", ["pendulum", "mountain_car", "linear_gaussian"])

@@ -26,6 +26,11 @@ def row_keys(rng: PRNGKeyArray, num: int, first: int | Array = 0) -> Key[Array, 
     return jax.vmap(jax.random.fold_in, (None, 0))(rng, first + jnp.arange(num))
 
 
+def keys_of_rows(rng: Rng, num: int) -> Key[Array, "b"]:
+    """The given keys (b,) of rows, or `num` from the one key that is given."""
+    return row_keys(rng, num) if _one(rng) else rng
+
+
 def example_keys(rng: PRNGKeyArray, batch: Batch) -> Key[Array, "b"]:
     """The keys batch["rng"] that the training step gives to examples, or else keys from `rng`."""
     return batch["rng"] if "rng" in batch else row_keys(rng, len(jax.tree.leaves(batch)[0]))

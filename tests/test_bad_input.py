@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from configs.density_imitation import pendulum
 from configs.score_sde import digits
 from scorejax.evaluate import frechet
 from tests.mistakes import CASES, NEEDS_MOUNT
@@ -32,6 +33,7 @@ def world(tmp_path_factory):
     """A directory with runs good and bad, configs that are none, and disks that take no file."""
     tmp = tmp_path_factory.mktemp("world")
     config = json.loads(json.dumps(digits.get_config("debug").to_dict()))
+    expert = json.loads(json.dumps(pendulum.get_config("expert,debug").to_dict()))
     poor = {key: config[key] for key in ("system", "sde", "nf")}
     files = {
         "run/config.json": json.dumps(config),
@@ -40,12 +42,16 @@ def world(tmp_path_factory):
         "unread/config.json": json.dumps(
             config | {"dataset": "cifar10", "data_dir": str(tmp / "empty")}
         ),
+        "expert/config.json": json.dumps(expert),
         "foreign/letter.txt": "Dear reader",
         "garbled/config.json": "{",
         "other/config.json": '{"lr": 1}',
         "poor/config.json": json.dumps(poor),
         "nameless/checkpoints/20/commit_success.txt": "",
         "file": "",
+        "garbled.npz": "",
+        "without_gymnasium.py": "import sys\nsys.modules['gymnasium'] = None\n"
+        "from configs.density_imitation.hopper import get_config\n",
         "number.py": "def get_config():\n    return 3\n",
         "broken.py": "def get_config(:\n",
         "poor.py": "import ml_collections\n"
@@ -54,6 +60,8 @@ def world(tmp_path_factory):
     for name, text in files.items():
         (tmp / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp / name).write_text(text)
+    for name, arrays in demonstrations().items():
+        np.savez(tmp / f"{name}.npz", **arrays)
     PIL.Image.new("L", (3, 2)).save(tmp / "mask.png")
     (tmp / "pictures").mkdir()
     PIL.Image.new("RGB", (8, 8)).save(tmp / "pictures" / "black.png")
@@ -68,6 +76,25 @@ def world(tmp_path_factory):
         if os.path.ismount(tmp / "full"):
             (tmp / "full" / "filler").write_bytes(b"x" * 4096)
         yield tmp
+
+
+def demonstrations():
+    """Episodes of five steps that are no demonstrations for a pendulum, and one that is."""
+    rng = np.random.default_rng(0)
+    observations, actions = rng.normal(size=(6, 3)), rng.uniform(-2, 2, (5, 1))
+    right = {"observations": observations, "actions": actions}
+    unknown, strong = observations.copy(), actions.copy()
+    unknown[2, 1], strong[3] = np.nan, 2.5
+    return {
+        "right": right,
+        "plane": right | {"observations": observations[:, :2]},
+        "two_motors": right | {"actions": np.zeros((5, 2))},
+        "strong": right | {"actions": strong},
+        "unknown": right | {"observations": unknown},
+        "empty": right | {"observations": rng.normal(size=(7, 3)), "lengths": [5, 0]},
+        "short": right | {"observations": observations[:5]},
+        "nameless": right | {"states": observations},
+    }
 
 
 def fingerprint(directory):

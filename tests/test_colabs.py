@@ -77,6 +77,18 @@ def false_alarms_within_their_promise(printed):
     return few and found and abs(said - promised) < 1e-4 and int(alarm[1]) >= 100
 
 
+def an_imitator_nearer_than_uniform_actions(printed):
+    # After 800 updates 1.4, uniform actions 4.4. Other actions cost 27 nats.
+    (uniform,) = numbers(r"uniform actions: chamfer ([\d.]+)", printed)
+    (imitator,) = numbers(r"imitator: chamfer ([\d.]+)", printed)
+    shown, other = numbers(r"mean log q (-?[\d.]+) nats", printed)
+    parts = ("log_density", "policy_entropy", "mutual_information", "bound")
+    terms = [numbers(rf"imitator: {part} (-?[\d.]+)", printed)[0] for part in parts]
+    # gamma is 0.95; four numbers are rounded to 0.005.
+    whole = abs(terms[0] + terms[1] + 0.95 * terms[2] - terms[3]) < 0.021
+    return imitator < uniform / 1.5 and other < shown - 1 and whole
+
+
 PRINTED = {
     "00_quickstart": two_likelihoods,
     "01_ncsnv2": the_ladder_of_digits,
@@ -86,13 +98,14 @@ PRINTED = {
     "05_recovery_likelihood": a_normaliser_between_its_bounds,
     "06_ar_csm": an_exact_density_and_the_same_samples,
     "07_classifier_mistakes": false_alarms_within_their_promise,
+    "08_density_imitation": an_imitator_nearer_than_uniform_actions,
 }
 
 
 def run_by_default(path):
     # These compile for half a minute or more. What they call is in test_launch.py, test_ncsnv2.py,
-    # test_fd_score_matching.py, test_bionet_system.py, test_recovery.py, test_ar_csm.py and
-    # test_failure_detector.py.
+    # test_fd_score_matching.py, test_bionet_system.py, test_recovery.py, test_ar_csm.py,
+    # test_failure_detector.py and test_density_imitation.py.
     marks = [pytest.mark.slow] * (path.stem != "04_brepartition")
     return pytest.param(path, id=path.stem, marks=marks)
 
@@ -112,6 +125,8 @@ def test_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch):
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
     promised = [cell for cell in code if "Image." in cell.source]
     assert len(pictures) == len(promised) >= 1
+    animations = [output for output in outputs if "image/gif" in output.get("data", {})]
+    assert len(animations) == sum("display.Image" in cell.source for cell in code)
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert PRINTED[path.stem](printed), printed
 

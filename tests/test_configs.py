@@ -141,14 +141,15 @@ def test_a_variant_takes_the_words_that_it_lacks_from_the_default():
 # In full: official networks of score SDEs are shaped in test_score_sde_configs.py, those of NCSNv2
 # in test_refinenet.py; finite-difference score matching, with losses, in test_fd_score_matching.py;
 # energies in test_recovery_network.py; conditional scores in test_ar_csm.py;
-# classifiers in test_classifier_mistakes.py.
+# classifiers in test_classifier_mistakes.py; agents in test_density_imitation.py.
 IN_FULL = [
     f"{name}:{variant}"
     for name in NAMES
     for variant in ("vp", "subvp", "ve", "full")
     if variant in words(name)
     if not re.match(
-        "bionet|fd_score_matching|ar_csm|recovery_ebm|classifier_mistakes|score_sde/(vp|subvp|ve)_",
+        "bionet|fd_score_matching|ar_csm|recovery_ebm|classifier_mistakes|density_imitation|"
+        "score_sde/(vp|subvp|ve)_",
         name,
     )
 ]
@@ -175,11 +176,12 @@ def test_a_network_in_full_takes_its_images(case):
     assert output.shape == ((2, config.num_classes) if classified else image.shape)
 
 
+# Agents, which make their own data, take steps in test_density_imitation.py.
 DEBUG = [
     f"{name}:{variant}"
     for name in NAMES
     for variant in ("debug", "ve,debug", "keras,debug")
-    if {*variant.split(",")} <= {*words(name)}
+    if {*variant.split(",")} <= {*words(name)} and not name.startswith("density_imitation")
 ]
 STAND_INS = {1: "digits", 3: "photo_patches"}
 """Sets on hand, by their channels, for those that are not."""

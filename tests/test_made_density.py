@@ -60,3 +60,30 @@ def test_a_fit_finds_two_modes_that_depend_on_each_other():
     # Of networks of 8 units after 30 epochs; the mean over rows has an error of 0.01.
     assert abs(np.mean(np.log(np.mean(modes, axis=0)) - found)) < 0.1
     np.testing.assert_allclose(params.held_out_log_prob, np.mean(found), atol=0.2)
+
+
+def test_a_linear_network_of_one_component_is_a_gaussian(x64):
+    # Units far above 0, by their biases, are linear in x.
+    dim = 3
+    network = AutoregressiveModel(MaskedTrunk(6, 1, 3, activation="softplus"), MixtureHead(1))
+    variables = random_variables(network, jnp.ones((1, dim)), seed=0, mean=0.0, std=0.3)
+    trunk, head = (variables["params"][name] for name in ("trunk", "univariate"))
+    trunk["hidden_0_bias"] += 60.0
+    head["out"]["kernel"][:, 2] = 0.0  # one scale for each dimension
+    params = NormalisedDensity(variables, jnp.zeros(()), network, dim)
+    components = lambda model, x: model.univariate.components(model.contexts(x))
+
+    @jax.jit
+    def law(x):
+        mean = lambda x: network.apply(variables, x[None], method=components).means[0, :, 0]
+        scales = network.apply(variables, x[None], method=components).scales[0, :, 0]
+        return mean(x), jax.jacfwd(mean)(x), scales
+
+    # x = shift + slope x + scales z, z ~ N(0, I).
+    shift, slope, scales = (np.asarray(value) for value in law(jnp.zeros(dim)))
+    assert np.abs(slope[np.tril_indices(dim, -1)]).min() > 1e-3
+    np.testing.assert_array_equal(np.triu(slope), 0)
+    root = np.linalg.inv(np.eye(dim) - slope)
+    gaussian = stats.multivariate_normal(root @ shift, (root * scales**2) @ root.T)
+    x = gaussian.rvs(20, random_state=0)
+    np.testing.assert_allclose(jax.jit(made.log_prob)(params, x), gaussian.logpdf(x), atol=1e-6)

@@ -2,7 +2,9 @@
 """Densities of vectors behind one face, and densities learned without their normaliser.
 
 Modules of `DENSITIES` have `fit(rng, x, **options) -> params`, `log_prob(params, x) -> nats` and
-`sample(rng, params, num)`. Others bound normalisers; `hypothesis` tests scores.
+`sample(rng, params, num)`, but for `energy`, whose log_prob lacks a constant and which has no
+samples. `random_distillation` tells how familiar rows are. Others bound normalisers; `hypothesis`
+tests scores.
 """
 
 import importlib
@@ -10,7 +12,10 @@ from types import ModuleType
 
 from scorejax.choices import require_known
 
-DENSITIES = ("gaussian", "gaussian_mixture", "made", "maf", "realnvp", "score_flow")
+DENSITIES = (
+    "gaussian", "gaussian_mixture", "kernel_density", "made", "maf", "realnvp", "score_flow",
+    "energy",
+)  # fmt: skip
 
 
 def get_density(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ compilation, so that several seeds or data sets of one shape compile once.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from scorejax.choices import require
 from scorejax.density.rows import held_out_split
+from scorejax.models import spectral_norm
 from scorejax.random import normal
 from scorejax.typing import PyTree
 
@@ -87,7 +88,8 @@ def minimize(
 ) -> Minimized:
     """Fits a network to rows (n, d) by its mean loss, from its initial variables.
 
-    `network` and `losses` need to be hashable: linen modules and functions of a module are.
+    `network` and `losses` need to be hashable: linen modules and functions of a module are. The
+    collection "spectral", if there is one, follows the kernels as `spectral_norm` says.
     Raises: ValueError if no held-out loss is finite.
     """
     split_rng, held_out_rng, epochs_rng = jax.random.split(rng, 3)
@@ -147,7 +149,11 @@ def _epoch(
         mean = lambda variables: jnp.mean(losses(network, variables, loss_rng, batch))
         grads = jax.grad(mean)(state.variables)
         updates, moments = optimizer.update(grads, state.optimizer, state.variables)
-        return _State(optax.apply_updates(state.variables, updates), moments), None
+        variables = optax.apply_updates(state.variables, updates)
+        if isinstance(variables, Mapping) and "spectral" in variables:
+            vectors = spectral_norm.advance(variables["params"], variables["spectral"])
+            variables = {**variables, "spectral": vectors}
+        return _State(variables, moments), None
 
     return jax.lax.scan(step, state, (order, jax.random.split(steps_rng, num_steps)))[0]
 

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from scorejax.data import trajectories
 from scorejax.evaluate import pictures
 from scorejax.evaluate.parts import Arrays
 from scorejax.evaluate.progress import Metric
 from scorejax.files import save_npz, save_text
 from scorejax.random import row_keys
-from scorejax.report import json_values
+from scorejax.report import json_values, save_picture
+from scorejax.rl.rollout import Episodes
 from scorejax.train import parallel
 
 
@@ -29,22 +31,28 @@ def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
 
 
 def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: str) -> dict:
-    """Scalars of all metrics; the first process writes their pictures to <out>_<name>.png."""
+    """Scalars of all metrics; the first process writes pictures to <out>_<name>.png or .gif."""
     report, variables = {}, parallel.share(variables)
     for rng, metric in zip(row_keys(jax.random.key(seed), len(metrics)), metrics, strict=True):
         evaluation = metric(rng, variables)
         report |= evaluation.scalars
         shown = evaluation.pictures if jax.process_index() == 0 else {}
         for name, picture in shown.items():
-            pictures.save_png(f"{out}_{name}.png", picture)
+            save_picture(f"{out}_{name}", picture)
     return report
 
 
 def save_samples(out: str, samples: Arrays, *, step: int) -> str:
     """Writes <out>.npz with images (or vectors "x"), nfe and step; <out>.png is a grid of images.
 
-    Returns the paths.
+    Episodes become demonstrations, `data.trajectories.load_npz` of <out>.npz. Returns the paths.
     """
+    if "observations" in samples:
+        episodes = trajectories.from_rollouts(
+            [samples[field] for field in Episodes._fields], name=out
+        )
+        trajectories.save_npz(f"{out}.npz", episodes)
+        return f"{out}.npz"
     if "image" not in samples:
         save_npz(f"{out}.npz", **samples, step=step)
         return f"{out}.npz"

@@ -93,3 +93,28 @@ class LevelPerceptron(nn.Module):
         drawn = np.random.default_rng(0).normal(size=(x.shape[1], self.num_frequencies))
         phase = x @ jnp.asarray(2 * math.pi * self.frequency * drawn, x.dtype)
         return jnp.concatenate([scaled, jnp.sin(phase), jnp.cos(phase)], axis=1)
+
+
+class SpectralPerceptron(nn.Module):
+    """An energy (x (b, d)) -> (b,) by tanh units, of kernels with largest singular value 1.
+
+    Its slope is at most 1 and its range bounded. With `learned_scales` two positive numbers that
+    are learned multiply x and the output, and the bounds; without them it cannot have the score of
+    a standard normal density, whose length is about sqrt(d).
+    """
+
+    hidden: int = 256
+    num_hidden: int = 2
+    learned_scales: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b d"]) -> Float[Array, "b"]:
+        x = self._scale("log_input_scale") * x
+        for i in range(self.num_hidden):
+            x = jnp.tanh(SpectralDense(self.hidden, name=f"hidden_{i}")(x))
+        return self._scale("log_output_scale") * SpectralDense(1, name="out")(x)[:, 0]
+
+    def _scale(self, name: str) -> Float[Array, ""] | float:
+        if not self.learned_scales:
+            return 1.0
+        return jnp.exp(self.param(name, nn.initializers.zeros, ()))

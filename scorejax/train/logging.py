@@ -17,11 +17,10 @@ from collections.abc import Mapping
 import jax
 import matplotlib.figure
 import numpy as np
-import PIL.Image
 import tqdm
 
 from scorejax.files import AnyPath, is_local, save_text, written_whole
-from scorejax.report import Evaluation, json_values
+from scorejax.report import Evaluation, json_values, save_picture
 from scorejax.train.events import EventFile
 from scorejax.train.mirror import Mirror
 
@@ -83,7 +82,7 @@ class RunLog:
             self._rows.clear()
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        """Writes the scalars of an evaluation, and its pictures as pictures/<name>_<step>.png."""
+        """Writes the scalars of an evaluation, and its pictures as <name>_<step>.png or .gif."""
         if evaluation.scalars:
             scalars = {f"eval/{name}": float(value) for name, value in evaluation.scalars.items()}
             self._write(step, scalars)
@@ -92,8 +91,7 @@ class RunLog:
         pictures = self._workdir / "pictures"
         pictures.mkdir(exist_ok=True)
         for name, picture in evaluation.pictures.items():
-            with written_whole(pictures / f"{name}_{step:08d}.png") as file:
-                PIL.Image.fromarray(picture).save(file, format="PNG")
+            save_picture(pictures / f"{name}_{step:08d}", picture)
         self.flush()
         draw_curves(self._metrics, pictures / "loss.png")
 

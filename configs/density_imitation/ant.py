@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imitates a walking ant of four legs, of MuJoCo, without its contact forces.
+
+Paper     Kim et al. 2021, arXiv:2010.09808 (whose numbers are of another version of it)
+Data      pip install 'scorejax[rl]', for gymnasium's simulators
+Command   python -m launch.train --config=configs/density_imitation/ant.py:expert \
+              --workdir=runs/expert
+          python -m launch.sample --workdir=runs/expert --num=25 --out=runs/expert/episodes
+          python -m launch.train --config=configs/density_imitation/ant.py \
+              --config.demonstrations=runs/expert/episodes.npz --workdir=runs/imitator
+          variants: expert; ndi (the default), gail, red, sqil, value_dice, bc; debug for seconds
+Expected  not run by us
+Hardware  one core: two hours
+"""
+
+from ml_collections import ConfigDict
+
+from configs import variants
+from configs.density_imitation import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = family.default()
+    config.environment = "Ant-v5"
+    config.num_random = 10_000
+    config.density_epochs, config.density_batch_size = 100, 256
+    config.num_train_steps = 1_000_000
+    config.eval_every = config.save_every = 50_000
+    return variants.apply(config, variant, *family.AXES)

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imitates the balancing of a pole on a cart, of MuJoCo.
+
+Paper     Kim et al. 2021, arXiv:2010.09808 (on larger tasks; this one is ours)
+Data      pip install 'scorejax[rl]', for gymnasium's simulators
+Command   python -m launch.train --config=configs/density_imitation/inverted_pendulum.py:expert \
+              --workdir=runs/expert
+          python -m launch.sample --workdir=runs/expert --num=25 --out=runs/expert/episodes
+          python -m launch.train --config=configs/density_imitation/inverted_pendulum.py \
+              --config.demonstrations=runs/expert/episodes.npz --workdir=runs/imitator
+          variants: expert; ndi (the default), gail, red, sqil, value_dice, bc; debug for seconds
+Expected  not run by us
+Hardware  2 CPU cores: minutes
+"""
+
+from ml_collections import ConfigDict
+
+from configs import variants
+from configs.density_imitation import family
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    config = family.default()
+    config.environment = "InvertedPendulum-v5"
+    config.num_random = 1_000
+    config.capacity = 21_000
+    config.num_train_steps = 20_000
+    config.eval_every = config.save_every = 2_000
+    config.hidden = (128, 128)
+    return variants.apply(config, variant, *family.AXES)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two models: an expert, paid by its environment, and an imitator, paid for resemblance."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from scorejax.data import trajectories
+from scorejax.data.demonstrations import Demonstrations
+from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.systems.density_imitation import rewards
+from scorejax.systems.density_imitation.agent import Agent
+from scorejax.systems.density_imitation.bound import bound_metric
+from scorejax.systems.density_imitation.evaluation import (
+    chamfer_metric,
+    make_play,
+    motion_metric,
+    returns_metric,
+)
+from scorejax.systems.density_imitation.learner import (
+    Entropy,
+    Experience,
+    Learner,
+    behavioural_cloning,
+    soft_actor_critic,
+    value_dice,
+)
+from scorejax.systems.density_imitation.occupancy import FitOptions, Occupancy, fit_occupancy
+from scorejax.systems.density_imitation.rewards import Reward, true_reward
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Expert:
+    """An agent that maximises the reward of its environment by soft actor-critic."""
+
+    agent: Agent
+    seen: Experience
+    gamma: float
+    num_eval_episodes: int
+    deterministic: bool
+    target_entropy: float
+    """Of the policy, in nats for each dimension of an action in [-1, 1]."""
+
+    def learner(self) -> Learner:
+        """What trains it."""
+        half_widths = np.subtract(self.agent.example.action_high, self.agent.example.action_low) / 2
+        # In units of the environment an entropy has the logarithm of the unit in it.
+        target = self.target_entropy * len(half_widths) + float(np.log(half_widths).sum())
+        entropy = Entropy(weight=None, target=target)
+        return soft_actor_critic(
+            self.agent, true_reward, self.seen, gamma=self.gamma, entropy=entropy
+        )
+
+    def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
+        """Episodes, for launch.sample; see `Agent.sampler`."""
+        return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
+
+    def progress(self) -> Metrics:
+        """Those of `metrics` that are measured during training."""
+        metrics = self.metrics()
+        return {name: build for name, build in metrics.items() if name != "motion"}
+
+    def metrics(self) -> Metrics:
+        """By name: "return", and "motion", an animation."""
+        play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
+        return {
+            "return": lambda: returns_metric(self.agent, play, None),
+            "motion": lambda: motion_metric(self.agent, play, None),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Imitator:
+    """An agent that does as demonstrated, by one of `METHODS`."""
+
+    agent: Agent
+    seen: Experience
+    gamma: float
+    num_eval_episodes: int
+    deterministic: bool
+    method: str
+    path: str
+    """Of the demonstrations."""
+    num_demonstrations: int
+    every: int
+    """Keeps every so many transitions of a demonstration."""
+    density: str
+    fit: FitOptions
+    floor_margin: float
+    terminal: str
+    lambda_pi: float
+    lambda_f: float
+    entropy_term: str
+    similarity_scale: float
+    centre: bool
+    recent: int
+    penalty: float
+    adversarial_reward: str
+    seed: int
+
+    @functools.cached_property
+    def demonstrations(self) -> Demonstrations:
+        """Those that are imitated. Raises: ValueError, FileNotFoundError, naming the file."""
+        return self.available.subsample(self.num_demonstrations, self.every)
+
+    @functools.cached_property
+    def available(self) -> Demonstrations:
+        """All of the file, by which the agent is judged. Raises: as `demonstrations`."""
+        if self.path:
+            found = trajectories.load(self.path)
+        elif self.agent.task.demonstrations is not None:
+            found = self.agent.task.demonstrations()
+        else:
+            raise ValueError(
+                "set --config.demonstrations to a file of them, such as launch.sample writes"
+            )
+        one = self.agent.example
+        box = one.action_low, one.action_high
+        found.require_fit(self.agent.task.name, one.observation_dim, *box)
+        return found
+
+    @functools.cached_property
+    def occupancy(self) -> Occupancy:
+        """The density of the demonstrations' pairs of states and actions."""
+        return fit_occupancy(
+            self.density, self.demonstrations, self.fit, margin=self.floor_margin, seed=self.seed
+        )
+
+    @functools.cached_property
+    def term(self) -> rewards.EntropyTerm:
+        """The term of the states' entropy."""
+        options = {"gamma": self.gamma, "centre": self.centre, "scale": self.similarity_scale}
+        return rewards.TERMS[self.entropy_term](**options)
+
+    def learner(self) -> Learner:
+        """What trains it. Raises: as `demonstrations`, and as the fit of the density."""
+        return METHODS[self.method](self)
+
+    def learn(self, reward: Reward) -> Learner:
+        """Soft actor-critic on a reward, at the temperature lambda_pi."""
+        entropy = Entropy(weight=self.lambda_pi, target=None)
+        return soft_actor_critic(self.agent, reward, self.seen, gamma=self.gamma, entropy=entropy)
+
+    def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
+        """Episodes, for launch.sample; see `Agent.sampler`."""
+        return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
+
+    def progress(self) -> Metrics:
+        """Those of `metrics` that are measured during training."""
+        metrics = self.metrics()
+        return {name: build for name, build in metrics.items() if name != "motion"}
+
+    def metrics(self) -> Metrics:
+        """By name: "return", "chamfer", "motion", an animation, and for a density "bound"."""
+        play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
+        built = {
+            "return": lambda: returns_metric(self.agent, play, self.available),
+            "chamfer": lambda: chamfer_metric(play, self.available),
+            "motion": lambda: motion_metric(self.agent, play, self.demonstrations),
+        }
+        # An energy's log q lacks a constant, and so would its bound.
+        bounded = self.method == "ndi" and self.density != "energy"
+        return built | {"bound": self._bound} if bounded else built
+
+    def _bound(self) -> Metric:
+        return bound_metric(
+            self.agent,
+            self.density,
+            self.occupancy,
+            self.term,
+            gamma=self.gamma,
+            centre=self.centre,
+            num_episodes=self.num_eval_episodes,
+        )
+
+
+def _by_density(model: Imitator) -> Learner:
+    return model.learn(
+        rewards.density_reward(
+            model.density,
+            model.occupancy,
+            model.term,
+            weight=model.lambda_f,
+            terminal=model.terminal,
+            ended=model.demonstrations.share_ended,
+            recent=model.recent,
+            observation_dim=model.demonstrations.observation_dim,
+        )
+    )
+
+
+METHODS: dict[str, Callable[[Imitator], Learner]] = {
+    "ndi": _by_density,
+    "gail": lambda m: m.learn(
+        rewards.adversarial(
+            m.demonstrations, hidden=m.agent.hidden, penalty=m.penalty, kind=m.adversarial_reward
+        )
+    ),
+    "red": lambda m: m.learn(rewards.expert_distillation(m.demonstrations, m.fit, seed=m.seed)),
+    "sqil": lambda m: m.learn(rewards.soft_q_imitation(m.demonstrations)),
+    "value_dice": lambda m: value_dice(
+        m.agent, m.demonstrations, m.seen, gamma=m.gamma, penalty=m.penalty
+    ),
+    "bc": lambda m: behavioural_cloning(m.agent, m.demonstrations, m.seen.batch_size),
+}
+"""Neural density imitation, and baselines in the same loop."""

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imitation end to end: rewards, bound, episodes as demonstrations, every method in one loop."""
+
+import dataclasses
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.spatial.distance import cdist
+
+from configs.density_imitation import family, pendulum
+from scorejax import runs, systems
+from scorejax.data import trajectories
+from scorejax.data.demonstrations import Demonstrations, from_episodes
+from scorejax.evaluate.reports import save_samples
+from scorejax.objectives.actor_critic import td_target
+from scorejax.objectives.occupancy_entropy import saelbo_reward
+from scorejax.rl.rollout import Episodes
+from scorejax.systems.density_imitation import occupancy as occupancies
+from scorejax.systems.density_imitation import rewards
+from scorejax.systems.density_imitation.bound import drawn_pairs
+from scorejax.systems.density_imitation.evaluation import chamfer_distance
+from scorejax.train.loop import train
+from scorejax.train.state import TrainState
+from scorejax.train.step import make_train_step
+from tests.slow import slow_where
+from tests.trees import assert_equal
+
+FIT = occupancies.FitOptions(noise=0.1, num_epochs=2, batch_size=64)
+
+
+def drawn(num=400, seed=0) -> Demonstrations:
+    """Two episodes of correlated rows: observations (3,), actions (1,), in unlike units."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(num, 4)) @ rng.normal(size=(4, 4)) * [1, 10, 0.1, 2] + [0, 5, 0, 1]
+    halves = np.split(rows, 2)
+    observations = [np.concatenate([half[:, :3], rng.normal(size=(1, 3))]) for half in halves]
+    return from_episodes(observations, [half[:, 3:] for half in halves])
+
+
+def test_the_density_is_in_nats_of_the_environments_units_and_has_a_floor():
+    shown = drawn()
+    occupancy = occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
+    pairs = shown.pairs()
+    # Of Gaussians, standardised or not, the fit is that of the sample moments.
+    law = stats.multivariate_normal(pairs.mean(axis=0), np.cov(pairs, rowvar=False, bias=True))
+    exact = law.logpdf(pairs)
+    found = np.asarray(
+        occupancies.log_occupancy("gaussian", occupancy, jnp.asarray(pairs, jnp.float32))
+    )
+    low = np.quantile(exact, 0.01)
+    # Single precision of squares up to 30.
+    np.testing.assert_allclose(found, np.maximum(exact, low - 3), atol=2e-3)
+    np.testing.assert_allclose(occupancy.floor, low - 3, atol=5e-3)
+    np.testing.assert_allclose(occupancy.centre, exact.mean(), atol=2e-3)
+    far = jnp.asarray(pairs[:1] + 1e3, jnp.float32)
+    assert occupancies.log_occupancy("gaussian", occupancy, far)[0] == occupancy.floor
+
+
+def reward_of(term="log_displacement", terminal="absorbing", weight=0.3, ended=0.25):
+    shown = drawn()
+    occupancy = occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
+    built = rewards.TERMS[term](gamma=0.9, centre=False, scale=1.0)
+    options = {"weight": weight, "terminal": terminal, "ended": ended}
+    reward = rewards.density_reward(
+        "gaussian", occupancy, built, recent=10, observation_dim=3, **options
+    )
+    return reward, occupancy, shown
+
+
+def batch_of(shown):
+    table = {name: jnp.asarray(rows) for name, rows in shown.transitions().items()}
+    return {name: rows[:50] for name, rows in table.items()} | {
+        "negatives_obs": table["obs"][100:150],
+        "negatives_next_obs": table["next_obs"][100:150],
+    }
+
+
+@pytest.mark.parametrize("terminal", rewards.TERMINALS)
+def test_the_reward_is_log_q_plus_lambda_f_times_the_bounds_reward(terminal):
+    reward, occupancy, shown = reward_of(terminal=terminal)
+    batch = batch_of(shown)
+    mean, std = shown.moments()
+    white = {k: (np.asarray(batch[k]) - mean[:3]) / std[:3] for k in batch if k.endswith("obs")}
+    f = lambda after, state: 1 + jnp.log(jnp.maximum(jnp.sum((after - state) ** 2, axis=1), 1e-6))
+    names = ("obs", "next_obs", "negatives_next_obs", "negatives_obs")
+    entropy = saelbo_reward(f, *(jnp.asarray(white[n], jnp.float32) for n in names), gamma=0.9)
+    pairs = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
+    origin = occupancy.centre if terminal == "absorbing" else occupancy.low
+    expected = occupancies.log_occupancy("gaussian", occupancy, pairs) - origin + 0.3 * entropy
+    found = reward.unit * reward.of({}, reward.frozen, batch)
+    # Sums of squares of single precision.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    assert reward.unit == pytest.approx(max(float(occupancy.spread), 1.0))
+
+
+def test_an_end_is_worth_staying_for_ever_where_the_demonstrations_ended():
+    reward, occupancy, _ = reward_of(ended=0.25)
+    one, none = jnp.ones(1), jnp.zeros(1)
+    found = float(reward.target(none, one, 7 * one, gamma=0.9)[0])
+    # A quarter ended: three quarters of the way from the mean to the floor, in every later step.
+    stays = 0.75 * float(occupancy.floor - occupancy.centre) / reward.unit
+    assert found == pytest.approx(0.9 * stays / (1 - 0.9), rel=1e-6)
+    assert float(reward.target(one, none, 7 * one, gamma=0.9)[0]) == pytest.approx(1 + 0.9 * 7)
+    assert reward_of(terminal="shifted")[0].target is td_target
+
+
+def test_thinning_leaves_how_episodes_ended_and_what_they_returned():
+    shown = from_episodes(
+        [np.random.default_rng(i).normal(size=(8, 2)) for i in range(4)],
+        [np.zeros((7, 1))] * 4, rewards=[np.ones(7)] * 4, terminated=[True, False, True, True],
+    )  # fmt: skip
+    for every in (1, 2, 5, 10):
+        thin = shown.subsample(every=every)
+        assert thin.share_ended == 0.75 and (thin.returns() == 7).all()
+        assert thin.subsample(2).share_ended == 0.5
+
+
+def test_a_constant_column_is_refused_by_name():
+    shown = from_episodes([np.arange(6.0).reshape(3, 2) * [1, 0]], [np.ones((2, 1))])
+    with pytest.raises(ValueError, match="column 1 of observations is 0 in all 2 pairs"):
+        occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
+
+
+def test_units_do_not_matter_to_a_discriminators_penalty():
+    shown = drawn()
+    rescaled = dataclasses.replace(
+        shown,
+        observations=shown.observations * [1e-3, 1, 1],
+        next_observations=shown.next_observations * [1e-3, 1, 1],
+    )
+    losses = []
+    for one in (shown, rescaled):
+        reward = rewards.adversarial(one, hidden=(8,), penalty=10.0, kind="softplus")
+        batch = {k: jnp.asarray(v[:20]) for k, v in one.transitions().items()}
+        batch |= {f"expert_{k}": jnp.asarray(v[50:70]) for k, v in one.transitions().items()}
+        params = reward.init(jax.random.key(0))
+        losses.append(float(reward.loss(params, (), jax.random.key(1), batch)[0]))
+    # Single precision of columns that are shifted by many deviations.
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_pairs_are_drawn_by_their_weight_in_the_occupancy():
+    # Two episodes, of 3 and 1 steps: weights 1, g, g^2 and 1, with the step as the observation.
+    steps = jnp.tile(jnp.arange(4.0)[None, :, None], (2, 1, 1))
+    episode = jnp.array([0.0, 10.0])[:, None, None]
+    played = Episodes(
+        steps + episode, jnp.zeros((2, 3, 1)), jnp.zeros((2, 3)), jnp.zeros((2, 3), bool),
+        jnp.array([3, 1]),
+    )  # fmt: skip
+    obs, _, after = drawn_pairs(jax.random.key(0), played, 0.5)
+    np.testing.assert_array_equal(after, obs + 1)
+    counts = [int((obs == value).sum()) for value in (0, 1, 2, 10)]
+    assert sum(counts) == len(obs)
+    weights = np.array([1, 0.5, 0.25, 1])
+    # False alarms: one in ten thousand.
+    assert stats.chisquare(counts, len(obs) * weights / weights.sum()).pvalue > 1e-4
+
+
+def test_chamfer_distance_is_that_of_all_pairs():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(20, 3)), rng.normal(size=(30, 3))
+    distances = cdist(a, b)
+    brute = distances.min(axis=1).mean() + distances.min(axis=0).mean()
+    assert chamfer_distance(a, b) == pytest.approx(brute, rel=1e-12)
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory):
+    """A run of an expert, and three of its episodes as demonstrations."""
+    workdir = tmp_path_factory.mktemp("expert")
+    config = pendulum.get_config("expert,debug")
+    train(systems.load(config), config, workdir)
+    model, run = systems.load_model(config), runs.open(workdir)
+    draw = jax.jit(model.sampler("stochastic"))
+    samples = jax.device_get(draw(run.variables, jax.random.split(jax.random.key(0), 3)))
+    save_samples(str(workdir / "episodes"), samples, step=run.step)
+    return workdir, samples
+
+
+def test_drawn_episodes_are_demonstrations(expert):
+    workdir, samples = expert
+    shown = trajectories.load(f"{workdir}/episodes.npz")
+    assert shown.num_episodes == 3 and len(shown) == 3 * 20
+    np.testing.assert_array_equal(shown.observations[:20], samples["observations"][0, :20])
+    np.testing.assert_array_equal(shown.next_observations[20:40], samples["observations"][1, 1:])
+    np.testing.assert_array_equal(shown.actions[40:], samples["actions"][2])
+    np.testing.assert_allclose(shown.returns(), samples["rewards"].sum(axis=1), rtol=1e-6)
+
+
+def imitation_config(expert, variant="debug", **changes):
+    config = pendulum.get_config(variant)
+    config.update({"demonstrations": f"{expert[0]}/episodes.npz", "num_demonstrations": 3})
+    config.update(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    "method", slow_where(lambda method: method not in ("ndi", "bc"), family.METHODS)
+)
+def test_every_method_moves_all_of_its_players(expert, method):
+    system = systems.load(imitation_config(expert, f"{method},debug"))
+    params, model_state = system.init(jax.random.key(0))
+    state = TrainState.create(params, model_state, system.tx)
+    step = make_train_step(system.loss, system.tx, ema_rate=0.9)
+    if method == "bc":
+        _, batch = system.source.next(system.source.init(0, jax.random.key(1)), state, None)
+    else:
+        make = jax.jit(lambda rng: system.source.step(system.source.init(rng, state), state, rng))
+        _, batch = make(jax.random.key(1))
+    frozen = (system.frozen,) if jax.tree.leaves(system.frozen) else ()
+    after, metrics = jax.jit(step)(state, batch, jax.random.key(2), *frozen)
+    assert metrics["finite"] == 1
+    for player, before in params.items():
+        moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params[player], before)
+        assert max(jax.tree.leaves(moved)) > 0, player
+    players = {"bc": {"actor"}, "value_dice": {"actor", "nu"}}.get(method, {"actor", "critic"})
+    assert params.keys() == players | ({"discriminator"} if method == "gail" else set())
+    if method == "ndi":
+        model = systems.load_model(imitation_config(expert))
+        unit = max(float(model.occupancy.spread), 1.0)
+        assert float(metrics["alpha"]) == pytest.approx(model.lambda_pi / unit)
+
+
+def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(expert, tmp_path):
+    config = imitation_config(expert)
+    whole = train(systems.load(config), config, tmp_path / "whole")
+    for steps in (20, 40):
+        config.num_train_steps = steps
+        parts = train(systems.load(config), config, tmp_path / "parts")
+    assert_equal(parts.params, whole.params)
+    assert_equal(parts.opt_state, whole.opt_state)
+    report = systems.load_model(config).metrics()
+    assert report.keys() == {"return", "chamfer", "motion", "bound"}
+
+
+def test_normalised_returns_are_one_for_the_demonstrations_and_zero_for_uniform_actions(expert):
+    from scorejax.systems.density_imitation import evaluation
+
+    agent = systems.load_model(imitation_config(expert)).agent
+    uniform = evaluation.random_returns(agent, evaluation.NUM_RANDOM).mean()
+    good = dataclasses.replace(drawn(), rewards=np.full(400, (uniform + 50) / 200))
+    shown = float(good.returns().mean())
+    played = lambda total: Episodes(
+        np.zeros((2, 2, 3)), np.zeros((2, 1, 1)), np.full((2, 1), total), None, np.ones(2, int)
+    )
+    scalars = lambda total, demonstrations: (
+        (
+            evaluation.returns_metric(agent, lambda variables: played(total), demonstrations)(
+                None, None
+            )
+        ).scalars
+    )
+    for total, expected in ((shown, 1.0), (uniform, 0.0), ((shown + uniform) / 2, 0.5)):
+        assert scalars(total, good)["normalised_return"] == pytest.approx(expected, abs=1e-4)
+    bad = dataclasses.replace(good, rewards=good.rewards - 1)
+    assert "normalised_return" not in scalars(shown, bad), "uniform actions are better"
+
+
+@pytest.mark.parametrize("name", ["pendulum", "mountain_car", "linear_gaussian"])
+def test_agents_in_full_size_have_the_shapes_of_their_tasks(name):
+    config = importlib.import_module(f"configs.density_imitation.{name}").get_config("expert")
+    model = systems.load_model(config)
+    variables = jax.eval_shape(lambda rng: (model.learner().init(rng), {}), jax.random.key(0))
+    play = functools.partial(model.agent.play, deterministic=True)
+    episodes = jax.eval_shape(play, variables, jax.random.split(jax.random.key(0), 2))
+    one = model.agent.example
+    assert episodes.observations.shape == (2, one.horizon + 1, one.observation_dim)
+    assert episodes.actions.shape == (2, one.horizon, one.action_dim)

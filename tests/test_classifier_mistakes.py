@@ -164,15 +164,51 @@ def test_victims_are_classified_as_their_labels():
     logits = np.eye(3)[[0, 1, 2, 0]]
     rng = np.random.default_rng(0)
     features, others = (rng.normal(size=(num, 5)).astype(np.float32) for num in (4, 30))
-    pool = others, rng.integers(0, 3, 30)
+    label = rng.integers(0, 3, 30)
+    # Every third image of the pool is a mistake: no image of its class, as the classifier sees it.
+    right = np.arange(30) % 3 != 0
+    pool = others, np.eye(3)[np.where(right, label, (label + 1) % 3)], label
     images, label = np.zeros((4, 1, 1, 1)), np.array([0, 2, 2, 0])
     victims = sources.victims_of(images, label, logits, features, pool, 2)
     np.testing.assert_array_equal(victims.label, [0, 2])
     # The nearest features of another class, by brute force; ties have probability 0.
     for row, own, target in zip(features[[0, 2]], victims.label, victims.target, strict=True):
-        allowed = others[pool[1] != own]
+        allowed = others[right & (pool[2] != own)]
         nearest = np.argmin(np.sum((allowed - row[None]) ** 2, axis=1))
         np.testing.assert_array_equal(target, allowed[nearest])
+    wrong = others, np.eye(3)[(pool[2] + 1) % 3], pool[2]
+    with pytest.raises(ValueError, match="that the classifier gets right; got 0 images"):
+        sources.victims_of(images, label, logits, features, wrong, 2)
+
+
+def test_intervals_are_of_sources_whose_rows_are_independent():
+    test = np.random.default_rng(0).random((30, 8, 8, 1), np.float32)
+    found = sources.out_of_distribution(test, test[:20])
+    independent = {name for name, source in found.items() if source.independent}
+    assert independent == {"noise", "constant", "clothes"}
+    assert set(found) - independent == {"turned", "photographs"}
+    assert all(len(source.normal) == 20 for source in found.values())
+
+
+def test_an_attack_of_few_successes_has_its_rate_of_success():
+    few = np.zeros((2, 8, 8, 1), np.float32)
+    source = sources.Source(few, few, independent=False, success=0.02)
+    scalars, shown = report.source_report(None, "pgd", source)
+    assert scalars == {"pgd/failures": 2.0, "pgd/normal": 2.0, "pgd/success": 0.02}
+    assert shown == {}
+
+
+def test_a_score_that_cannot_be_fitted_is_left_out_of_the_report(workdir):
+    model = detector(workdir, attacks=())
+    sets = model.first_stage.sets
+    predicted = model.outputs(model.first_stage.as_input(sets.labelled)).logits.argmax(axis=1)
+    # Class 3 has images, and the classifier gets none of them right.
+    label = np.where(sets.labelled.label == 3, 4, sets.labelled.label)
+    label[np.flatnonzero(predicted != 3)[0]] = 3
+    model.first_stage.__dict__["sets"] = sets._replace(labelled=sets.labelled._replace(label=label))
+    with pytest.warns(UserWarning, match="the report is without 'stored_patterns': .* class 3"):
+        fitted = model.others
+    assert set(SCORES) - set(fitted) == {"stored_patterns"}
 
 
 def test_mistakes_are_tested_by_predicted_and_by_true_class():
@@ -217,6 +253,7 @@ def test_mistakes_are_tested_by_predicted_and_by_true_class():
         ("debug", {"held_out_classes": (3, 3)}, r"different classes 0 \.\. 9"),
         ("debug", {"held_out_classes": tuple(range(9))}, "and two others that are left"),
         ("detector,debug", {"densities": ("mafs",)}, "did you mean 'maf'"),
+        ("detector,debug", {"densities": ()}, r"densities needs one of .*, or more; got \(\)"),
         ("detector,debug", {"alpha": 1.0}, "alpha needs to lie in"),
         ("detector,debug", {"attacks": ("pdg",)}, "did you mean 'pgd'"),
     ],

@@ -4,6 +4,7 @@
 import pickle
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -126,16 +127,65 @@ def test_a_detector_survives_a_pickle(detector):
     )
 
 
-def test_a_new_fit_needs_a_new_calibration_and_parameters_wait_for_it():
+def test_a_new_fit_needs_a_new_calibration_and_parameters_call_for_theirs():
     x, _ = rows(300, 0)
-    detector = FailureDetector("gaussian", alpha=0.2).fit(x)
-    detector.calibrate(rows(100, 1)[0])
+    detector = FailureDetector("gaussian", alpha=0.2).fit(x).calibrate(rows(100, 1)[0])
     before = detector.predict(x)
-    detector.set_params(density="maf", alpha=0.01, by_class=True, logit_score="energy")
+    for changes in ({"alpha": 0.01}, {"delta": 0.1}, {"by_class": True}, {"logit_score": "energy"}):
+        old = {name: getattr(detector, name) for name in changes}
+        detector.set_params(**changes)
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} was .*: call calibrate again"):
+            detector.predict(x)
+        detector.set_params(**old)
     np.testing.assert_array_equal(detector.predict(x), before)
-    detector.set_params(density="gaussian", by_class=False).fit(2 * x)
+    for changes in ({"density": "maf"}, {"explained": 0.5}):
+        old = {name: getattr(detector, name) for name in changes}
+        for call in (detector.calibrate, detector.predict, detector.density_scores):
+            detector.set_params(**changes)
+            with pytest.raises(ValueError, match="call fit again"):
+                call(x)
+        detector.set_params(**old)
+    # A level that has been set anew holds after a new calibration.
+    detector.set_params(alpha=0.5).calibrate(rows(100, 1)[0])
+    assert detector.levels_[0] > 0.4
+    detector.fit(2 * x)
     with pytest.raises(NotFittedError, match="not calibrated"):
         detector.predict(x)
+
+
+def test_one_unit_that_is_much_larger_does_not_hide_the_others():
+    rng = np.random.default_rng(0)
+    draw = lambda num, shift: (rng.normal(size=(num, 9)) + shift) * [*[1.0] * 8, 1100.0]
+    away = np.array([3.0] * 8 + [0.0])
+    detector = FailureDetector("gaussian").fit(draw(500, 0.0)).calibrate(draw(200, 0.0))
+    # |away| is 8.5 standard deviations: a share of 10^-6 of the rows has a likely density.
+    assert (detector.predict(draw(100, away)) == -1).all()
+
+
+def test_units_that_single_precision_cannot_tell_apart_are_named():
+    x = np.random.default_rng(0).normal(size=(300, 3))
+    with pytest.warns(UserWarning, match="1 of 3 units, the first is 1, vary less than single"):
+        FailureDetector("gaussian").fit(x + np.array([0.0, 1e9, 0.0]))
+    with pytest.raises(ValueError, match=r"varies in single precision.*Subtract their mean"):
+        FailureDetector("gaussian").fit(x + 1e9)
+    # Constant units need no word.
+    FailureDetector("gaussian").fit(x * [1.0, 0.0, 1.0] + [0.0, 0.1, 0.0])
+
+
+def test_random_states_are_those_of_scikit_learn():
+    relu = np.maximum(rows(200, 0)[0], 0)
+    fitted = lambda state: FailureDetector("gaussian", random_state=state).fit(relu).density_
+    numbers = lambda state: np.concatenate(list(map(np.ravel, jax.tree.leaves(fitted(state)))))
+    np.testing.assert_array_equal(numbers(3), numbers(np.int64(3)))
+    states = [np.random.RandomState(seed) for seed in (5, 5)]
+    np.testing.assert_array_equal(*map(numbers, states))
+    assert (numbers(states[0]) != numbers(np.random.RandomState(5))).any()  # it has moved on
+    assert np.isfinite(numbers(None)).all() and np.isfinite(numbers(2**32 - 1)).all()
+
+
+def test_a_class_without_calibration_rows_is_named():
+    with pytest.warns(UserWarning, match="no calibration row is predicted to be of class 2: new"):
+        of_two_classes()
 
 
 def of_two_classes():
@@ -145,10 +195,25 @@ def of_two_classes():
     return detector.calibrate(rows(300, 1)[0], logits=logits)
 
 
+def quietly(call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return call()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda d, x, z: FailureDetector(alpha=1.5).fit(x), "alpha needs to lie in"),
+        (lambda d, x, z: FailureDetector(alpha="a").fit(x), "alpha needs to lie in .* got 'a'"),
+        (lambda d, x, z: FailureDetector(held_out="a").fit(x), "held_out needs to lie in"),
+        (lambda d, x, z: FailureDetector(explained="a").fit(x), "explained needs to lie in"),
+        (lambda d, x, z: FailureDetector(random_state=-1).fit(x), "between 0 and 2"),
+        (lambda d, x, z: FailureDetector(random_state="a").fit(x), "'a' cannot be used to seed"),
+        (
+            lambda d, x, z: FailureDetector("gaussian").fit(1e300 + x.astype(float)),
+            "finite; got inf in row 0",
+        ),
         (lambda d, x, z: FailureDetector("gausian").fit(x), "did you mean 'gaussian'"),
         (lambda d, x, z: FailureDetector("gaussian").fit(x, z), "pass logits by name"),
         (lambda d, x, z: d.p_values(x, logits=z[:-1]), "5 rows need logits"),
@@ -162,7 +227,7 @@ def of_two_classes():
         (lambda d, x, z: d.calibrate(x[:-1], logits=z), r"4 rows need logits \(4, k\)"),
         (lambda d, x, z: FailureDetector(delta=0.0).fit(x), "delta needs to lie in"),
         (
-            lambda d, x, z: of_two_classes().p_values(x, logits=z * [0, 0, 0] + [0, 0, 1]),
+            lambda d, x, z: quietly(of_two_classes).p_values(x, logits=0 * z + [0, 0, 1]),
             "group 2 has none",
         ),
     ],

@@ -40,6 +40,25 @@ def test_scores_of_logits_are_their_formulas():
         np.testing.assert_allclose(scores.energy(NEW_LOGITS, t), expected, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "float16"])
+def test_scores_of_integer_logits_are_those_of_the_real_numbers(dtype):
+    # Differences of int8 and of uint8 wrap, of these by 256.
+    logits = np.array([[100, -100, 3], [0, 120, 90], [7, 7, 7]])
+    logits = np.abs(logits) if dtype == "uint8" else logits
+    for score in (scores.max_softmax, scores.negative_entropy, scores.max_logit, scores.energy):
+        found, expected = score(logits.astype(dtype)), score(logits.astype(np.float32))
+        assert jnp.issubdtype(found.dtype, jnp.floating)
+        # Half precision has 11 bits, and nothing below 6e-8.
+        tolerances = {"rtol": 2e-3, "atol": 1e-7} if dtype == "float16" else {"rtol": 0}
+        np.testing.assert_allclose(found, expected, **tolerances)
+    if dtype != "float16":
+        params = SCORES["virtual_logit"].fit(FEATURES, LOGITS, LABELS)
+        found, expected = (
+            fs.virtual_logit(params, NEW[:3], logits.astype(kind)) for kind in (dtype, np.float32)
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_probabilities_that_round_to_one_do_not_tie():
     logits = np.stack([np.arange(20.0, 100, 5), *np.zeros((2, 16))], axis=1).astype(np.float32)
     assert np.all(np.diff(softmax(logits.astype(np.float32), axis=1).max(axis=1)) >= 0)
@@ -155,6 +174,28 @@ def test_every_score_fits_and_scores_each_row_by_itself(name):
     )
     lowest = SCORES[name].score(params, far.astype(np.float32), equal.astype(np.float32) - 10)
     assert lowest[0] < np.quantile(SCORES[name].score(params, FEATURES, LOGITS), 0.02)
+
+
+@pytest.mark.parametrize("name", list(SCORES)[4:])
+def test_rows_of_other_shapes_than_those_fitted_to_are_refused(name):
+    # One column, or one row of logits, would broadcast; the index of a class unknown is clamped.
+    params = SCORES[name].fit(FEATURES, LOGITS, RIGHT)
+    attempts = [(NEW[:, :1], NEW_LOGITS), (NEW[:, :-1], NEW_LOGITS)]
+    if name in ("virtual_logit", "stored_patterns"):
+        attempts += [(NEW, NEW_LOGITS[:1]), (NEW[:1], NEW_LOGITS), (NEW[:3], NEW_LOGITS[:2])]
+    if name == "stored_patterns":
+        attempts += [(NEW, np.tile(NEW_LOGITS, 2)), (NEW, NEW_LOGITS[:, :2])]
+    for features, logits in attempts:
+        with pytest.raises(ValueError, match=r"fitted to .*; got|features need logits") as e:
+            SCORES[name].score(params, features, logits)
+        assert "\n" not in str(e.value)
+
+
+def test_neighbours_of_nothing_are_refused():
+    params = fs.fit_nearest_neighbours(FEATURES)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"finite; got {bad} in row 2, column 1"):
+            fs.nearest_neighbours(params, altered(NEW, (2, 1), bad))
 
 
 def altered(array, index, value):

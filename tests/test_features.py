@@ -42,30 +42,63 @@ def test_what_the_components_and_the_live_units_leave_out_is_measured(x64):
     x = rows()
     prepare = FeaturePreparation.of(x, explained=0.8)
     live = x[:, prepare.kept]
-    values, vectors = np.linalg.eigh(np.cov(live.T))
+    values, vectors = np.linalg.eigh(np.corrcoef(live.T))
     num = prepare.directions.shape[1]
     shares = np.cumsum(values[::-1]) / values.sum()
     assert 1 <= num < 4 and shares[num - 1] >= 0.8 and (num == 1 or shares[num - 2] < 0.8)
     new = rows(5, seed=1)
     new[2, 1], new[3, 4] = 3.0, 3.0  # one dead unit by 3, one by -4
     found = prepare(jnp.asarray(new))
-    outside = (new[:, prepare.kept] - live.mean(axis=0)) @ vectors[:, : 4 - num]
+    outside = (new[:, prepare.kept] - live.mean(axis=0)) / live.std(axis=0) @ vectors[:, : 4 - num]
     np.testing.assert_allclose(found.residual_norm, np.linalg.norm(outside, axis=1), rtol=1e-9)
     np.testing.assert_allclose(found.dead_norm, [0, 0, 3, 4, 0], atol=1e-12)
 
 
-def test_small_units_scale_the_map_and_not_its_rows(x64):
+def test_a_few_components_have_the_density_of_the_projection_that_they_see(x64):
+    # That of the rows' coordinates along an orthonormal basis of the row space of the map, which
+    # automatic differentiation finds without the class.
+    x = rows() * [1.0, 1.0, 1e3, 1.0, 1e-3, 1.0]
+    prepare = FeaturePreparation.of(x, explained=0.8)
+    jacobian = np.asarray(jax.jacobian(lambda row: prepare(row[None]).x[0])(jnp.asarray(x[0])))
+    assert jacobian.shape[0] < 4
+    gram = np.linalg.slogdet(jacobian @ jacobian.T)[1]
+    assert prepare.log_det == pytest.approx(gram / 2, rel=1e-9)
+    basis = np.linalg.qr(jacobian.T)[0]
+    coordinates = jnp.asarray(x @ basis)
+    expected = gaussian.log_prob(gaussian.fit(RNG, coordinates, ridge=0.0), coordinates)
+    white = prepare(jnp.asarray(x)).x
+    found = gaussian.log_prob(gaussian.fit(RNG, white, ridge=0.0), white) + prepare.log_det
+    # Sums of some squares in double precision, with scales that are a million apart.
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_each_unit_is_judged_on_its_own_scale(x64):
     x = rows()
-    large, small = (FeaturePreparation.of(s * x, explained=0.9) for s in (1.0, 1e-6))
-    np.testing.assert_array_equal(small.dead, large.dead)
-    white = small(jnp.asarray(1e-6 * x)).x, large(jnp.asarray(x)).x
-    # Directions have no sign.
-    np.testing.assert_allclose(*map(np.abs, white), rtol=1e-9, atol=1e-12)
-    num = large.directions.shape[1]
-    assert small.log_det - large.log_det == pytest.approx(num * np.log(1e6), rel=1e-12)
-    # A unit that is as good as dead beside the others, in units of the largest variance.
-    x[:, 1] = 1e-4 * np.random.default_rng(0).normal(size=len(x))
-    assert 1 in FeaturePreparation.of(x).dead and 1 in FeaturePreparation.of(x, min_variance=0).kept
+    scales = np.array([1e-6, 1.0, 1e5, 1.0, 2.0, 0.1])
+    for explained in (0.8, 1.0):
+        plain, scaled = (
+            FeaturePreparation.of(x * s, explained=explained) for s in (np.ones(6), scales)
+        )
+        np.testing.assert_array_equal(scaled.dead, plain.dead)
+        white = scaled(jnp.asarray(x * scales[None])).x, plain(jnp.asarray(x)).x
+        # Directions have no sign.
+        np.testing.assert_allclose(*map(np.abs, white), rtol=1e-9, atol=1e-9)
+        if explained == 1.0:
+            moved = -np.log(scales[plain.kept]).sum()
+            assert scaled.log_det - plain.log_det == pytest.approx(moved, rel=1e-12)
+    # Nor does a single value that is far from all others make other units dead.
+    x[0, 5] = 1e6
+    np.testing.assert_array_equal(FeaturePreparation.of(x).kept, [0, 2, 3, 5])
+
+
+def test_a_unit_is_dead_if_single_precision_is_the_cause_of_its_values():
+    noise = np.random.default_rng(0).normal(size=400)
+    x = np.stack([noise, 0.1 + 1e-8 * noise, 1e7 + noise, 1e-42 * noise, 1e-30 * noise], axis=1)
+    prepare = FeaturePreparation.of(x, explained=1.0)
+    np.testing.assert_array_equal(prepare.dead, [1, 2, 3])
+    assert np.isfinite(prepare(x.astype(np.float32)).x).all()
+    with pytest.raises(ValueError, match=r"varies in single precision; .* of all 2 units"):
+        FeaturePreparation.of(x[:, 1:3])
 
 
 def test_only_units_with_atoms_get_noise_and_a_row_gets_that_of_its_key():
@@ -76,7 +109,7 @@ def test_only_units_with_atoms_get_noise_and_a_row_gets_that_of_its_key():
     compiled = jax.jit(prepare)
     clean, noisy = compiled(x), compiled(x, RNG)
     back = lambda white: prepare.whitening.inverse(np.asarray(white, float)) @ prepare.directions.T
-    moved = back(noisy.x) - back(clean.x)
+    moved = (back(noisy.x) - back(clean.x)) * prepare.std
     # 400 squares of normal numbers: their mean is 1 within five of sqrt(2 / 400).
     assert abs(np.mean((moved[:, 3] / prepare.noise[3]) ** 2) - 1) < 5 * np.sqrt(2 / 400)
     np.testing.assert_allclose(moved[:, :3], 0, atol=1e-4)  # rounding of float32
@@ -117,7 +150,6 @@ def bad():
         r"got shape \(1, 6\)": lambda: FeaturePreparation.of(x[:1]),
         "explained share of variance needs to lie": lambda: FeaturePreparation.of(x, explained=99),
         "noise needs to be at least 0; got -1": lambda: FeaturePreparation.of(x, noise=-1),
-        "min_variance needs to lie in": lambda: FeaturePreparation.of(x, min_variance=1.0),
         r"rows \(b, 6\) as in training; got \(400, 5\)": lambda: FeaturePreparation.of(x)(x[:, 1:]),
     }
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from configs.score_sde import digits
+from scorejax.attacks.adaptive import nearest_of_another_class
 from scorejax.bregman.scan import block_scan
 from scorejax.data.features import FeaturePreparation
 from scorejax.density import score_flow
@@ -125,6 +126,12 @@ def test_scores_of_features_and_their_gradients(name):
     # The pattern of a class is picked by its index, without a product of matrices.
     products = {} if name == "stored_patterns" else {"dot_general": {"HIGHEST"}}
     assert precisions(jax.value_and_grad(total), FEATURES) == products
+
+
+def test_targets_of_feature_matching():
+    label = jnp.arange(8) % 2
+    found = precisions(nearest_of_another_class, FEATURES, label, FEATURES, label)
+    assert found == {"dot_general": {"HIGHEST"}}
 
 
 def test_prepared_features_with_noise_of_their_atoms():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attacks on a classifier and its failure detector at once.
 
-An attack that ignores the detector overstates it. Both attacks here differentiate the detector's
-score: one raises it together with the loss of the classifier, the other moves the features onto
-those of a natural input of another class.
+An attack that ignores the detector overstates it. One attack here differentiates the detector's
+score, and raises it together with the loss of the classifier. The other needs no detector: it moves
+the features onto those of a natural input of another class, where no score of features is unusual.
 """
 
 from collections.abc import Callable, Sequence
@@ -130,6 +130,8 @@ def nearest_of_another_class(
 
     A row for which the pool has no other class gets the pool's first row.
     """
-    distances = jnp.sum(pool**2, axis=1)[None] - 2 * features @ pool.T
+    # Distances are differences of larger numbers.
+    products = jnp.matmul(features, pool.T, precision="highest")
+    distances = jnp.sum(pool**2, axis=1)[None] - 2 * products
     same = label[:, None] == pool_label[None]
     return pool[jnp.argmin(jnp.where(same, jnp.inf, distances), axis=1)]

@@ -10,10 +10,8 @@ Source: Shao, Song & Ermon 2020, arXiv:2010.02364, for the density of features; 
 arXiv:2104.08279, for the bounds.
 """
 
-import functools
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+import numbers
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -21,21 +19,26 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from scorejax.choices import choose, require
 from scorejax.data.features import FeaturePreparation
 from scorejax.density import get_density
 from scorejax.density.hypothesis import conformal
-from scorejax.evaluate.chunks import joined, make_stream
-from scorejax.failures.scores import SCORES
-from scorejax.failures.training_rows import finite_rows, row_digests
-from scorejax.typing import PyTree
+from scorejax.failures.measured import measured
+from scorejax.failures.promise import Promise
+from scorejax.failures.training_rows import (
+    finite_rows,
+    row_digests,
+    warn_of_rounding,
+    warn_of_seen,
+)
 
-AT_ONCE = 256
-"""Rows that are scored together, always as many: rounding, and so ties, do not depend on others."""
 LOGIT_SCORES = ("max_softmax", "negative_entropy", "max_logit", "energy")
 """Scores of logits that are not fitted."""
+OF_FIT, OF_CALIBRATION = ("density", "explained"), ("alpha", "delta", "logit_score", "by_class")
+"""Parameters that `fit` and `calibrate` have read, and that later calls hold to."""
 
 
 class Scored(NamedTuple):
@@ -67,7 +70,12 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         be new to the classifier.
     explained : share of the variance of features that the density sees, as principal components.
         Shifts show in components of small variance (docs/papers/classifier_mistakes.md).
-    random_state : seed of the fit, in which features with repeated values have a little noise.
+    random_state : seed of the fit, in which features with repeated values have a little noise; as
+        scikit-learn's, an integer, None or a `RandomState`.
+
+    `alpha`, `delta`, `logit_score` and `by_class` are read by `calibrate`, the others by `fit`.
+    Where a level, a score or the density has been set anew since, calls refuse and name the method
+    to call again.
     """
 
     def __init__(
@@ -81,7 +89,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         held_out: float | None = None,
         explained: float = 1.0,
         density_options: Mapping[str, Any] | None = None,
-        random_state: int = 0,
+        random_state: int | np.random.RandomState | None = 0,
     ):
         self.density = density
         self.alpha = alpha
@@ -96,24 +104,27 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
         """Fits the density to features (n, d); `logits` (n, k) only calibrate, by `held_out`.
 
-        Raises: ValueError for a parameter out of range, rows that are not finite or do not vary, or
-        features and logits of different lengths.
+        Warns if single precision cannot tell the values of a unit apart. Raises: ValueError for a
+        parameter out of range, rows that are not finite or do not vary, or features and logits of
+        different lengths.
         """
         self._require_options()
-        density = get_density(self.density)
+        density, seed = get_density(self.density), self._seed()
         X, logits = self._rows(X, y, logits, reset=True)
         # Scores of another density are no calibration of this one.
         vars(self).pop("calibration_", None)
-        noise_rng, fit_rng = jax.random.split(jax.random.key(self.random_state))
+        noise_rng, fit_rng = jax.random.split(jax.random.key(seed))
         held = np.zeros(len(X), bool)
         if self.held_out is not None:
             num = min(max(1, round(self.held_out * len(X))), len(X) - 2)
-            held[np.random.default_rng(self.random_state).permutation(len(X))[:num]] = True
+            held[np.random.default_rng(seed).permutation(len(X))[:num]] = True
         train = X[~held]
         self.preparation_ = FeaturePreparation.of(train, explained=self.explained)
+        warn_of_rounding(train, self.preparation_.dead)
+        train = train.astype(np.float32)
         prepared = self.preparation_(train, noise_rng).x
         self.density_ = density.fit(fit_rng, prepared, **(self.density_options or {}))
-        self.density_name_ = self.density
+        self.fitted_as_ = {name: getattr(self, name) for name in OF_FIT}
         self._seen = set(row_digests(train))
         if self.held_out is not None:
             self.calibrate(X[held], logits=None if logits is None else logits[held])
@@ -122,26 +133,24 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     def calibrate(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
         """Keeps the scores of features (n, d), and of logits (n, k) if later calls have them.
 
-        Warns if there are too few rows for alpha, and if rows are equal, in single precision, to
-        rows of `fit`; features computed anew may differ by rounding. Raises: ValueError as `fit`.
+        Warns if there are too few rows for alpha, or with `by_class` none of a class, and if rows
+        are equal, in single precision, to rows of `fit`; features computed anew may differ by
+        rounding. Raises: ValueError as `fit`.
         """
         check_is_fitted(self, "density_")
         self._require_options()
+        self._require_unchanged(self.fitted_as_, "fit")
         X, logits = self._rows(X, y, logits)
         if self.by_class and logits is None:
             raise ValueError("by_class needs logits, whose largest is the predicted class")
-        seen = sum(digest in self._seen for digest in row_digests(X))
-        if seen:
-            _warn(
-                f"{seen} of {len(X)} calibration rows were fitted to as well: new rows will look "
-                "odd beside them, and false alarms exceed alpha. Calibrate on rows held out"
-            )
+        warn_of_seen(X, self._seen)
         self.num_logits_ = 0 if logits is None else logits.shape[1]
-        self.logit_score_, self.by_class_ = self.logit_score, self.by_class
+        self.calibrated_as_ = {name: getattr(self, name) for name in OF_CALIBRATION}
         groups, scores = self._groups(logits, len(X)), self._scores(X, logits)
         found = np.unique(groups).tolist()
         sizes = {group: int(np.sum(groups == group)) for group in found}
-        ranks = {group: self._rank(n, len(scores), len(found)) for group, n in sizes.items()}
+        promise = Promise(self.alpha, self.delta, len(scores), len(found))
+        ranks = {group: promise.rank(size) for group, size in sizes.items()}
         self.levels_ = {group: len(scores) * ranks[group] / (sizes[group] + 1) for group in found}
         self.offset_ = np.nextafter(max(self.levels_.values()), 2.0)
         self.calibration_ = {
@@ -152,7 +161,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
             group: {name: values[rank - 1] if rank else -np.inf for name, values in kept.items()}
             for (group, kept), rank in zip(self.calibration_.items(), ranks.values(), strict=True)
         }
-        self._require_calibration(min(sizes.values()), len(scores), len(found))
+        promise.warn(sizes, range(self.num_logits_) if self.by_class else found)
         return self
 
     def p_values(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> Float[np.ndarray, "n"]:
@@ -202,6 +211,7 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         "residual" is outside of the principal components, "dead" on units without variance.
         """
         check_is_fitted(self, "density_")
+        self._require_unchanged(self.fitted_as_, "fit")
         X, _ = self._rows(X, None, None)
         return self._measured({"x": X})
 
@@ -209,20 +219,41 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         return hasattr(self, "density_")
 
     def _require_options(self) -> None:
-        options, inside = vars(self), lambda v: 0 < v < 1
+        options = vars(self)
+        inside = lambda v: isinstance(v, numbers.Real) and 0 < v < 1
         require(options, ("alpha",), inside, "to lie in (0, 1)")
         optional = [name for name in ("delta", "held_out") if options[name] is not None]
         require(options, optional, inside, "to lie in (0, 1), or to be None")
+        whole = lambda v: inside(v) or (isinstance(v, numbers.Real) and v == 1)
+        require(options, ("explained",), whole, "to lie in (0, 1]")
         choose("logit_score", self.logit_score, dict.fromkeys(LOGIT_SCORES))
+
+    def _require_unchanged(self, read: Mapping[str, Any], method: str) -> None:
+        for name, value in read.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} was {value!r} in {method}, and is {getattr(self, name)!r} now: call "
+                    f"{method} again"
+                )
+
+    def _seed(self) -> int:
+        """The random state as an integer. Raises: ValueError for what scikit-learn refuses."""
+        state = check_random_state(self.random_state)
+        if isinstance(self.random_state, numbers.Integral):
+            return int(self.random_state)
+        return int(state.randint(2**31 - 1))
 
     def _rows(
         self, X: ArrayLike, y: ArrayLike | None, logits: ArrayLike | None, *, reset: bool = False
     ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n k"] | None]:
         if y is not None and np.asarray(y).ndim == 2:
             raise ValueError("the second argument is not read; pass logits by name: logits=...")
-        options = {"dtype": np.float32, "ensure_all_finite": False, "ensure_min_samples": 1 + reset}
+        # Means and spreads of training rows are those of double precision, where they have it.
+        dtype = [np.float64, np.float32] if reset else np.float32
+        options = {"dtype": dtype, "ensure_all_finite": False, "ensure_min_samples": 1 + reset}
         X = validate_data(self, X, reset=reset, **options)
-        finite_rows(X)
+        with np.errstate(over="ignore"):  # Of what is infinite in single precision.
+            finite_rows(X.astype(np.float32, copy=False))
         if logits is None:
             return X, None
         logits = np.asarray(logits, np.float32)
@@ -233,6 +264,8 @@ class FailureDetector(OutlierMixin, BaseEstimator):
 
     def _calibrated_rows(self, X: ArrayLike, logits: ArrayLike | None) -> tuple:
         check_is_fitted(self, "calibration_", msg="%(name)s is not calibrated: call calibrate")
+        self._require_unchanged(self.fitted_as_, "fit")
+        self._require_unchanged(self.calibrated_as_, "calibrate")
         X, logits = self._rows(X, None, logits)
         num = 0 if logits is None else logits.shape[1]
         if num != self.num_logits_:
@@ -242,59 +275,14 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         return X, logits
 
     def _scores(self, X: np.ndarray, logits: np.ndarray | None) -> dict[str, np.ndarray]:
-        measured = self._measured({"x": X} if logits is None else {"x": X, "logits": logits})
-        return {name: measured[name] for name in ("density", self.logit_score_) if name in measured}
+        found = self._measured({"x": X} if logits is None else {"x": X, "logits": logits})
+        names = ("density", self.calibrated_as_["logit_score"])
+        return {name: found[name] for name in names if name in found}
 
     def _measured(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        num = len(rows["x"])
-        order = np.minimum(np.arange(num + -num % AT_ONCE), num - 1)
-        filled = {name: values[order] for name, values in rows.items()}
-        logit_score = self.logit_score_ if "logits" in rows else None
-        stream = _score_stream(self.density_name_, self.preparation_, logit_score)
-        measured = joined(stream(self.density_, filled, AT_ONCE))
-        return {name: np.asarray(values[:num], float) for name, values in measured.items()}
+        logit_score = self.calibrated_as_["logit_score"] if "logits" in rows else None
+        density = self.fitted_as_["density"]
+        return measured(density, self.preparation_, self.density_, rows, logit_score)
 
     def _groups(self, logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
-        return logits.argmax(axis=1) if self.by_class_ else np.zeros(num, int)
-
-    def _rank(self, size: int, num_scores: int, num_groups: int) -> int:
-        """Rank, among so many calibration scores, up to which each of the scores flags a row."""
-        level = self.alpha / num_scores
-        if self.delta is None:
-            return conformal.marginal_rank(size, level)
-        share = self.delta / (num_scores * num_groups)
-        return conformal.training_conditional_rank(size, level, delta=share)
-
-    def _require_calibration(self, size: int, num_scores: int, num_groups: int) -> None:
-        delta = None if self.delta is None else self.delta / (num_scores * num_groups)
-        promised = num_scores * conformal.smallest_alpha(size, delta=delta)
-        if promised > self.alpha:
-            needed = conformal.calibration_size(self.alpha / num_scores, delta=delta)
-            rows = "rows of each class" if self.by_class else "rows"
-            _warn(
-                f"alpha={self.alpha:g} by {num_scores} scores needs {needed} calibration {rows}; "
-                f"{size} can promise alpha={math.ceil(1e4 * promised) / 1e4:g} at best, and flag "
-                "nothing below it"
-            )
-
-
-@functools.lru_cache(maxsize=8)
-def _score_stream(
-    density: str, preparation: FeaturePreparation, logit_score: str | None
-) -> Callable[..., Iterator]:
-    """Compiled once for a fitted detector, however often it is asked."""
-    log_prob = get_density(density).log_prob
-
-    def measure(params: PyTree, rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        prepared = preparation(rows["x"])  # Without noise, which would not be the row's own.
-        found = {"residual": -prepared.residual_norm, "dead": -prepared.dead_norm}
-        found["density"] = log_prob(params, prepared.x) + preparation.log_det
-        if logit_score is not None:
-            found[logit_score] = SCORES[logit_score].score((), rows["x"], rows["logits"])
-        return found
-
-    return make_stream(measure)
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=3)
+        return logits.argmax(axis=1) if self.calibrated_as_["by_class"] else np.zeros(num, int)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from scorejax.density import gaussian
 from scorejax.density.gaussian import Gaussians
@@ -66,8 +66,12 @@ def fit_mahalanobis(
 
 @jax.jit
 def mahalanobis(params: Gaussians, features: Float[ArrayLike, "b d"]) -> Float[Array, "b"]:
-    """Minus the squared Mahalanobis distance to the nearest class mean."""
-    white = _matmul(jnp.asarray(features) - params.center[None], params.whitening)
+    """Minus the squared Mahalanobis distance to the nearest class mean.
+
+    Raises: ValueError for features of another length than those fitted to.
+    """
+    features = _of_width(features, params.center.shape[0])
+    white = _matmul(features - params.center[None], params.whitening)
     products = _matmul(white, params.means.T)
     nearest = jnp.max(2 * products - jnp.sum(params.means**2, axis=1)[None], axis=1)
     return nearest - jnp.sum(white**2, axis=1)
@@ -92,7 +96,8 @@ def relative_mahalanobis(
 ) -> Float[Array, "b"]:
     """`mahalanobis` minus the same for one Gaussian of all rows.
 
-    Directions in which classes do not differ cancel. Source: Ren et al. 2021, arXiv:2106.09022.
+    Directions in which classes do not differ cancel. Raises: ValueError as `mahalanobis`.
+    Source: Ren et al. 2021, arXiv:2106.09022.
     """
     return mahalanobis(params.classes, features) - mahalanobis(params.background, features)
 
@@ -116,14 +121,19 @@ def nearest_neighbours(
 ) -> Float[np.ndarray, "b"]:
     """Minus the distance from z / |z| to its k-th nearest training row, on the host.
 
-    Rounding leaves an error of about 2e-7 in the square of the distance.
+    Rounding leaves an error of about 2e-7 in the square of the distance. Raises: ValueError for
+    features that are not finite, or of another length than those fitted to.
     Source: Sun et al. 2022, arXiv:2204.06507.
     """
     # Selecting one order statistic of each row of a product is all that is needed. The search of
     # `bregman`, which ranks the neighbours themselves in double precision, takes 60 times as long
     # (n = 700, d = 64, k = 50); jax.lax.top_k takes 23 times as long on a CPU. NumPy selects in
     # place, and multiplies these sizes 1.2 to 1.4 times as fast as XLA on a CPU.
-    queries = _unit(np.asarray(features, np.float32))
+    queries = np.asarray(features, np.float32)
+    _require_width(queries, params.rows.shape[1])
+    if not np.isfinite(queries).all():
+        finite_rows(queries)  # Raises, and names the number.
+    queries = _unit(queries)
     num, k = params.rows.shape[0], params.k
     size = max(1, min(BLOCK_BYTES // (4 * num), len(queries)))
     block, scores = np.empty((size, num), np.float32), np.empty(len(queries), np.float32)
@@ -173,16 +183,19 @@ def fit_virtual_logit(
 
 @jax.jit
 def virtual_logit(
-    params: VirtualLogit, features: Float[ArrayLike, "b d"], logits: Float[ArrayLike, "b k"]
+    params: VirtualLogit, features: Float[ArrayLike, "b d"], logits: Num[ArrayLike, "b k"]
 ) -> Float[Array, "b"]:
     """Log-sum-exp of the logits minus the virtual logit (ViM).
 
     The virtual logit is the scaled distance of the features to the principal subspace.
-    Source: arXiv:2203.10807, Eq. 7.
+    Raises: ValueError for features of another length than those fitted to, or other logits than one
+    row for each of theirs. Source: arXiv:2203.10807, Eq. 7.
     """
-    moved = _matmul(jnp.asarray(features) - params.origin[None], params.residual)
+    features, logits = _of_width(features, params.origin.shape[0]), as_real(logits)
+    _require_pairs(features, logits)
+    moved = _matmul(features - params.origin[None], params.residual)
     distance = jnp.sqrt(jnp.sum(moved**2, axis=1))
-    return jax.nn.logsumexp(jnp.asarray(logits), axis=1) - params.scale * distance
+    return jax.nn.logsumexp(logits, axis=1) - params.scale * distance
 
 
 def fit_stored_patterns(
@@ -206,11 +219,42 @@ def fit_stored_patterns(
 def stored_pattern_energy(
     params: Float[ArrayLike, "k d"],
     features: Float[ArrayLike, "b d"],
-    logits: Float[ArrayLike, "b k"],
+    logits: Num[ArrayLike, "b k"],
 ) -> Float[Array, "b"]:
-    """Product of the features with the stored pattern of the predicted class (SHE)."""
-    predicted = jnp.argmax(jnp.asarray(logits), axis=1)
-    return jnp.sum(jnp.asarray(features) * params[predicted], axis=1)
+    """Product of the features with the stored pattern of the predicted class (SHE).
+
+    Raises: ValueError for features or logits of another length than those fitted to, or of
+    different numbers of rows.
+    """
+    num_classes, num_features = jnp.shape(params)
+    features, logits = _of_width(features, num_features), as_real(logits)
+    _require_pairs(features, logits)
+    _require_width(logits, num_classes, "logits")
+    return jnp.sum(features * params[jnp.argmax(logits, axis=1)], axis=1)
+
+
+def as_real(values: Num[ArrayLike, "b d"]) -> Float[Array, "b d"]:
+    """The values as they are, or in single precision if they are integers, which would overflow."""
+    return jnp.asarray(values, jnp.result_type(values, 1.0))
+
+
+def _of_width(features: ArrayLike, num: int) -> Array:
+    features = as_real(features)
+    _require_width(features, num)
+    return features
+
+
+def _require_width(rows: Array | np.ndarray, num: int, name: str = "features") -> None:
+    """Raises ValueError for rows that broadcasting and clamped indices would let pass."""
+    if rows.ndim != 2 or rows.shape[1] != num:
+        raise ValueError(f"the score was fitted to {name} (n, {num}); got {rows.shape}")
+
+
+def _require_pairs(features: Array, logits: Array) -> None:
+    if logits.ndim != 2 or len(logits) != len(features):
+        raise ValueError(
+            f"{len(features)} rows of features need logits ({len(features)}, k); got {logits.shape}"
+        )
 
 
 def _matmul(left: Array, right: Array) -> Array:

@@ -3,6 +3,7 @@
 
 `SCORES` gives all of them one face, (features, logits, labels) -> parameters and (parameters,
 features, logits) -> scores, so that none needs the classifier. `odin` needs it, and stands apart.
+Logits of integers, as quantised networks have, are taken as real numbers.
 """
 
 from collections.abc import Callable
@@ -11,20 +12,21 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from scorejax.failures import feature_scores
+from scorejax.failures.feature_scores import as_real
 from scorejax.typing import PyTree
 
 
 @jax.jit
-def max_softmax(logits: Float[ArrayLike, "b k"]) -> Float[Array, "b"]:
+def max_softmax(logits: Num[ArrayLike, "b k"]) -> Float[Array, "b"]:
     """Log of the largest softmax probability, in nats.
 
     Orders rows as the probability itself does, but does not round near 1, where many rows would
     tie. Source: Hendrycks & Gimpel 2017, arXiv:1610.02136.
     """
-    logits = jnp.asarray(logits)
+    logits = as_real(logits)
     # The largest logit adds exactly 1 to the sum. Left out, log1p keeps what the others add.
     best = jnp.argmax(logits, axis=1)
     ratios = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
@@ -33,25 +35,25 @@ def max_softmax(logits: Float[ArrayLike, "b k"]) -> Float[Array, "b"]:
 
 
 @jax.jit
-def negative_entropy(logits: Float[ArrayLike, "b k"]) -> Float[Array, "b"]:
+def negative_entropy(logits: Num[ArrayLike, "b k"]) -> Float[Array, "b"]:
     """Minus the entropy of the softmax probabilities, in nats."""
-    log_probability = jax.nn.log_softmax(jnp.asarray(logits), axis=1)
+    log_probability = jax.nn.log_softmax(as_real(logits), axis=1)
     return jnp.sum(jnp.exp(log_probability) * log_probability, axis=1)
 
 
 @jax.jit
-def max_logit(logits: Float[ArrayLike, "b k"]) -> Float[Array, "b"]:
+def max_logit(logits: Num[ArrayLike, "b k"]) -> Float[Array, "b"]:
     """The largest logit. Source: Hendrycks et al. 2022, arXiv:1911.11132."""
-    return jnp.max(jnp.asarray(logits), axis=1)
+    return jnp.max(as_real(logits), axis=1)
 
 
 @jax.jit
-def energy(logits: Float[ArrayLike, "b k"], temperature: float = 1.0) -> Float[Array, "b"]:
+def energy(logits: Num[ArrayLike, "b k"], temperature: float = 1.0) -> Float[Array, "b"]:
     """Minus the free energy, T log sum exp(logits / T).
 
     Source: Liu et al. 2020, arXiv:2010.03759, Eq. 4.
     """
-    return temperature * jax.nn.logsumexp(jnp.asarray(logits) / temperature, axis=1)
+    return temperature * jax.nn.logsumexp(as_real(logits) / temperature, axis=1)
 
 
 def odin(

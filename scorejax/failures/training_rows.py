@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of the rows that scores are fitted to; each names the first value that is wrong."""
+"""Checks of the rows that scores are fitted to; each error names the first value that is wrong."""
 
 import hashlib
+import warnings
+from collections.abc import Collection
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -52,3 +54,26 @@ def row_digests(rows: Float[np.ndarray, "n d"]) -> list[bytes]:
     """A digest of each row; rows of equal numbers have equal ones, in 0 and -0 too."""
     plus_zero = rows + np.zeros((), rows.dtype)
     return [hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in plus_zero]
+
+
+def warn_of_seen(rows: Float[np.ndarray, "n d"], seen: Collection[bytes]) -> None:
+    """Warns if calibration rows have digests of rows that were fitted to."""
+    num = sum(digest in seen for digest in row_digests(rows))
+    if num:
+        warnings.warn(
+            f"{num} of {len(rows)} calibration rows were fitted to as well: new rows will look "
+            "odd beside them, and false alarms exceed alpha. Calibrate on rows held out",
+            stacklevel=3,
+        )
+
+
+def warn_of_rounding(rows: Float[np.ndarray, "n d"], dead: Int[np.ndarray, "m"]) -> None:
+    """Warns if units that were left out vary, by less than single precision can tell."""
+    lost = dead[np.ptp(rows[:, dead], axis=0) > 0]
+    if len(lost):
+        warnings.warn(
+            f"{len(lost)} of {rows.shape[1]} units, the first is {lost[0]}, vary less than single "
+            "precision can tell beside their size, and the density does not see them. Subtract "
+            "their mean in double precision, or drop them",
+            stacklevel=3,
+        )

@@ -52,7 +52,8 @@ DETECTOR_KEYS = (
 KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
 OPTIONS = ("held_out_classes", "widths")
-"""Keys that a config may have; without this one no class is held out."""
+"""Keys that a config may have: without the first no class is held out, and without the second the
+widths are the default of `ConvClassifier`."""
 OBJECTIVES = ("supervised", "pi_model", "mean_teacher", "virtual_adversarial")
 
 
@@ -138,6 +139,7 @@ def held_out_classes(config: ConfigDict) -> tuple[int, ...]:
 def detector(config: ConfigDict) -> Detector:
     """The second stage, on the run of a classifier, which is read once it is needed."""
     require_keys(config, DETECTOR_KEYS)
+    require(config, ("densities",), len, f"one of {', '.join(sorted(DENSITIES))}, or more")
     for name in config.densities:
         require_known("density", name, DENSITIES)
     for name in config.attacks:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -106,13 +107,20 @@ class Detector:
 
     @functools.cached_property
     def others(self) -> dict[str, object]:
-        """Parameters of the scores beside ours, which are fitted to labelled images."""
+        """Parameters of the scores beside ours, which are fitted to labelled images.
+
+        Warns of a score that cannot be, say for a class of which the classifier gets none right;
+        the report does without it.
+        """
         labelled = self.first_stage.sets.labelled
         rows = self.outputs(self.first_stage.as_input(labelled))
-        return {
-            name: score.fit(rows.features, rows.logits, labelled.label)
-            for name, score in SCORES.items()
-        }
+        fitted = {}
+        for name, score in SCORES.items():
+            try:
+                fitted[name] = score.fit(rows.features, rows.logits, labelled.label)
+            except ValueError as error:
+                warnings.warn(f"the report is without {name!r}: {error}", stacklevel=2)
+        return fitted
 
     def scores(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """All scores of images by name, high where they are normal; "pair" are p-values."""
@@ -121,8 +129,8 @@ class Detector:
         for name, detector in self.fitted.items():
             found = detector.scored(rows.pre_activations, logits=rows.logits)
             values[name], values[f"pair, {name}"] = found.scores["density"], found.pair
-        for name, score in SCORES.items():
-            others = score.score(self.others[name], rows.features, rows.logits)
+        for name, params in self.others.items():
+            others = SCORES[name].score(params, rows.features, rows.logits)
             values[name] = np.asarray(others, float)
         rows = joined(self._odin(self.run.variables, {"x": images}, AT_ONCE))
         return values | {"odin": rows["odin"].astype(float)}
@@ -168,25 +176,32 @@ class Detector:
 
     def failures(self) -> dict[str, Source]:
         """Failures by name beside the normal images that they are told from."""
-        images, label, outputs, right = self.tested
-        found = {}
-        labelled = self.first_stage.sets.labelled
-        pool = self.outputs(self.first_stage.as_input(labelled)).pre_activations, labelled.label
-        victims = sources.victims_of(
-            images, label, outputs.logits, outputs.pre_activations, pool, self.num_attacked
-        )
-        options = AttackOptions(self.ball, self.num_steps, self.num_restarts, 0.0)
-        for attack in self.attacks:
-            found[attack] = sources.attacked(
-                attack, self.classify, self.run.variables, victims, options
-            )
+        images, _, _, right = self.tested
+        found = self.attacked() if self.attacks else {}
         found["mistakes"] = Source(images[~right], self.normal)
         if self.first_stage.held_out_classes:
             unseen = self.first_stage.as_input(self.first_stage.unseen)
             found["unseen_classes"] = Source(unseen, self.normal)
-        for name, others in sources.out_of_distribution(images).items():
-            found[name] = Source(others, self.normal, independent=name != "turned")
-        return found
+        return found | sources.out_of_distribution(images, self.normal)
+
+    def attacked(self) -> dict[str, Source]:
+        """Attacks by name, on test images that the classifier gets right."""
+        images, label, outputs, _ = self.tested
+        labelled = self.first_stage.sets.labelled
+        pool = self.outputs(self.first_stage.as_input(labelled))
+        victims = sources.victims_of(
+            images,
+            label,
+            outputs.logits,
+            outputs.pre_activations,
+            (pool.pre_activations, pool.logits, labelled.label),
+            self.num_attacked,
+        )
+        options = AttackOptions(self.ball, self.num_steps, self.num_restarts, 0.0)
+        attack = lambda name: sources.attacked(
+            name, self.classify, self.run.variables, victims, options
+        )
+        return {name: attack(name) for name in self.attacks}
 
     def data_metrics(self) -> Metrics:
         """By name: "failures", the report of all sources and scores, with pictures."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from scorejax.systems.classifier_mistakes.detector import Detector
 
 LEAST = 5
-"""Failures below which a source has no numbers but its count."""
+"""Failures below which a source has no numbers but its counts, and the success of an attack."""
 NUM_SHOWN = 36
 
 
@@ -52,13 +52,13 @@ def source_report(
     """AUROC with its interval, AUPR, FPR95 and a test for each score; pictures of one pair."""
     num = len(source.failures)
     scalars = {f"{name}/failures": float(num), f"{name}/normal": float(len(source.normal))}
+    if source.success is not None:
+        scalars[f"{name}/success"] = source.success
     if num < LEAST:
         return scalars, {}
     failures = model.scores(source.failures)
     normal = model.normal_scores if source.normal is model.normal else model.scores(source.normal)
     failed = np.repeat([True, False], [num, len(source.normal)])
-    if source.success is not None:
-        scalars[f"{name}/success"] = source.success
     for score, values in failures.items():
         both = np.concatenate([values, normal[score]])
         found = detected(both, failed, independent=source.independent)

@@ -21,6 +21,8 @@ from scorejax.typing import Array, Batch, Variables
 
 AT_ONCE = 64
 """Images that are attacked together."""
+DEPENDENT = ("turned", "photographs")
+"""Sources out of distribution whose images are made from others, or share a picture."""
 
 
 class Victims(NamedTuple):
@@ -38,7 +40,7 @@ class Source(NamedTuple):
     failures: np.ndarray
     normal: np.ndarray
     independent: bool = True
-    """Whether no image of one is made from an image of the other: intervals assume it."""
+    """Whether no image is made from another, nor from the same picture: intervals assume it."""
     success: float | None = None
     """Share of attacks that succeed, the adaptive one unnoticed."""
 
@@ -135,11 +137,12 @@ def attacked(
     return Source(found["image"][hit], normal, independent=False, success=float(hit.mean()))
 
 
-def out_of_distribution(test: np.ndarray) -> dict[str, np.ndarray]:
+def out_of_distribution(test: np.ndarray, normal: np.ndarray) -> dict[str, Source]:
     """Images in [0, 1] of no class, by name, made from the test images or from none of them.
 
-    "photographs" are patches of two. "clothes" are only there for images of 8 x 8 pixels with one
-    channel.
+    "photographs" are patches of two, and independent of one another no more than "turned" are of
+    the test images. "clothes" are only there for images of 8 x 8 pixels with one channel. All stand
+    beside `normal`.
     """
     rng = np.random.default_rng(0)
     kinds = {
@@ -150,7 +153,10 @@ def out_of_distribution(test: np.ndarray) -> dict[str, np.ndarray]:
     }
     if test.shape[1:] == (8, 8, 1):
         kinds["clothes"] = clothes().astype(np.float32) / 16
-    return {name: np.ascontiguousarray(images) for name, images in kinds.items()}
+    return {
+        name: Source(np.ascontiguousarray(images), normal, independent=name not in DEPENDENT)
+        for name, images in kinds.items()
+    }
 
 
 def victims_of(
@@ -158,15 +164,24 @@ def victims_of(
     label: np.ndarray,
     logits: np.ndarray,
     features: np.ndarray,
-    pool: tuple[np.ndarray, np.ndarray],
+    pool: tuple[np.ndarray, np.ndarray, np.ndarray],
     num: int,
 ) -> Victims:
     """The first `num` images that are classified as their labels.
 
-    `pool` has features and labels of natural images, among which each victim's target is the
-    nearest one of another class.
+    `pool` has features, logits and labels of natural images. Each victim's target is the nearest of
+    those that are classified as their labels, and of another class: at that of a mistake the
+    classifier may well be right. Raises: ValueError if they have not two classes.
     """
     right = np.flatnonzero(logits.argmax(axis=1) == label)[:num]
     image, label, features = map(jnp.asarray, (images[right], label[right], features[right]))
-    target = nearest_of_another_class(features, label, *map(jnp.asarray, pool))
+    pool_features, pool_logits, pool_label = pool
+    natural = pool_logits.argmax(axis=1) == pool_label
+    if len(np.unique(pool_label[natural])) < 2:
+        raise ValueError(
+            "attacks on features need natural images of two classes that the classifier gets "
+            f"right; got {natural.sum()} images of {len(np.unique(pool_label[natural]))} classes"
+        )
+    others = jnp.asarray(pool_features[natural]), jnp.asarray(pool_label[natural])
+    target = nearest_of_another_class(features, label, *others)
     return Victims(image, label, target)

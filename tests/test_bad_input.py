@@ -21,7 +21,10 @@ import pytest
 from configs.density_imitation import pendulum
 from configs.score_sde import digits
 from scorejax.evaluate import frechet
-from tests.mistakes import CASES, NEEDS_MOUNT
+from tests import imitation_mistakes, mistakes
+from tests.mistakes import NEEDS_MOUNT
+
+CASES = mistakes.CASES | imitation_mistakes.CASES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Two devices, of fake kind, so that a batch can fail to divide.

@@ -199,7 +199,7 @@ class Demonstrations:
         return self._rows(np.concatenate(rows), thin=every > 1)
 
     def _rows(self, rows: Int[np.ndarray, "m"], *, thin: bool = False) -> Self:
-        """Those rows; `thin` if they are not all of their episodes."""
+        """The given rows; `thin` if they are not all of their episodes."""
         thinned, kept = self.thinned, np.unique(self.episode[rows])
         ended = self.ended
         if thin:

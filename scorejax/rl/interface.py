@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What environments promise, one by one and in parallel.
+"""The interface of environments, one by one and in parallel.
 
 `terminated` says that the episode ended in a state without a future; a time limit only truncates
 it, and the value of the state it stops in is what it would be without the limit. `next_obs` is

@@ -56,13 +56,13 @@ class AttackOptions(NamedTuple):
 
 
 class Detected(NamedTuple):
-    """What a classifier and a detector make of images, differentiable."""
+    """Outputs of a classifier and a detector for images, differentiable."""
 
     logits: Array
     score: Array
-    """Of the detector; a high one means normal."""
+    """The detector's score; a high one means normal."""
     features: Array
-    """Those of the density."""
+    """The features that the density sees."""
 
 
 ClassifyFn = Callable[[Variables, Array], Detected]

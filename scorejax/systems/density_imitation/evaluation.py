@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an agent is worth: returns, distance from demonstrations, pictures of where it has been.
+"""Evaluation of an agent: returns, distance from demonstrations, pictures of where it has been.
 
 All are of the same episodes, which begin with the same draws every time.
 """
@@ -24,7 +24,7 @@ NUM_FRAMES = 60
 NUM_RANDOM = 100
 """Episodes of uniform actions."""
 MOST_PAIRS = 20_000
-"""Of demonstrations, and of the agent, whose distances are measured."""
+"""Pairs of each side, at most, whose distances are measured."""
 
 
 def make_play(agent: Agent, num_episodes: int, *, deterministic: bool) -> Play:

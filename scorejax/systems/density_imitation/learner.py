@@ -32,7 +32,7 @@ from scorejax.typing import (
 
 
 class Learner(NamedTuple):
-    """What a `train.System` needs: parameters of all players, their joint loss, and batches."""
+    """Parameters of all players, their joint loss, and batches, for `train.System`."""
 
     init: Callable[[PRNGKeyArray], Params]
     loss: LossFn

@@ -41,10 +41,10 @@ class Expert:
     num_eval_episodes: int
     deterministic: bool
     target_entropy: float
-    """Of the policy, in nats for each dimension of an action in [-1, 1]."""
+    """Nats of the policy for each dimension of an action in [-1, 1]."""
 
     def learner(self) -> Learner:
-        """What trains it."""
+        """The learner that trains it."""
         half_widths = np.subtract(self.agent.example.action_high, self.agent.example.action_low) / 2
         # In units of the environment an entropy has the logarithm of the unit in it.
         target = self.target_entropy * len(half_widths) + float(np.log(half_widths).sum())
@@ -58,7 +58,7 @@ class Expert:
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
     def progress(self) -> Metrics:
-        """Those of `metrics` that are measured during training."""
+        """The part of `metrics` that is measured during training."""
         metrics = self.metrics()
         return {name: build for name, build in metrics.items() if name != "motion"}
 
@@ -82,7 +82,7 @@ class Imitator:
     deterministic: bool
     method: str
     path: str
-    """Of the demonstrations."""
+    """The file of demonstrations; empty for those of the task."""
     num_demonstrations: int
     every: int
     """Keeps every so many transitions of a demonstration."""
@@ -102,7 +102,7 @@ class Imitator:
 
     @functools.cached_property
     def demonstrations(self) -> Demonstrations:
-        """Those that are imitated. Raises: ValueError, FileNotFoundError, naming the file."""
+        """The demonstrations that are imitated. Raises: ValueError or FileNotFoundError."""
         return self.available.subsample(self.num_demonstrations, self.every)
 
     @functools.cached_property
@@ -135,7 +135,7 @@ class Imitator:
         return rewards.TERMS[self.entropy_term](**options)
 
     def learner(self) -> Learner:
-        """What trains it. Raises: as `demonstrations`, and as the fit of the density."""
+        """The learner that trains it. Raises: as `demonstrations`, and as a density's fit."""
         return METHODS[self.method](self)
 
     def learn(self, reward: Reward) -> Learner:
@@ -148,7 +148,7 @@ class Imitator:
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
     def progress(self) -> Metrics:
-        """Those of `metrics` that are measured during training."""
+        """The part of `metrics` that is measured during training."""
         metrics = self.metrics()
         return {name: build for name, build in metrics.items() if name != "motion"}
 

@@ -54,7 +54,7 @@ def no_loss(params: Params, frozen: PyTree, rngs: Rng, batch: Batch) -> tuple[Ar
 
 
 class Reward(NamedTuple):
-    """What the critics learn to predict, and the players that find it out."""
+    """The reward that the critics learn to predict, and the players that find it out."""
 
     of: Callable[[Params, PyTree, Batch], Array]
     """(params, frozen, batch) -> (b,)."""
@@ -67,7 +67,7 @@ class Reward(NamedTuple):
     """(frozen, rngs, batch) -> the batch with demonstrations in it."""
     target: TargetFn = td_target
     unit: float = 1.0
-    """Of the critics: they learn the reward, and the policy's entropy, divided by it."""
+    """The critics learn the reward, and the policy's entropy, divided by it."""
     recent: int | None = None
     """Steps of each environment from which a batch has states that do not belong together."""
 

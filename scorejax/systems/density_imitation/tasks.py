@@ -41,7 +41,7 @@ class Task(NamedTuple):
     on_host: bool = False
     """Whether a simulator on the host steps them, which no checkpoint saves."""
     demonstrations: Callable[[], Demonstrations] | None = None
-    """Those that come with the task, if any."""
+    """Demonstrations that come with the task, if any."""
 
 
 def _components(*labels: str) -> Plane:

@@ -18,7 +18,8 @@ from scorejax.evaluate.detection import auroc
 from scorejax.failures.scores import SCORES, odin
 from scorejax.systems.classifier_mistakes import report, sources
 from scorejax.systems.classifier_mistakes.classifier import make_augment
-from scorejax.systems.classifier_mistakes.detector import Outputs, Tested
+from scorejax.systems.classifier_mistakes.detector import Outputs
+from scorejax.systems.classifier_mistakes.detector import Tested as Seen  # pytest collects Test*
 from scorejax.train.loop import train
 
 VIEW = ImageView("digits", 8, centered=False)
@@ -220,7 +221,7 @@ def test_mistakes_are_tested_by_predicted_and_by_true_class():
     rows = Outputs(np.eye(2)[predicted], scores[:, None], scores[:, None])
     density = types.SimpleNamespace(density_scores=lambda x: {"density": x[:, 0]})
     model = types.SimpleNamespace(
-        tested=Tested(np.zeros((120, 1, 1, 1)), label, rows, right),
+        tested=Seen(np.zeros((120, 1, 1, 1)), label, rows, right),
         fitted={"gaussian": density},
         first_stage=types.SimpleNamespace(classes=np.array([4, 6])),
     )

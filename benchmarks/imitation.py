@@ -29,7 +29,7 @@ from configs.density_imitation.family import METHODS
 from scorejax import runs, systems
 from scorejax.density import DENSITIES
 from scorejax.systems.density_imitation.agent import random_returns
-from scorejax.systems.density_imitation.evaluation import chamfer_metric
+from scorejax.systems.density_imitation.evaluation import chamfer_metric, make_play
 from scorejax.train.loop import train
 
 ENTRIES = ("made", "made+none", "gaussian_mixture", "kernel_density", "maf", "energy", "gail",
@@ -67,12 +67,10 @@ def imitate(entry: str, options: argparse.Namespace, num: int, seed: int) -> Imi
     model = systems.load_model(config)
     train(systems.load(config), config, workdir)  # Returns at once if it has, and checks the data.
     variables = runs.open(workdir).variables
-    rngs = jax.random.split(jax.random.key(2**32 - 1), NUM_EPISODES)
-    play = jax.jit(functools.partial(model.agent.play, deterministic=True))
-    episodes = jax.device_get(play(variables, rngs))
-    returns = episodes.rewards.sum(axis=1, dtype=float)
+    play = make_play(model.agent, NUM_EPISODES, deterministic=True)
+    returns = play(variables).rewards.sum(axis=1, dtype=float)
     low, high = uniform_return(options.task), model.available.returns().mean()
-    chamfer = chamfer_metric(lambda variables: episodes, model.available)
+    chamfer = chamfer_metric(play, model.available)
     distance = chamfer(jax.random.key(0), variables).scalars["chamfer"]
     return Imitated((returns - low) / (high - low), distance)
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from scorejax.choices import choose
 from scorejax.numerics import log_mean_exp
+from scorejax.objectives import actor_critic
 from scorejax.random import Rng, draw_rows, split
 from scorejax.typing import Batch, Params
 
@@ -31,10 +32,8 @@ FIELDS = ("obs", "action", "next_obs", "terminated")
 
 
 @runtime_checkable
-class Policy(Protocol):
-    """A law of actions for each row, such as `models.actor_critic.TanhGaussian`."""
-
-    def sample_and_log_prob(self, rng: Rng) -> tuple[Float[Array, "b a"], Float[Array, "b"]]: ...
+class Policy(actor_critic.Policy, Protocol):
+    """A law whose density is known at given actions too."""
 
     def log_prob(self, action: Float[Array, "b a"], *, edge: float) -> Float[Array, "b"]: ...
 
@@ -146,7 +145,7 @@ def dice_losses(
     rngs: Rng,
     batch: Batch,
     *,
-    actor: Callable[[Params, Float[Array, "b o"]], Policy],
+    actor: Callable[[Params, Float[Array, "b o"]], actor_critic.Policy],
     nu: Callable[[Params, Float[Array, "b o"], Float[Array, "b a"]], Float[Array, "b"]],
     gamma: float,
     replay_weight: float = 0.1,

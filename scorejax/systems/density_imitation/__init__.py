@@ -53,7 +53,8 @@ def build(config: ConfigDict) -> System:
     # Both before the learner: these mistakes need no density.
     if config.model == "expert" or config.method != "bc":
         _require_devices(config.num_envs)
-    evaluate = make_evaluate(model.progress(), config.best_metric, unranked=("bound",))
+    metrics = {name: build for name, build in model.metrics().items() if name != "motion"}
+    evaluate = make_evaluate(metrics, config.best_metric, unranked=("bound",))
     learner = model.learner()
     players = jax.eval_shape(learner.init, jax.random.key(0))
     return System(

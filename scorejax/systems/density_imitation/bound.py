@@ -16,7 +16,7 @@ from scorejax.objectives.occupancy_entropy import donsker_varadhan_bound, nwj_bo
 from scorejax.report import Evaluation
 from scorejax.rl.rollout import Episodes
 from scorejax.systems.density_imitation.agent import Agent
-from scorejax.systems.density_imitation.occupancy import Occupancy, log_occupancy, whitened_states
+from scorejax.systems.density_imitation.occupancy import Occupancy, log_occupancy
 from scorejax.systems.density_imitation.rewards import EntropyTerm
 from scorejax.typing import Array, PRNGKeyArray, PyTree, Variables
 
@@ -58,7 +58,7 @@ def bound_metric(
         terms["policy_entropy"] = -jnp.mean(log_prob)
         bound = terms["log_density"] + terms["policy_entropy"]
         if term.critic is not None:
-            states = (whitened_states(occupancy, x) for x in (next_obs, obs))
+            states = map(occupancy.units.states, (next_obs, obs))
             terms["mutual_information"] = measure_mutual(term.critic(variables[0]), *states)
             bound = bound + gamma * terms["mutual_information"]
         return terms | {"bound": bound}

@@ -57,11 +57,6 @@ class Expert:
         """Episodes, for launch.sample; see `Agent.sampler`."""
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
-    def progress(self) -> Metrics:
-        """The part of `metrics` that is measured during training."""
-        metrics = self.metrics()
-        return {name: build for name, build in metrics.items() if name != "motion"}
-
     def metrics(self) -> Metrics:
         """By name: "return", and "motion", an animation."""
         play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
@@ -146,11 +141,6 @@ class Imitator:
     def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
         """Episodes, for launch.sample; see `Agent.sampler`."""
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
-
-    def progress(self) -> Metrics:
-        """The part of `metrics` that is measured during training."""
-        metrics = self.metrics()
-        return {name: build for name, build in metrics.items() if name != "motion"}
 
     def metrics(self) -> Metrics:
         """By name: "return", "chamfer", "motion", an animation, and for a density "bound"."""

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from scorejax.data.demonstrations import Demonstrations
 from scorejax.density import get_density
+from scorejax.systems.density_imitation.units import Units
 from scorejax.typing import PyTree
 
 
@@ -23,8 +24,7 @@ class Occupancy(NamedTuple):
     """A density fitted to demonstrations, and the constants that make log q(s, a) a reward."""
 
     density: PyTree
-    mean: Array
-    std: Array
+    units: Units
     floor: Array
     """Nats below which log q is cut: the lowest hundredth of the demonstrations, minus a margin."""
     low: Array
@@ -70,7 +70,7 @@ def fit_occupancy(
         options["training"] = dataclasses.replace(training.default, **changes)
     fitted = module.fit(jax.random.key(seed), (rows - mean[None]) / std[None], **options)
     number = lambda value: jnp.asarray(value, jnp.float32)
-    raw = Occupancy(fitted, number(mean), number(std), *map(number, (-np.inf, 0.0, 0.0, 1.0)))
+    raw = Occupancy(fitted, Units.of(demonstrations), *map(number, (-np.inf, 0.0, 0.0, 1.0)))
     log_q = np.asarray(jax.jit(functools.partial(log_occupancy, name))(raw, number(rows)))
     low = np.quantile(log_q, 0.01)
     constants = {"low": low, "floor": low - margin, "centre": log_q.mean(), "spread": log_q.std()}
@@ -79,12 +79,5 @@ def fit_occupancy(
 
 def log_occupancy(name: str, occupancy: Occupancy, rows: Float[Array, "b d"]) -> Float[Array, "b"]:
     """log q of pairs of states and actions, in nats of their units, no less than the floor."""
-    white = (rows - occupancy.mean[None]) / occupancy.std[None]
-    log_q = get_density(name).log_prob(occupancy.density, white)
-    return jnp.maximum(log_q - jnp.sum(jnp.log(occupancy.std)), occupancy.floor)
-
-
-def whitened_states(occupancy: Occupancy, states: Float[Array, "b o"]) -> Float[Array, "b o"]:
-    """States in standard deviations of the demonstrations, from their mean."""
-    size = states.shape[1]
-    return (states - occupancy.mean[None, :size]) / occupancy.std[None, :size]
+    log_q = get_density(name).log_prob(occupancy.density, occupancy.units.pairs(rows))
+    return jnp.maximum(log_q - jnp.sum(jnp.log(occupancy.units.std)), occupancy.floor)

@@ -37,7 +37,6 @@ from scorejax.systems.density_imitation.occupancy import (
     FitOptions,
     Occupancy,
     log_occupancy,
-    whitened_states,
 )
 from scorejax.systems.density_imitation.units import Units
 from scorejax.typing import Batch, Params, PRNGKeyArray, PyTree
@@ -123,15 +122,14 @@ def expert_distillation(demonstrations: Demonstrations, fit: FitOptions, *, seed
 
     Source: arXiv:1905.06750.
     """
-    mean, std = demonstrations.moments()
+    units, (mean, std) = Units.of(demonstrations), demonstrations.moments()
     training = dataclasses.replace(random_distillation.TRAINING, **fit._asdict())
     rows = (demonstrations.pairs() - mean[None]) / std[None]
     fitted = random_distillation.fit(jax.random.key(seed), rows, training=training)
 
     def of(params: Params, frozen: PyTree, batch: Batch) -> Array:
         pairs = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
-        white = (pairs - jnp.asarray(mean)[None]) / jnp.asarray(std)[None]
-        return random_distillation.reward(frozen, white)
+        return random_distillation.reward(frozen, units.pairs(pairs))
 
     return Reward(of, fitted)
 
@@ -231,17 +229,13 @@ def density_reward(
         absorbed = (1 - ended) * (float(occupancy.floor) - origin) / unit
         target = functools.partial(absorbing_target, absorbing_reward=absorbed)
 
-    def whitened(occupancy: Occupancy, batch: Batch) -> Batch:
-        states = [name for name in batch if name.endswith("obs")]
-        return batch | {name: whitened_states(occupancy, batch[name]) for name in states}
-
     def of(params: Params, occupancy: Occupancy, batch: Batch) -> Array:
         rows = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
         log_q = log_occupancy(name, occupancy, rows)
-        return (log_q - origin + weight * term.of(params, whitened(occupancy, batch))) / unit
+        return (log_q - origin + weight * term.of(params, occupancy.units.batch(batch))) / unit
 
     def loss(params: Params, occupancy: Occupancy, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
-        return term.loss(params, whitened(occupancy, batch)), {}
+        return term.loss(params, occupancy.units.batch(batch)), {}
 
     init = lambda rng: term.init(rng, observation_dim)
     return Reward(

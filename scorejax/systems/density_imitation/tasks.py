@@ -33,7 +33,7 @@ class Plane(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Environments by their number, the name by which gymnasium has them or "", and the plane."""
+    """A name, environments by their number, and the plane in which they are drawn."""
 
     name: str
     make: Callable[[int], VectorEnv]

@@ -16,30 +16,33 @@ from scorejax.typing import Array, Batch
 
 
 class Units(NamedTuple):
-    """Means and standard deviations of states (o,) and of actions (a,)."""
+    """Means and standard deviations (o + a,) of pairs of states and actions."""
 
-    state_mean: Array
-    state_std: Array
-    action_mean: Array
-    action_std: Array
+    mean: Array
+    std: Array
 
     @classmethod
     def of(cls, demonstrations: Demonstrations) -> Self:
-        size = demonstrations.observation_dim
-        mean, std = (jnp.asarray(values, jnp.float32) for values in demonstrations.moments())
-        return cls(mean[:size], std[:size], mean[size:], std[size:])
+        return cls(*(jnp.asarray(values, jnp.float32) for values in demonstrations.moments()))
+
+    def pairs(self, rows: Array) -> Array:
+        """States and actions side by side, (b, o + a)."""
+        return (rows - self.mean[None]) / self.std[None]
 
     def states(self, obs: Array) -> Array:
         """States (b, o)."""
-        return (obs - self.state_mean[None]) / self.state_std[None]
+        size = obs.shape[1]
+        return (obs - self.mean[None, :size]) / self.std[None, :size]
 
     def actions(self, action: Array) -> Array:
         """Actions (b, a)."""
-        return (action - self.action_mean[None]) / self.action_std[None]
+        size = action.shape[1]
+        return (action - self.mean[None, -size:]) / self.std[None, -size:]
 
     def raw_states(self, white: Array) -> Array:
         """States (b, o) in the environment's units."""
-        return white * self.state_std[None] + self.state_mean[None]
+        size = white.shape[1]
+        return white * self.std[None, :size] + self.mean[None, :size]
 
     def batch(self, batch: Batch) -> Batch:
         """A batch whose fields "...obs" and "...action" are in these units."""

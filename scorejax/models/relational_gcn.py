@@ -64,7 +64,7 @@ def neighbour_means(nodes: Float[Array, "n d"], edges: Edges) -> Float[Array, "n
     total = lambda values: jax.ops.segment_sum(
         values, segment, num_segments, indices_are_sorted=True
     )  # which drops the dummy node, whose segments are past the last
-    received = nodes.at[edges.source].get(mode="fill", fill_value=0)
+    received = jnp.asarray(nodes).at[edges.source].get(mode="fill", fill_value=0)
     degree = jnp.maximum(total(jnp.ones(segment.shape, nodes.dtype)), 1)
     means = total(received) / degree[:, None]
     return means.reshape(len(nodes), edges.num_relations, -1)

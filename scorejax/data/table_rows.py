@@ -110,7 +110,8 @@ def _csv(path: pathlib.Path, damaged: DamagedRows) -> Table:
 def _delimited(
     path: pathlib.Path, damaged: DamagedRows, columns: Sequence[str] | None, **style: Any
 ) -> Table:
-    records = _records(path, _text(path), damaged, style)
+    text = _text(path)
+    records = _records(path, text, damaged, style)
     if columns is None:
         number, columns = next(records, (1, []))
         if problem := _undecoded((column, column) for column in columns):
@@ -118,11 +119,11 @@ def _delimited(
         if len(set(columns)) < len(columns):
             twice = next(column for column in columns if columns.count(column) > 1)
             raise ValueError(f"{path}, row {number}: needs each column once; got {twice!r} twice")
-    rows = []
+    rows, any_undecoded = [], _UNDECODED.search(text) is not None
     for number, cells in records:
         if len(cells) != len(columns):
             damaged.add(path, number, f"needs {len(columns)} cells; got {len(cells)}")
-        elif problem := _undecoded(zip(columns, cells, strict=True)):
+        elif any_undecoded and (problem := _undecoded(zip(columns, cells, strict=True))):
             damaged.add(path, number, problem)
         else:
             rows.append(Row(number, dict(zip(columns, cells, strict=True))))

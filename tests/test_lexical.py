@@ -113,6 +113,17 @@ def test_an_encoder_is_a_few_arrays(tmp_path):
     assert same.checksum == encoder.checksum
     assert lexical.fit(DOCUMENTS, 4).checksum != encoder.checksum
     assert not encoder.encode(["zzz", ""]).any()
+    assert encoder.encode([]).shape == (0, 4)
+
+
+def test_a_sentence_orthogonal_to_all_directions_has_the_vector_zero():
+    encoder = lexical.fit(["python java", "java python", "python", "nurse"], 1)
+    np.testing.assert_allclose(encoder.encode(["java", "nurse"]), [[1], [0]], atol=1e-6)
+
+
+def test_no_query_has_no_score():
+    for scores in (lexical.tfidf_scores, lexical.bm25_scores):
+        assert scores([], DOCUMENTS).shape == (0, 43)
 
 
 def test_what_has_no_words_is_refused_in_one_line():

@@ -25,6 +25,7 @@ PAIRS = [
     {"resume_id": "r2", "job_id": "8", "label": "1", "time": "2024-05-01T12:00:00+02:00"},
     {"resume_id": "r3", "job_id": "7", "label": "0", "time": "1714521600.5"},
     {"resume_id": "r1", "job_id": "7", "label": "1", "time": "2024-05-01"},
+    {"resume_id": "r2", "job_id": "8", "label": "1", "time": "2025-01-01"},
 ]
 
 
@@ -62,7 +63,7 @@ def test_three_tables_are_read_as_they_were_written(tmp_path, suffix):
     np.testing.assert_array_equal(pairs.resume, [0, 1, 2])
     np.testing.assert_array_equal(pairs.job, [0, 1, 0])
     np.testing.assert_array_equal(pairs.label, [1, 1, 0])
-    # The repeated pair counts at its first time; days without a zone are UTC.
+    # A repeated pair counts at its first time, wherever that is; days without a zone are UTC.
     day = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC).timestamp()
     np.testing.assert_array_equal(pairs.time, [day, day + 10 * 3600, 1714521600.5])
 

@@ -69,13 +69,11 @@ def select(
     # Rates such as 0.9 are not exact in binary: 0.9 * n must not fall below the integer it means.
     slack = 1 + 4 * jnp.finfo(losses.dtype).eps
     num_kept = jnp.floor(keep * jnp.sum(candidate) * slack)
-    order = jnp.argsort(jnp.where(candidate, jax.lax.stop_gradient(losses), jnp.inf))
+    order = jnp.lexsort((jax.lax.stop_gradient(losses), ~candidate))  # candidates first
     return jnp.where(candidate, jnp.argsort(order) < num_kept, True).astype(losses.dtype)
 
 
-def keep_rate(
-    step: int | Int[Array, ""], *, noise_rate: float, warmup: int
-) -> float | Float[Array, ""]:
+def keep_rate(step: int | Int[Array, ""], *, noise_rate: float, warmup: int) -> Float[Array, ""]:
     """The share R = 1 - noise_rate * min(step / warmup, 1) of rows to keep at a step.
 
     Networks learn regular rows first, so that early losses do not tell noise yet.

@@ -102,6 +102,8 @@ def sentence_vectors(
 def load(path: str | os.PathLike, *, max_length: int = 256) -> BertEncoder:
     """The encoder in a folder with config.json, model.safetensors and tokenizer.json.
 
+    States are averaged over tokens, whatever other files in the folder say of the model's pooling.
+
     Raises: FileNotFoundError that names the missing file; ValueError with one line if `tokenizers`
     is not installed, the files do not fit each other, or `max_length` is not in 2 .. the longest
     that the network takes.

@@ -55,10 +55,11 @@ class LexicalEncoder:
         return digest.hexdigest()
 
     def encode(self, sentences: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
-        from sklearn.preprocessing import normalize
-
-        weights = normalize(self._counter.transform(sentences).multiply(self.idf).tocsr())
-        return normalize(weights @ self.components.T).astype(np.float32)
+        counts = self._counter.transform(sentences)
+        projected = _unit_rows(counts.multiply(self.idf)) @ self.components.T
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)
+        # Of a sentence orthogonal to all directions nothing is left but rounding.
+        return np.where(norms > 1e-6, projected / np.maximum(norms, 1e-6), 0).astype(np.float32)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Plain arrays from which `from_arrays` makes the encoder again, bit for bit."""
@@ -99,7 +100,7 @@ def fit(sentences: Sequence[str], dim: int = 256) -> LexicalEncoder:
     counter = _counter(max_features=MAX_WORDS)
     counts = _counted(counter, sentences, "sentences")
     idf = _smooth_idf(counts)
-    weights = _unit_rows(counts.multiply(idf).tocsr())
+    weights = _unit_rows(counts.multiply(idf))
     rank = min(dim, *weights.shape)
     components = randomized_svd(weights, n_components=rank, random_state=0)[2]
     names = tuple(map(str, counter.get_feature_names_out()))
@@ -114,7 +115,7 @@ def tfidf_scores(queries: Sequence[str], documents: Sequence[str]) -> Float32[np
     counter = _counter()
     counts = _counted(counter, documents, "documents")
     idf = _smooth_idf(counts)
-    weigh = lambda counts: _unit_rows(counts.multiply(idf).tocsr())
+    weigh = lambda counts: _unit_rows(counts.multiply(idf))
     return _products(weigh(counter.transform(queries)), weigh(counts))
 
 
@@ -160,10 +161,9 @@ def _smooth_idf(counts: scipy.sparse.csr_matrix) -> np.ndarray:
     return 1 + np.log((1 + counts.shape[0]) / (1 + counts.getnnz(axis=0)))
 
 
-def _unit_rows(weights: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
-    from sklearn.preprocessing import normalize
-
-    return normalize(weights)
+def _unit_rows(weights: scipy.sparse.spmatrix) -> scipy.sparse.csr_matrix:
+    norms = np.sqrt(np.asarray(weights.multiply(weights).sum(axis=1)))
+    return weights.multiply(1 / np.where(norms > 0, norms, 1)).tocsr()
 
 
 def _products(a: scipy.sparse.spmatrix, b: scipy.sparse.spmatrix) -> Float32[np.ndarray, "q d"]:

@@ -66,7 +66,7 @@ class Task:
     resume_skills: tuple[tuple[int, ...], ...]
 
 
-def read(split_text: SplitText = str.splitlines) -> Occupations:
+def read(split_text: SplitText = sentences.split) -> Occupations:
     """The 91 occupations, the label the first sentence of each; a skill is one sentence.
 
     Raises: ValueError, one line, if a wheel is not installed.
@@ -98,7 +98,7 @@ def load(
     num_resumes: int = 10,
     held_out: float = 0.5,
     valid: float = 0.2,
-    split_text: SplitText = str.splitlines,
+    split_text: SplitText = sentences.split,
 ) -> Task:
     """Draws links to hold out, and up to `num_resumes` of each occupation from each kind of link.
 

@@ -37,7 +37,7 @@ def read_documents(
     columns: DocumentColumns = DOCUMENT_COLUMNS,
     *,
     damaged: str = "raise",
-    split_text: SplitText = str.splitlines,
+    split_text: SplitText = sentences.split,
 ) -> tuple[Documents, tuple[str, ...]]:
     """Documents of a .csv, .jsonl or .parquet file, and a line for each row left out.
 
@@ -57,7 +57,7 @@ def read_tables(
     job_columns: DocumentColumns = DOCUMENT_COLUMNS,
     pair_columns: PairColumns = PAIR_COLUMNS,
     damaged: str = "raise",
-    split_text: SplitText = str.splitlines,
+    split_text: SplitText = sentences.split,
 ) -> Reading:
     """Reads the user's own three files, each .csv, .jsonl or .parquet.
 
@@ -74,7 +74,7 @@ def read_tables(
 
 
 def read_confit(
-    folder: str | os.PathLike, *, damaged: str = "raise", split_text: SplitText = str.splitlines
+    folder: str | os.PathLike, *, damaged: str = "raise", split_text: SplitText = sentences.split
 ) -> Reading:
     """Reads the layout of ConFit's published data, a column for each section of a document.
 

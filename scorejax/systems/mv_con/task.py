@@ -20,7 +20,6 @@ from scorejax.data.matching import (
     corrupt,
     sample_negatives,
 )
-from scorejax.text import sentences
 
 TABLES = ("resumes", "jobs", "pairs")
 """Keys of the paths of the user's own three files, for the dataset "tables"."""
@@ -107,7 +106,7 @@ def _set_apart(
 
 
 def _esco(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
-    drawn = matching_esco.load(rng, split_text=sentences.split)
+    drawn = matching_esco.load(rng)
     return Known(drawn.matching, drawn.split)
 
 
@@ -122,8 +121,7 @@ def _tables(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
     if missing:
         raise ValueError(f"set --config.{missing[0]} to a .csv, .jsonl or .parquet file")
     paths = (config[key] for key in TABLES)
-    options = {"damaged": config["damaged"], "split_text": sentences.split}
-    reading = matching_files.read_tables(*paths, **options)
+    reading = matching_files.read_tables(*paths, damaged=config["damaged"])
     return Known(reading.matching, reading.split, None, reading.skipped)
 
 

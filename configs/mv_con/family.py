@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Defaults and variants of multi-view co-teaching; the paper's sizes are not known, all are ours."""
+"""Defaults and variants of multi-view co-teaching; all sizes are ours."""
 
 from ml_collections import ConfigDict
 

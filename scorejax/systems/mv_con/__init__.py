@@ -34,7 +34,7 @@ from scorejax.systems.mv_con.learners import (
     TextLearner,
     WordLearner,
 )
-from scorejax.systems.mv_con.model import CoTeaching, TextOptions
+from scorejax.systems.mv_con.model import DocumentMatcher, TextOptions
 from scorejax.systems.mv_con.task import DATASETS, TABLES, make_task
 from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
@@ -85,7 +85,7 @@ def build(config: ConfigDict) -> System:
     )
 
 
-def make_model(config: ConfigDict) -> CoTeaching:
+def make_model(config: ConfigDict) -> DocumentMatcher:
     """The model of a config; reads documents once they are needed.
 
     Raises: ValueError for an impossible value.
@@ -107,7 +107,7 @@ def make_model(config: ConfigDict) -> CoTeaching:
     shares = ("noise_rate", "graph_share", "dropout", "forget_rate")
     require(config, shares, lambda v: 0 <= v < 1, "to lie in [0, 1)")
     related = "relation" in views
-    return CoTeaching(
+    return DocumentMatcher(
         make_task=functools.partial(make_task, config),
         text=TextOptions(
             config.encoder, config.encoder_dim, config.vectors_dir, config.max_sentences,
@@ -147,8 +147,10 @@ def weights(config: ConfigDict) -> Callable[[Array], Weigh]:
     if config.co_teaching == "none":
         return lambda step: lambda losses, rows: losses * 0 + 1
     if config.co_teaching == "reweight":
-        return lambda step: lambda losses, rows: co_teaching.peer_weights(
-            losses, rows["label"], strength=config.strength
+        return lambda step: (
+            lambda losses, rows: co_teaching.peer_weights(
+                losses, rows["label"], strength=config.strength
+            )
         )
 
     def selects(step: Array) -> Weigh:

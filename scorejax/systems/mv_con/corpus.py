@@ -4,6 +4,7 @@
 A document is a node; resumes come first, then jobs, then the documents of a later query.
 """
 
+import functools
 from collections.abc import Sequence
 
 import flax.struct
@@ -54,10 +55,8 @@ def sentence_arrays(
     """
     documents = [doc[:max_sentences] for kind in kinds for doc in kind.sentences]
     unique = list(dict.fromkeys(s for doc in documents for s in doc))
-    if directory:
-        encoded = vectors.cached(encoder, unique, directory)
-    else:
-        encoded = encoder.encode(unique)
+    keep = functools.partial(vectors.cached, encoder, directory=directory)
+    encoded = (keep if directory else encoder.encode)(unique)
     row = {sentence: i for i, sentence in enumerate(unique)}
     arrays = np.zeros((len(documents), max_sentences, encoder.dim), np.float32)
     mask = np.zeros(arrays.shape[:2], bool)

@@ -15,11 +15,11 @@ from scorejax.text import lexical
 from scorejax.typing import PRNGKeyArray, PyTree, Variables
 
 if TYPE_CHECKING:
-    from scorejax.systems.mv_con.model import CoTeaching
+    from scorejax.systems.mv_con.model import DocumentMatcher
 
 
 def judged(
-    model: "CoTeaching", pairs: Pairs
+    model: "DocumentMatcher", pairs: Pairs
 ) -> tuple[Int[np.ndarray, "r"], Bool[np.ndarray, "r j"], Bool[np.ndarray, "r j"]]:
     """Resumes of positive pairs, the jobs that match each, and the jobs that it is judged on.
 
@@ -37,7 +37,7 @@ def judged(
 
 
 def matrices(
-    model: "CoTeaching", variables: Variables, corpus: Corpus, resumes: Int[np.ndarray, "r"]
+    model: "DocumentMatcher", variables: Variables, corpus: Corpus, resumes: Int[np.ndarray, "r"]
 ) -> dict[str, Float[np.ndarray, "r j"]]:
     """Probabilities of resumes with all jobs, by learner and their mean."""
     num_jobs = len(model.task.jobs)
@@ -46,8 +46,8 @@ def matrices(
     return {name: values.reshape(-1, num_jobs) for name, values in scores.items()}
 
 
-def validation_metric(model: "CoTeaching") -> Metric:
-    """Mean reciprocal rank of the jobs of validation resumes: "mrr", of the mean score, and each."""
+def validation_metric(model: "DocumentMatcher") -> Metric:
+    """Mean reciprocal rank of jobs for validation resumes: "mrr", by the mean score, and by view."""
     resumes, relevant, candidates = judged(model, model.task.valid)
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
@@ -63,7 +63,7 @@ def validation_metric(model: "CoTeaching") -> Metric:
 
 
 def untrained(
-    model: "CoTeaching", corpus: Corpus, resumes: Int[np.ndarray, "r"]
+    model: "DocumentMatcher", corpus: Corpus, resumes: Int[np.ndarray, "r"]
 ) -> dict[str, Float[np.ndarray, "r j"]]:
     """Scores by TF-IDF, BM25, and the cosine of the means of sentence vectors."""
     queries = [model.task.resumes.texts[i] for i in resumes]
@@ -82,7 +82,7 @@ def mean_directions(corpus: Corpus) -> Float[np.ndarray, "n d"]:
     return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
 
 
-def ranking_metric(model: "CoTeaching") -> Metric:
+def ranking_metric(model: "DocumentMatcher") -> Metric:
     """Test pairs ranked both ways, with bootstrap intervals over resumes, or over jobs."""
     resumes, relevant, candidates = judged(model, model.task.test)
 
@@ -104,7 +104,7 @@ def ranking_metric(model: "CoTeaching") -> Metric:
     return metric
 
 
-def noise_metric(model: "CoTeaching") -> Metric:
+def noise_metric(model: "DocumentMatcher") -> Metric:
     """The training pairs that each learner's loss makes most doubtful, the table "noise".
 
     With planted noise, the share of wrong labels among as many pairs of largest loss.

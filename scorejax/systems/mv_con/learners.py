@@ -41,9 +41,7 @@ class Learner(Protocol):
     Pairs are nodes: {"resume": (b,), "job": (b,)}.
     """
 
-    def init(
-        self, rng: PRNGKeyArray, corpus: Corpus, shared: Shared
-    ) -> tuple[Params, PyTree]: ...
+    def init(self, rng: PRNGKeyArray, corpus: Corpus, shared: Shared) -> tuple[Params, PyTree]: ...
 
     def train_logits(
         self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch

@@ -54,7 +54,7 @@ class TextOptions:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class CoTeaching:
+class DocumentMatcher:
     """Matches resumes and jobs by one learner, or by two that teach each other."""
 
     make_task: Callable[[], Task]
@@ -172,9 +172,7 @@ class CoTeaching:
             learner = self.learners.learners[name]
 
             def losses(rows: Batch) -> Array:
-                logits, _ = learner.train_logits(
-                    params[name], moments[name], shared, corpus, rows
-                )
+                logits, _ = learner.train_logits(params[name], moments[name], shared, corpus, rows)
                 return optax.sigmoid_binary_cross_entropy(logits, rows["label"])
 
             return losses
@@ -215,9 +213,7 @@ class CoTeaching:
         def measure(arguments: tuple, pairs: Batch) -> dict[str, Array]:
             params, moments, shared, corpus = arguments
             scores = {
-                name: jax.nn.sigmoid(
-                    one.logits(params[name], moments[name], shared, corpus, pairs)
-                )
+                name: jax.nn.sigmoid(one.logits(params[name], moments[name], shared, corpus, pairs))
                 for name, one in self.learners.learners.items()
             }
             return scores | {"mean": sum(scores.values()) / len(scores)}
@@ -232,10 +228,10 @@ class CoTeaching:
             "noise": lambda: evaluation.noise_metric(self),
         }
 
-    def matcher(self, *, top: int, num_candidates: int) -> Callable[..., dict[str, Table]]:
-        """(variables, resumes, jobs) -> rankings of new documents, see `serving.match`."""
+    def ranker(self, *, top: int, num_candidates: int) -> Callable[..., dict[str, Table]]:
+        """(variables, resumes, jobs) -> rankings of new documents, see `serving.rank`."""
         options = {"top": top, "num_candidates": num_candidates}
-        return functools.partial(serving.match, self, **options)
+        return functools.partial(serving.rank, self, **options)
 
 
 def selection_metrics(name: str, lesson: Lesson) -> dict[str, Array]:

@@ -7,7 +7,7 @@ categories; one that shares none has the node vector of its own text, see `match
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse
@@ -23,14 +23,14 @@ from scorejax.text import lexical
 from scorejax.typing import Variables
 
 if TYPE_CHECKING:
-    from scorejax.systems.mv_con.model import CoTeaching
+    from scorejax.systems.mv_con.model import DocumentMatcher
 
 NUM_TERMS = 5
 SIDES = ("resume", "job")
 
 
-def match(
-    model: "CoTeaching",
+def rank(
+    model: "DocumentMatcher",
     variables: Variables,
     resumes: Documents,
     jobs: Documents,
@@ -44,56 +44,35 @@ def match(
     terms that both documents share and those of the job that the resume lacks.
     """
     corpus = corpus_of_new(model, resumes, jobs)
-    nodes = corpus.resumes[-len(resumes) :], corpus.jobs[-len(jobs) :]
-    vectors = mean_directions(corpus)
-    terms = Terms(model.documents, resumes, jobs)
+    documents = {"resume": resumes, "job": jobs}
+    nodes = {"resume": corpus.resumes[-len(resumes) :], "job": corpus.jobs[-len(jobs) :]}
+    vectors, terms = mean_directions(corpus), Terms(model.documents, resumes, jobs)
     tables = {}
-    for side in SIDES:
-        own, others = (nodes if side == "resume" else nodes[::-1])
-        near = nearest(vectors[own], vectors[others], num_candidates)
-        queries = np.repeat(np.arange(len(own)), near.shape[1])
-        found = {"resume": queries, "job": near.ravel()}
-        if side == "job":
-            found = {"resume": near.ravel(), "job": queries}
-        pairs = {"resume": nodes[0][found["resume"]], "job": nodes[1][found["job"]]}
-        scores = model.probabilities(variables, corpus, pairs)
-        order = np.argsort(-scores["mean"].reshape(near.shape), axis=1, kind="stable")[:, :top]
-        places = order + near.shape[1] * np.arange(len(own))[:, None]
-        ids = {"resume": resumes.ids, "job": jobs.ids}
+    for side, other in (SIDES, SIDES[::-1]):
+        near = nearest(vectors[nodes[side]], vectors[nodes[other]], num_candidates)
+        pairs = {side: np.repeat(np.arange(len(near)), near.shape[1]), other: near.ravel()}
+        scores = model.probabilities(variables, corpus, {s: nodes[s][pairs[s]] for s in SIDES})
+        best = np.argsort(-scores["mean"].reshape(near.shape), axis=1, kind="stable")[:, :top]
+        first = near.shape[1] * np.arange(len(near))
         tables[side] = [
-            _row(side, place + 1, found, i, ids, scores, terms)
-            for row in places
-            for place, i in enumerate(row)
+            {side: documents[side].ids[pairs[side][i]], "rank": place}
+            | {other: documents[other].ids[pairs[other][i]]}
+            | {name: round(value, 6) for name, value in scored(scores, i).items()}
+            | terms.of(pairs["resume"][i], pairs["job"][i])
+            for row in first[:, None] + best
+            for place, i in enumerate(row, start=1)
         ]
     return tables
 
 
-def _row(
-    side: str,
-    rank: int,
-    found: dict[str, np.ndarray],
-    i: int,
-    ids: dict[str, Sequence[str]],
-    scores: dict[str, np.ndarray],
-    terms: "Terms",
-) -> dict[str, Any]:
-    """A line of the table: a pair and its scores; the document that is ranked for comes first."""
-    other = SIDES[1 - SIDES.index(side)]
-    views = {name: float(values[i]) for name, values in scores.items() if name != "mean"}
-    shared, missing = terms.of(found["resume"][i], found["job"][i])
-    return {
-        side: ids[side][found[side][i]],
-        "rank": rank,
-        other: ids[other][found[other][i]],
-        "score": round(float(scores["mean"][i]), 6),
-        **{f"score_{name}": round(value, 6) for name, value in views.items()},
-        "disagreement": round(max(views.values()) - min(views.values()), 6),
-        "shared_terms": " ".join(shared),
-        "missing_terms": " ".join(missing),
-    }
+def scored(scores: dict[str, np.ndarray], i: int) -> dict[str, float]:
+    """The scores of a pair: the mean, that of each view, and how far the views are apart."""
+    views = {f"score_{name}": float(v[i]) for name, v in scores.items() if name != "mean"}
+    apart = max(views.values()) - min(views.values())
+    return {"score": float(scores["mean"][i]), **views, "disagreement": apart}
 
 
-def corpus_of_new(model: "CoTeaching", resumes: Documents, jobs: Documents) -> Corpus:
+def corpus_of_new(model: "DocumentMatcher", resumes: Documents, jobs: Documents) -> Corpus:
     """Arrays of new documents; behind those that the graph was built of, if there is a graph."""
     if model.rules is None:
         return model.corpus_of((resumes, jobs), None)
@@ -112,9 +91,7 @@ def nearest(
 class Terms:
     """The words of new documents, weighed by how few known documents have them."""
 
-    def __init__(
-        self, known: Sequence[Documents], resumes: Documents, jobs: Documents
-    ) -> None:
+    def __init__(self, known: Sequence[Documents], resumes: Documents, jobs: Documents) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
         counter = CountVectorizer(analyzer=lexical.words, binary=True)
@@ -126,15 +103,16 @@ class Terms:
             for side, kind in (("resume", resumes), ("job", jobs))
         }
 
-    def of(self, resume: int, job: int) -> tuple[list[str], list[str]]:
+    def of(self, resume: int, job: int) -> dict[str, str]:
         """Terms of both documents, and those of the job alone, the rarest first."""
-        has, asked = (self._columns(side, row) for side, row in zip(SIDES, (resume, job), strict=True))
-        return self._rarest(np.intersect1d(asked, has)), self._rarest(np.setdiff1d(asked, has))
+        has, asked = self._columns("resume", resume), self._columns("job", job)
+        both, lacking = np.intersect1d(asked, has), np.setdiff1d(asked, has)
+        return {"shared_terms": self._rarest(both), "missing_terms": self._rarest(lacking)}
 
     def _columns(self, side: str, row: int) -> np.ndarray:
         matrix = self._of[side]
         return matrix.indices[matrix.indptr[row] : matrix.indptr[row + 1]]
 
-    def _rarest(self, columns: np.ndarray) -> list[str]:
+    def _rarest(self, columns: np.ndarray) -> str:
         order = np.argsort(-self._weights[columns], kind="stable")[:NUM_TERMS]
-        return [str(name) for name in self._names[columns[order]]]
+        return " ".join(self._names[columns[order]])

@@ -81,7 +81,10 @@ def make_task(config: Mapping[str, Any]) -> Task:
     if config["num_negatives"]:
         sizes = len(matching.resumes), len(matching.jobs)
         drawn = sample_negatives(rng, split.train, *sizes, config["num_negatives"])
-        learnt, flipped = concatenate([learnt, drawn]), np.append(flipped, np.zeros(len(drawn), bool))
+        learnt, flipped = (
+            concatenate([learnt, drawn]),
+            np.append(flipped, np.zeros(len(drawn), bool)),
+        )
     if config["noise_rate"]:
         learnt, changed = corrupt(rng, learnt, config["noise_rate"], config["noise_kind"])
         flipped = flipped ^ changed

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from scorejax import interop
-from scorejax.models.bert import Bert, mean_pool
+from scorejax.models.bert import Bert
+from scorejax.models.transformer import masked_mean
 from tests.huggingface_bert import TINY, tiny_network
 from tests.official import assert_agrees
 
@@ -131,25 +132,25 @@ def test_published_sizes(net, published, pooler):
 def test_padding_changes_no_state_of_a_token(file):
     # Weights of padding are exactly zero; sums of another length round otherwise, by 1e-7 of
     # states that are about 1.
-    ids, mask = file["in/ids"], file["in/mask"]
-    padded = np.full((3, 24), 59, np.int32), np.zeros((3, 24), np.int32)
+    ids, mask = file["in/ids"], file["in/mask"] > 0
+    padded = np.full((3, 24), 59, np.int32), np.zeros((3, 24), bool)
     for longer, short in zip(padded, (ids, mask), strict=True):
         longer[:, :11] = np.where(mask, short, longer[:, :11])
     state = state_of(file)
     short = np.asarray(states(state, file, types=None))
     long = np.asarray(states(state, file, ids=padded[0], mask=padded[1], types=None))
-    np.testing.assert_allclose(long[:, :11][mask > 0], short[mask > 0], rtol=0, atol=1e-6)
-    pooled = mean_pool(short, mask), mean_pool(long, padded[1])
+    np.testing.assert_allclose(long[:, :11][mask], short[mask], rtol=0, atol=1e-6)
+    pooled = masked_mean(short, mask), masked_mean(long, padded[1])
     np.testing.assert_allclose(*pooled, rtol=0, atol=1e-6)
     expected = [row[:count].mean(axis=0) for row, count in zip(short, mask.sum(1), strict=True)]
     np.testing.assert_allclose(pooled[0], expected, rtol=0, atol=1e-6)
 
 
 def test_a_row_without_tokens_is_finite_and_has_mean_zero(file):
-    mask = file["in/mask"] * np.array([[1], [0], [1]])
+    mask = (file["in/mask"] > 0) & np.array([[True], [False], [True]])
     computed = states(state_of(file), file, mask=jnp.asarray(mask))
     assert np.isfinite(computed).all()
-    np.testing.assert_array_equal(mean_pool(computed, mask)[1], 0)
+    np.testing.assert_array_equal(masked_mean(computed, mask)[1], 0)
 
 
 def test_too_many_tokens_are_refused():

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text view's networks against NumPy, under masks, and both views as one model."""
+"""The text view's networks against NumPy, and under masks."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import erf, softmax
 
-from scorejax.models.multi_view import MultiView, RelationView, TextView
-from scorejax.models.relational_gcn import Edges, RelationalGCN
 from scorejax.models.text_matching import DocumentEncoder, Matcher
 
 RNG = np.random.default_rng(0)
@@ -45,10 +42,10 @@ def reference(params, sentences):
         for part in np.split(np.arange(WIDTH), HEADS):
             weights = softmax(q[:, part] @ k[:, part].T / np.sqrt(len(part)), axis=1)
             heads.append(weights @ v[:, part])
-        x = normalized(p["norm_attention"], x + linear(p["out"], np.concatenate(heads, axis=1)))
-        h = linear(p["hidden"], x)
+        x = normalized(p["attention_norm"], x + linear(p["out"], np.concatenate(heads, axis=1)))
+        h = linear(p["mlp_0"], x)
         h = h * (1 + erf(h / np.sqrt(2))) / 2
-        x = normalized(p["norm_dense"], x + linear(p["back"], h))
+        x = normalized(p["mlp_norm"], x + linear(p["mlp_1"], h))
     return x.mean(0)
 
 
@@ -105,67 +102,3 @@ def test_impossible_networks_are_refused():
         Matcher(8, "concat_dif")
     with pytest.raises(ValueError, match="max_sentences=2 sentences; got 6"):
         DocumentEncoder(8, max_sentences=2).init(jax.random.key(0), X, MASK)
-
-
-# Both views: nodes 0-2 are resumes, 3 and 4 jobs.
-MODEL = MultiView(
-    TextView(DocumentEncoder(WIDTH, num_heads=HEADS), Matcher(6)),
-    RelationView(RelationalGCN(4, num_layers=1), Matcher(6)),
-)
-EDGES = Edges(
-    *map(jnp.asarray, ([3, 4, 0, 1], [0, 1, 3, 4], [0, 0, 1, 1])), num_relations=2
-)  # fmt: skip
-RESUME, JOB = jnp.array([0, 1, 2]), jnp.array([3, 3, 4])
-
-
-@pytest.fixture(scope="module")
-def views():
-    params = jax.jit(MODEL.init)(jax.random.key(0), X, MASK, EDGES)
-
-    @jax.jit
-    def logits(params):
-        table = jnp.concatenate([
-            MODEL.document_vectors(params, "resume", X[:3], MASK[:3], chunk=2),
-            MODEL.document_vectors(params, "job", X[3:], MASK[3:], chunk=2),
-        ])  # fmt: skip
-        nodes = MODEL.node_vectors(params, table, EDGES)
-        text = MODEL.text_logits(params, X, MASK, nodes, RESUME, JOB)
-        return table, nodes, text, MODEL.relation_logits(params, nodes, RESUME, JOB)
-
-    return params, logits
-
-
-def test_neither_view_has_a_gradient_in_the_parameters_of_the_other(views):
-    params, logits = views
-    assert params.keys() == {"text", "relation"}
-    for view, other, number in (("text", "relation", 2), ("relation", "text", 3)):
-        gradient = jax.jit(jax.grad(lambda p, i=number: jnp.sum(logits(p)[i] ** 2)))(params)
-        assert not any(np.asarray(g).any() for g in jax.tree.leaves(gradient[other]))
-        assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient[view]))
-        assert sum(np.abs(g).sum() for g in jax.tree.leaves(gradient[view])) > 0
-
-
-def test_text_vectors_stand_beside_node_vectors(views):
-    params, logits = views
-    table, nodes, text, relation = logits(params)
-    text_net, matcher = MODEL.text.encoder, MODEL.text.matcher
-    encode = jax.jit(text_net.apply)
-    r = encode({"params": params["text"]["resume"]}, X, MASK)
-    j = encode({"params": params["text"]["job"]}, X, MASK)
-    np.testing.assert_allclose(table, np.concatenate([r[:3], j[3:]]), atol=1e-5)
-    beside = lambda h, i: jnp.concatenate([h[i], nodes[i]], axis=1)
-    expected = matcher.apply({"params": params["text"]["match"]}, beside(r, RESUME), beside(j, JOB))
-    np.testing.assert_allclose(text, expected, atol=1e-5)
-    expected = MODEL.relation.matcher.apply(
-        {"params": params["relation"]["matcher"]}, nodes[RESUME], nodes[JOB]
-    )
-    np.testing.assert_allclose(relation, expected, atol=1e-5)
-
-
-def test_a_view_of_text_alone_needs_no_graph():
-    net = MODEL.text
-    pair = lambda a: (a[:2], a[3:])
-    variables = jax.jit(lambda: net.init(jax.random.key(0), pair(X), pair(MASK), None))()
-    logits = jax.jit(net.apply)(variables, pair(X), pair(MASK), None)
-    assert logits.shape == (2,) and np.isfinite(logits).all()
-    assert variables["params"]["match"]["hidden"]["kernel"].shape == (3 * WIDTH, 6)

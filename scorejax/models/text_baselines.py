@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int
 from scorejax.models.bionet import BatchNorm
 from scorejax.models.convolution import Window, conv
 from scorejax.models.layers import dense, fan_avg_uniform
-from scorejax.models.text_matching import FEATURES, masked_mean
+from scorejax.models.text_matching import FEATURES
+from scorejax.models.transformer import masked_mean
 
 
 class Words(nn.Module):

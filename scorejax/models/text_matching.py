@@ -8,15 +8,13 @@ Source: the text view of Bian et al. 2020 (MV-CoN), arXiv:2009.13299. Its publis
 networks; sizes, the place of normalisations and the mean over sentences are choices of ours.
 """
 
-import math
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from scorejax.choices import require_known
-from scorejax.models.layers import Dropout, dense
+from scorejax.models.layers import dense
+from scorejax.models.transformer import EncoderLayer, masked_mean
 from scorejax.random import Rng
 
 FEATURES = {
@@ -25,39 +23,6 @@ FEATURES = {
     "prod": lambda r, j: r * j,
 }
 """Features of a pair by name: (resume (b, e), job (b, e)) -> (b, f)."""
-
-
-class TransformerLayer(nn.Module):
-    """Self-attention, then two dense layers, each added and normalised (post-LN).
-
-    x (b, s, w) with mask (b, s) -> (b, s, w). Entries outside the mask are not attended to.
-    Source: Vaswani et al. 2017, arXiv:1706.03762, Section 3.1.
-    """
-
-    num_heads: int
-    dropout: float = 0.0
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "b s w"], mask: Bool[Array, "b s"], dropout_rng: Rng | None = None
-    ) -> Float[Array, "b s w"]:
-        width = x.shape[-1]
-        drop = lambda h, name: Dropout(self.dropout, name=name)(h, dropout_rng)
-        h = dense(width, name="out")(self._attended(x, mask))
-        x = nn.LayerNorm(name="norm_attention")(x + drop(h, "dropout_attention"))
-        h = nn.gelu(dense(4 * width, name="hidden")(x), approximate=False)
-        h = dense(width, name="back")(h)
-        return nn.LayerNorm(name="norm_dense")(x + drop(h, "dropout_dense"))
-
-    def _attended(self, x: Array, mask: Array) -> Array:
-        heads = (*x.shape[:2], self.num_heads, -1)
-        query, key, value = (
-            dense(x.shape[-1], name=name)(x).reshape(heads) for name in ("query", "key", "value")
-        )
-        logits = jnp.einsum("bqhc,bkhc->bhqk", query, key) / math.sqrt(query.shape[-1])
-        # Finite, so that a document without sentences has a vector.
-        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(logits.dtype).min)
-        return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(logits), value).reshape(x.shape)
 
 
 class DocumentEncoder(nn.Module):
@@ -101,15 +66,11 @@ class DocumentEncoder(nn.Module):
         positions = self.param("positions", init, (self.max_sentences, self.width))
         h = dense(self.width, name="input")(sentences) + positions[None, :num]
         for i in range(self.num_layers):
-            layer = TransformerLayer(self.num_heads, self.dropout, name=f"layer_{i}")
+            layer = EncoderLayer(
+                self.num_heads, 4 * self.width, dropout=self.dropout, name=f"layer_{i}"
+            )
             h = layer(h, mask, dropout_rng)
         return masked_mean(h, mask)
-
-
-def masked_mean(x: Float[Array, "*b s w"], mask: Bool[Array, "*b s"]) -> Float[Array, "*b w"]:
-    """Mean over the entries of the mask; 0 if there are none."""
-    count = jnp.maximum(jnp.sum(mask, axis=-1, keepdims=True), 1)
-    return jnp.sum(jnp.where(mask[..., None], x, 0), axis=-2) / count
 
 
 class Matcher(nn.Module):

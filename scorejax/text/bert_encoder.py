@@ -22,7 +22,8 @@ from jaxtyping import Array, Float, Float32, Int
 
 from scorejax import interop
 from scorejax.choices import require
-from scorejax.models.bert import Bert, Mask, mean_pool
+from scorejax.models.bert import Bert
+from scorejax.models.transformer import Mask, masked_mean
 from scorejax.typing import PyTree
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def sentence_vectors(
     Products are computed in float32, so that vectors of all devices agree.
     """
     with jax.default_matmul_precision("highest"):
-        mean = mean_pool(network.apply(variables, token_ids, mask), mask)
+        mean = masked_mean(network.apply(variables, token_ids, mask), mask)
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 

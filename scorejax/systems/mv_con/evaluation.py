@@ -47,7 +47,7 @@ def matrices(
 
 
 def validation_metric(model: "DocumentMatcher") -> Metric:
-    """Mean reciprocal rank of jobs for validation resumes: "mrr", by the mean score, and by view."""
+    """Mean reciprocal rank of jobs for validation resumes: "mrr" by the mean score, and by view."""
     resumes, relevant, candidates = judged(model, model.task.valid)
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:

@@ -11,9 +11,10 @@ from typing import NamedTuple, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scorejax.models.multi_view import RelationView, TextView
-from scorejax.models.text_matching import masked_mean
+from scorejax.models.transformer import masked_mean
 from scorejax.systems.mv_con.corpus import Corpus
 from scorejax.typing import Array, Batch, Params, PRNGKeyArray, PyTree
 
@@ -159,17 +160,20 @@ class Learners:
     learners: dict[str, Learner]
 
     def init(self, rng: PRNGKeyArray, corpus: Corpus) -> tuple[Params, PyTree]:
-        """Parameters, and the state: moments, and the table of text vectors."""
+        """Parameters, and the state: moments, and the table of text vectors, still zero."""
+        table = jnp.zeros((len(corpus.sentences), self._table_width(corpus)))
+        two = first_two(corpus)
         params, moments, rngs = {}, {}, jax.random.split(rng, len(self.learners))
         keys = dict(zip(self.learners, rngs, strict=True))
-        table = masked_mean(jnp.asarray(corpus.sentences), jnp.asarray(corpus.mask))
-        # The graph first: texts stand beside its nodes; its own input is as wide as the texts' are.
+        # The graph first: texts stand beside its nodes.
         for name in sorted(self.learners, key=lambda name: name != "relation"):
-            if name == "relation" and (text := self._text()):
-                table = jnp.zeros((len(table), self.learners[text].view.encoder.width))
-            shared = self.shared(params, table, corpus) if params else Shared(table)
-            params[name], moments[name] = self.learners[name].init(keys[name], corpus, shared)
-        return params, {"table": self.table(params, corpus), "moments": moments}
+            shared = self.shared(params, table[:2], two)
+            params[name], moments[name] = self.learners[name].init(keys[name], two, shared)
+        return params, {"table": table, "moments": moments}
+
+    def _table_width(self, corpus: Corpus) -> int:
+        text = self._text()
+        return self.learners[text].view.encoder.width if text else corpus.sentences.shape[-1]
 
     def table(self, params: Params, corpus: Corpus) -> Array:
         """Text vectors (n, e): of the first text view, else the means of the sentence vectors."""
@@ -187,6 +191,23 @@ class Learners:
     def _text(self) -> str | None:
         texts = (n for n, one in self.learners.items() if isinstance(one, TextLearner))
         return next(texts, None)
+
+
+def first_two(corpus: Corpus) -> Corpus:
+    """The first resume and the first job, without edges: enough for the shapes of parameters."""
+    nodes = np.array([corpus.resumes[0], corpus.jobs[0]])
+    edges = corpus.edges
+    if edges is not None:
+        past = np.full(1, len(nodes), np.int32)  # the dummy node
+        edges = edges.replace(source=past, target=past, relation=np.zeros(1, np.int32))
+    return Corpus(
+        resumes=np.array([0], np.int32),
+        jobs=np.array([1], np.int32),
+        sentences=corpus.sentences[nodes],
+        mask=corpus.mask[nodes],
+        edges=edges,
+        words=None if corpus.words is None else corpus.words[nodes],
+    )
 
 
 def _texts(corpus: Corpus, pairs: Batch) -> tuple[tuple[Array, Array], tuple[Array, Array]]:

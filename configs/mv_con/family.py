@@ -30,7 +30,7 @@ def default() -> ConfigDict:
 
     config.views = ("text", "relation")
     config.width, config.num_layers, config.num_heads, config.dropout = 128, 1, 4, 0.1
-    config.hidden, config.features = 128, "concat_diff"  # concat, prod
+    config.hidden, config.features = 128, "concat_diff"  # concat, prod, concat_prod
     config.graph_width, config.graph_layers, config.graph_bases = 128, 2, 8  # 0: no bases
     config.neighbours, config.num_keywords = 10, 20
     config.word_width = 100  # of the published networks

@@ -18,8 +18,8 @@ class Bert(nn.Module):
     """Hidden states of tokens: (token_ids (b, t), mask (b, t), type_ids (b, t)) -> (b, t, d).
 
     Padding, where the mask is False, changes no state of a token. Without `type_ids` all tokens
-    have type 0. The defaults are those of BERT-base. There is no dropout, and no pooler: the states are
-    those of the last layer.
+    have type 0. The defaults are those of BERT-base. There is no dropout, and no pooler: the states
+    are those of the last layer.
 
     Raises: ValueError if a size is below 1, if `num_heads` does not divide `width`, or for more
     than `max_length` tokens.

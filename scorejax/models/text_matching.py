@@ -21,6 +21,7 @@ FEATURES = {
     "concat": lambda r, j: jnp.concatenate([j, r], axis=-1),
     "concat_diff": lambda r, j: jnp.concatenate([j, r, j - r], axis=-1),
     "prod": lambda r, j: r * j,
+    "concat_prod": lambda r, j: jnp.concatenate([j, r, r * j], axis=-1),
 }
 """Features of a pair by name: (resume (b, e), job (b, e)) -> (b, f)."""
 

@@ -312,3 +312,24 @@ def test_pairs_of_negative_sampling_keep_positives_apart():
     known = {*zip(positives.resume, positives.job, strict=True)}
     known |= set(map(tuple, plain.interactions.tolist()))
     assert not known & {*zip(drawn.resume, drawn.job, strict=True)}
+
+
+def test_the_report_ranks_test_pairs_both_ways_beside_untrained_scores():
+    # Reciprocal ranks by sorting, resume by resume; scores of pairs do not tie here.
+    one = case()
+    model, variables = one.model, (one.state.params, one.state.model_state)
+    scalars = model.metrics()["ranking"]()(jax.random.key(0), variables).scalars
+    task, jobs = model.task, np.arange(len(model.task.jobs))
+    positive = task.test.take(task.test.positive)
+    train = task.train.take(task.train.positive)
+    known = {*zip(train.resume, train.job, strict=True), *map(tuple, task.interactions.tolist())}
+    values = []
+    for resume in np.unique(positive.resume):
+        matches = set(positive.job[positive.resume == resume])
+        pairs = model.nodes(np.full(len(jobs), resume), jobs)
+        scores = model.probabilities(variables, one.corpus, pairs)["mean"]
+        listed = [j for j in np.argsort(-scores) if j in matches or (resume, j) not in known]
+        values.append(1 / (1 + min(listed.index(j) for j in matches)))
+    assert scalars["resume/queries"] == len(values)
+    assert scalars["resume/mean/mrr"] == pytest.approx(np.mean(values))
+    assert {"job/relation/ndcg@10", "resume/tfidf/auc", "job/cosine/recall@5_high"} <= scalars.keys()

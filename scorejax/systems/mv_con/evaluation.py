@@ -96,7 +96,7 @@ def ranking_metric(model: "DocumentMatcher") -> Metric:
             for side, found in sides.items():
                 scalars[f"{side}/queries"] = float(found.num_queries)
                 for key, interval in found.metrics.items():
-                    scalars[f"{side}/{name}/{key}"] = interval.value
+                    scalars[f"{side}/{name}/{key}"] = interval.estimate
                     scalars[f"{side}/{name}/{key}_low"] = interval.low
                     scalars[f"{side}/{name}/{key}_high"] = interval.high
         return Evaluation(scalars, {})

@@ -89,6 +89,13 @@ def an_imitator_nearer_than_uniform_actions(printed):
     return imitator < uniform / 1.5 and other < shown - 1 and whole
 
 
+def more_matches_than_by_chance(printed):
+    # Shares of 100 first jobs and of some hundred doubtful pairs, with standard errors of a few
+    # hundredths: THRESHOLDS.
+    first, of_all = numbers(r"of the first 5 jobs match ([\d.]+), of all ([\d.]+)", printed)[0:2]
+    return first > of_all
+
+
 PRINTED = {
     "00_quickstart": two_likelihoods,
     "01_ncsnv2": the_ladder_of_digits,
@@ -99,13 +106,14 @@ PRINTED = {
     "06_ar_csm": an_exact_density_and_the_same_samples,
     "07_classifier_mistakes": false_alarms_within_their_promise,
     "08_density_imitation": an_imitator_nearer_than_uniform_actions,
+    "09_matching": more_matches_than_by_chance,
 }
 
 
 def run_by_default(path):
     # These compile for half a minute or more. What they call is in test_launch.py, test_ncsnv2.py,
     # test_fd_score_matching.py, test_bionet_system.py, test_recovery.py, test_ar_csm.py,
-    # test_failure_detector.py and test_density_imitation.py.
+    # test_failure_detector.py, test_density_imitation.py and test_mv_con.py.
     marks = [pytest.mark.slow] * (path.stem != "04_brepartition")
     return pytest.param(path, id=path.stem, marks=marks)
 

@@ -42,8 +42,6 @@ def bound_metric(
     critic has no mutual information.
     """
     measure_mutual = donsker_varadhan_bound if centre else nwj_bound
-    # The floor is the reward's: with it this would be no bound.
-    unbounded = occupancy._replace(floor=jnp.full((), -jnp.inf))
 
     @jax.jit
     def measure(variables: Variables, rng: PRNGKeyArray) -> dict[str, Array]:
@@ -53,7 +51,7 @@ def bound_metric(
         obs, action, next_obs = drawn_pairs(draw_rng, episodes, gamma)
         _, log_prob = agent.act(variables[0]["actor"], obs).sample_and_log_prob(act_rng)
         pairs = jnp.concatenate([obs, action], axis=1)
-        log_q = log_occupancy(density, unbounded, pairs)
+        log_q = log_occupancy(density, occupancy, pairs)
         terms = {"log_density": jnp.mean(log_q), "at_floor": jnp.mean(log_q < occupancy.floor)}
         terms["policy_entropy"] = -jnp.mean(log_prob)
         bound = terms["log_density"] + terms["policy_entropy"]

@@ -64,10 +64,12 @@ def fit_occupancy(
             "more demonstrations, or leave it out"
         )
     module, options = get_density(name), {}
-    training = inspect.signature(module.fit).parameters.get("training")
-    if training is not None:
+    parameters = inspect.signature(module.fit).parameters
+    if "training" in parameters:
         changes = {"patience": max(fit.num_epochs // 6, 1), **fit._asdict()}
-        options["training"] = dataclasses.replace(training.default, **changes)
+        options["training"] = dataclasses.replace(parameters["training"].default, **changes)
+    if "bandwidth" in parameters:
+        options["bandwidth"] = fit.noise  # Kernels are the law of the rows with noise.
     fitted = module.fit(jax.random.key(seed), (rows - mean[None]) / std[None], **options)
     number = lambda value: jnp.asarray(value, jnp.float32)
     raw = Occupancy(fitted, Units.of(demonstrations), *map(number, (-np.inf, 0.0, 0.0, 1.0)))
@@ -78,6 +80,16 @@ def fit_occupancy(
 
 
 def log_occupancy(name: str, occupancy: Occupancy, rows: Float[Array, "b d"]) -> Float[Array, "b"]:
-    """log q of pairs of states and actions, in nats of their units, no less than the floor."""
+    """log q of pairs of states and actions, in nats of their units."""
     log_q = get_density(name).log_prob(occupancy.density, occupancy.units.pairs(rows))
-    return jnp.maximum(log_q - jnp.sum(jnp.log(occupancy.units.std)), occupancy.floor)
+    return log_q - jnp.sum(jnp.log(occupancy.units.std))
+
+
+def slowed_below(log_q: Float[Array, "b"], floor: Array) -> Float[Array, "b"]:
+    """log_q, and below the floor floor - log(1 + floor - log_q): slower, but without a flat end.
+
+    It rises everywhere and its slope, 1 at the floor, is continuous. The tails of most densities
+    fall as the square of the distance, and so this as its logarithm.
+    """
+    depth = jnp.maximum(floor - log_q, 0.0)
+    return jnp.maximum(log_q, floor) - jnp.log1p(depth)

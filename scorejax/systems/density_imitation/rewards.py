@@ -37,6 +37,7 @@ from scorejax.systems.density_imitation.occupancy import (
     FitOptions,
     Occupancy,
     log_occupancy,
+    slowed_below,
 )
 from scorejax.systems.density_imitation.units import Units
 from scorejax.typing import Batch, Params, PRNGKeyArray, PyTree
@@ -231,7 +232,7 @@ def density_reward(
 
     def of(params: Params, occupancy: Occupancy, batch: Batch) -> Array:
         rows = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
-        log_q = log_occupancy(name, occupancy, rows)
+        log_q = slowed_below(log_occupancy(name, occupancy, rows), occupancy.floor)
         return (log_q - origin + weight * term.of(params, occupancy.units.batch(batch))) / unit
 
     def loss(params: Params, occupancy: Occupancy, rngs: Rng, batch: Batch) -> tuple[Array, dict]:

@@ -155,6 +155,20 @@ def test_a_time_limit_is_no_death_and_an_end_begins_anew(lethal_at, ends):
             np.testing.assert_array_equal(obs, next_obs)
 
 
+def test_with_a_clock_the_horizon_is_seen_and_is_an_end():
+    vector = vectorize(rl_env.with_clock(countdown(horizon=4)), 3)
+    state, obs = jax.jit(vector.reset)(jax.random.key(0))
+    step = jax.jit(vector.step)
+    for t in range(1, 9):
+        np.testing.assert_array_equal(obs[:, 2], (t - 1) % 4 / 4)
+        state, obs, next_obs, _, terminated, truncated, _ = step(
+            jax.random.key(t), state, jnp.zeros((3, 1))
+        )
+        np.testing.assert_array_equal(next_obs[:, 2], ((t - 1) % 4 + 1) / 4)
+        assert terminated.all() == (t % 4 == 0) == terminated.any() and not truncated.any()
+    assert vector.observation_dim == 3
+
+
 def test_a_row_follows_from_its_own_key():
     keys = row_keys(jax.random.key(0), 4)
     noisy = rl_env.point_mass(noise=0.1, horizon=1)

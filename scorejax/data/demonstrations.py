@@ -172,6 +172,24 @@ class Demonstrations:
         single = {name: values.astype(np.float32) for name, values in arrays.items()}
         return single | {"terminated": self.terminated}
 
+    def held_out_rows(self) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
+        """Rows to fit something to, and rows to judge it by, which are not their neighbours.
+
+        Rows of one episode that follow each other are near copies: random rows would be judged by
+        these. Held out is the last fifth of the episodes, at least one. An only episode is
+        cut into five parts: of each the middle fifth is held out, and half as many rows on both
+        sides are left out. Raises: ValueError for an only episode of less than 25 transitions.
+        """
+        if self.num_episodes > 1:
+            num = max(1, round(self.num_episodes / 5))
+            held = self.episode >= self.num_episodes - num
+            return np.flatnonzero(~held), np.flatnonzero(held)
+        if (num := len(self)) < 25:
+            self._refuse(f"needs 25 transitions, or 2 episodes, to hold some out; got {num}")
+        # Of each row the distance from the middle of its part, where a part has the length 2 num.
+        distance = np.abs((10 * np.arange(num) + 5) % (2 * num) - num)
+        return np.flatnonzero(5 * distance > 2 * num), np.flatnonzero(5 * distance < num)
+
     def subsample(
         self,
         num_episodes: int | None = None,

@@ -224,7 +224,7 @@ def density_reward(
     Source: Kim et al. 2021, arXiv:2010.09808; the remedies of its sign are ours.
     """
     origin = float(occupancy.centre if terminal == "absorbing" else occupancy.low)
-    unit = max(float(occupancy.spread), 1.0)
+    unit = max(float(occupancy.centre - occupancy.floor), 1.0)
     target = td_target
     if terminal == "absorbing":
         absorbed = (1 - ended) * (float(occupancy.floor) - origin) / unit

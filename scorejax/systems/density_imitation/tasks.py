@@ -102,6 +102,7 @@ def handwriting(motion: str, **limit: int) -> Task:
         starts = np.stack([part.observations[0] for part in shown.episodes()])
         options = {"dt": shown.dt, "starts": starts, "horizon": horizon()}
         options["max_action"] = ROOM * np.abs(shown.actions).max(axis=0)
+        options["max_place"] = ROOM * float(np.abs(shown.observations[:, :2]).max())
         return env.vectorize(env.with_clock(env.point_mass(**options)), num_envs)
 
     clocked = functools.cache(lambda: _with_clock(recorded(), horizon()))

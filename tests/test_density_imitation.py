@@ -77,7 +77,7 @@ def test_constants_of_the_reward_are_of_rows_that_the_density_has_not_seen(num_e
     np.testing.assert_allclose(occupancy.low, np.quantile(exact, 0.01), atol=5e-3)
     np.testing.assert_allclose(occupancy.floor, occupancy.low - 3, rtol=1e-6)
     np.testing.assert_allclose(occupancy.centre, exact.mean(), atol=2e-3)
-    np.testing.assert_allclose(occupancy.spread, exact.std(), atol=2e-3)
+    assert occupancy.unit == pytest.approx(float(occupancy.centre - occupancy.floor))
 
 
 def test_fresh_pairs_of_the_expert_are_seldom_below_the_floor_of_kernels():
@@ -103,14 +103,14 @@ def test_fresh_pairs_of_the_expert_are_seldom_below_the_floor_of_kernels():
 
 def test_below_the_floor_the_reward_falls_ever_more_slowly_and_never_ends():
     floor = jnp.float32(-7.0)
-    log_q = jnp.array([3.0, -7.0, -7.0 - (np.e - 1), -1e4, -1e8])
+    log_q = jnp.array([3.0, -7.0, -11.0, -1e4, -1e8])
     found, slope = jax.vmap(
         jax.value_and_grad(lambda value: occupancies.slowed_below(value[None], floor)[0])
     )(log_q)
-    expected = [3.0, -7.0, -8.0, -7 - np.log1p(1e4 - 7), -7 - np.log1p(1e8 - 7)]
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
-    # 1 / (1 + depth), and from above 1 at the floor: there is no corner in which to stay.
-    np.testing.assert_allclose(slope, [1, 1, np.exp(-1), 1 / 9994, 1e-8], rtol=1e-5)
+    deep = np.sqrt(1 + 2 * (-7 - np.asarray(log_q[3:], float)))
+    np.testing.assert_allclose(found, [3, -7, -9, *(-6 - deep)], rtol=1e-6)
+    # Also 1 from above the floor: there is no corner in which to stay.
+    np.testing.assert_allclose(slope, [1, 1, 1 / 3, *(1 / deep)], rtol=1e-5)
 
 
 def reward_of(term="log_displacement", terminal="absorbing", weight=0.3, ended=0.25):
@@ -151,7 +151,6 @@ def test_the_reward_is_log_q_plus_lambda_f_times_the_bounds_reward(terminal):
     found = reward.unit * reward.of({}, reward.frozen, batch)
     # Sums of squares of single precision.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert reward.unit == pytest.approx(max(float(occupancy.spread), 1.0))
 
 
 def test_an_end_is_worth_staying_for_ever_where_the_demonstrations_ended():
@@ -208,8 +207,9 @@ def test_pairs_are_drawn_by_their_weight_in_the_occupancy():
         steps + episode, jnp.zeros((2, 3, 1)), jnp.zeros((2, 3)), jnp.zeros((2, 3), bool),
         jnp.array([3, 1]),
     )  # fmt: skip
-    obs, _, after = drawn_pairs(jax.random.key(0), played, 0.5)
+    obs, _, after, which = drawn_pairs(jax.random.key(0), played, 0.5)
     np.testing.assert_array_equal(after, obs + 1)
+    np.testing.assert_array_equal(obs[:, 0], which - which // 3 * 3 + 10 * (which // 3))
     counts = [int((obs == value).sum()) for value in (0, 1, 2, 10)]
     assert sum(counts) == len(obs)
     weights = np.array([1, 0.5, 0.25, 1])
@@ -278,8 +278,7 @@ def test_every_method_moves_all_of_its_players(expert, method):
     assert params.keys() == players | ({"discriminator"} if method == "gail" else set())
     if method == "ndi":
         model = systems.load_model(imitation_config(expert))
-        unit = max(float(model.occupancy.spread), 1.0)
-        assert float(metrics["alpha"]) == pytest.approx(model.lambda_pi / unit)
+        assert float(metrics["alpha"]) == pytest.approx(model.lambda_pi / model.occupancy.unit)
 
 
 def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(expert, tmp_path):

@@ -13,17 +13,21 @@ Hardware  2 CPU cores: minutes
 
 from ml_collections import ConfigDict
 
-from configs import variants
 from configs.density_imitation import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.default()
-    config.environment = "lasa/Sshape"
-    config.hidden = (128, 128)
-    config.num_envs, config.num_random, config.capacity = 16, 1600, 200_000
-    config.num_demonstrations = 7
-    config.gamma, config.lambda_pi, config.floor_margin = 0.95, 0.05, 5.0
-    config.num_train_steps = 60_000
-    config.eval_every = config.save_every = 5000
-    return variants.apply(config, variant, *family.AXES)
+    return family.configured(
+        variant,
+        environment="lasa/Sshape",
+        hidden=(128, 128),
+        num_envs=16,
+        num_random=1_600,
+        capacity=200_000,
+        num_demonstrations=7,
+        gamma=0.95,
+        lambda_pi=0.05,
+        floor_margin=5.0,
+        num_train_steps=60_000,
+        eval_every=5_000,
+    )

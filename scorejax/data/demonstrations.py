@@ -140,6 +140,11 @@ class Demonstrations:
         """States and actions side by side, (n, o + a)."""
         return np.concatenate([self.observations, self.actions], axis=1)
 
+    def pair_of_zeros(self) -> tuple[Float[np.ndarray, "1 o"], Float[np.ndarray, "1 a"]]:
+        """An observation and an action of zeros, from which networks learn their shapes."""
+        zeros = lambda dim: np.zeros((1, dim), np.float32)
+        return zeros(self.observation_dim), zeros(self.action_dim)
+
     def moments(self) -> tuple[Float[np.ndarray, "oa"], Float[np.ndarray, "oa"]]:
         """Means and standard deviations of the columns of pairs, the latter at least `MIN_STD`."""
         pairs = self.pairs()

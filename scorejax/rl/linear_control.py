@@ -122,9 +122,6 @@ def linear_gaussian(
         reward = reward - jnp.sum(action * product(R, action))
         noise = product(noise_root, jax.random.normal(rng, state.shape, state.dtype))
         state = product(A, state) + product(B, action) + noise
-        beyond = jnp.abs(state[:dim]) > max_place
-        place = jnp.clip(state[:dim], -max_place, max_place)
-        state = jnp.concatenate([place, jnp.where(beyond, 0.0, state[dim:])])
         return Transitioned(state, state, reward, jnp.zeros((), bool))
 
     return Env("linear_gaussian", reset, step, horizon, dim, low, high)

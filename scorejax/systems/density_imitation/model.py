@@ -36,7 +36,7 @@ class Expert:
     """An agent that maximises the reward of its environment by soft actor-critic."""
 
     agent: Agent
-    seen: Experience
+    experience: Experience
     gamma: float
     num_eval_episodes: int
     deterministic: bool
@@ -50,7 +50,7 @@ class Expert:
         target = self.target_entropy * len(half_widths) + float(np.log(half_widths).sum())
         entropy = Entropy(weight=None, target=target)
         return soft_actor_critic(
-            self.agent, true_reward, self.seen, gamma=self.gamma, entropy=entropy
+            self.agent, true_reward, self.experience, gamma=self.gamma, entropy=entropy
         )
 
     def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
@@ -71,29 +71,31 @@ class Imitator:
     """An agent that does as demonstrated, by one of `METHODS`."""
 
     agent: Agent
-    seen: Experience
+    experience: Experience
     gamma: float
     num_eval_episodes: int
     deterministic: bool
+    seed: int
     method: str
     path: str
     """The file of demonstrations; empty for those of the task."""
     num_demonstrations: int
     every: int
     """Keeps every so many transitions of a demonstration."""
-    density: str
-    fit: FitOptions
-    floor_margin: float
-    terminal: str
-    lambda_pi: float
-    lambda_f: float
-    entropy_term: str
-    similarity_scale: float
-    centre: bool
-    recent: int
-    penalty: float
-    adversarial_reward: str
-    seed: int
+
+    # Each method reads some of these; the others are None.
+    density: str | None = None
+    fit: FitOptions | None = None
+    floor_margin: float | None = None
+    terminal: str | None = None
+    lambda_pi: float | None = None
+    lambda_f: float | None = None
+    entropy_term: str | None = None
+    similarity_scale: float | None = None
+    centre: bool | None = None
+    recent: int | None = None
+    penalty: float | None = None
+    adversarial_reward: str | None = None
 
     @functools.cached_property
     def demonstrations(self) -> Demonstrations:
@@ -104,17 +106,17 @@ class Imitator:
     def available(self) -> Demonstrations:
         """All of the file, by which the agent is judged. Raises: as `demonstrations`."""
         if self.path:
-            found = trajectories.load(self.path)
+            all_of_them = trajectories.load(self.path)
         elif self.agent.task.demonstrations is not None:
-            found = self.agent.task.demonstrations()
+            all_of_them = self.agent.task.demonstrations()
         else:
             raise ValueError(
                 "set --config.demonstrations to a file of them, such as launch.sample writes"
             )
         one = self.agent.example
         box = one.action_low, one.action_high
-        found.require_fit(self.agent.task.name, one.observation_dim, *box)
-        return found
+        all_of_them.require_fit(self.agent.task.name, one.observation_dim, *box)
+        return all_of_them
 
     @functools.cached_property
     def occupancy(self) -> Occupancy:
@@ -136,7 +138,9 @@ class Imitator:
     def learn(self, reward: Reward) -> Learner:
         """Soft actor-critic on a reward, at the temperature lambda_pi."""
         entropy = Entropy(weight=self.lambda_pi, target=None)
-        return soft_actor_critic(self.agent, reward, self.seen, gamma=self.gamma, entropy=entropy)
+        return soft_actor_critic(
+            self.agent, reward, self.experience, gamma=self.gamma, entropy=entropy
+        )
 
     def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
         """Episodes, for launch.sample; see `Agent.sampler`."""
@@ -191,8 +195,8 @@ METHODS: dict[str, Callable[[Imitator], Learner]] = {
     "red": lambda m: m.learn(rewards.expert_distillation(m.demonstrations, m.fit, seed=m.seed)),
     "sqil": lambda m: m.learn(rewards.soft_q_imitation(m.demonstrations)),
     "value_dice": lambda m: value_dice(
-        m.agent, m.demonstrations, m.seen, gamma=m.gamma, penalty=m.penalty
+        m.agent, m.demonstrations, m.experience, gamma=m.gamma, penalty=m.penalty
     ),
-    "bc": lambda m: behavioural_cloning(m.agent, m.demonstrations, m.seen.batch_size),
+    "bc": lambda m: behavioural_cloning(m.agent, m.demonstrations, m.experience.batch_size),
 }
 """Neural density imitation, and baselines in the same loop."""

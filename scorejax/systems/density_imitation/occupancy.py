@@ -34,8 +34,11 @@ class Occupancy(NamedTuple):
     """The lowest hundredth of log q, held out."""
     centre: Array
     """Its mean there."""
-    spread: Array
-    """Its standard deviation there."""
+
+    @property
+    def unit(self) -> float:
+        """Nats from the mean to the floor, at least 1: most of the reward's range."""
+        return max(float(self.centre - self.floor), 1.0)
 
 
 class FitOptions(NamedTuple):
@@ -65,7 +68,7 @@ def fit_occupancy(
     units, judge = Units.of(demonstrations), fitted(rows[kept])
     log_q = np.asarray(jax.jit(_log_prob, static_argnums=0)(name, judge, units, number(rows[held])))
     low = np.quantile(log_q, 0.01)
-    constants = {"low": low, "floor": low - margin, "centre": log_q.mean(), "spread": log_q.std()}
+    constants = {"low": low, "floor": low - margin, "centre": log_q.mean()}
     return Occupancy(fitted(rows), units, **{k: number(value) for k, value in constants.items()})
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from scorejax.data.demonstrations import Demonstrations
 from scorejax.density import random_distillation
-from scorejax.models.actor_critic import PairCritic, Perceptron
+from scorejax.models.actor_critic import PairCritic, PairPerceptron
 from scorejax.objectives import imitation
 from scorejax.objectives.actor_critic import TargetFn, absorbing_target, td_target
 from scorejax.objectives.occupancy_entropy import (
@@ -80,18 +80,13 @@ def adversarial(
     demonstrations: Demonstrations, *, hidden: tuple[int, ...], penalty: float, kind: str
 ) -> Reward:
     """GAIL: a discriminator that learns beside the policy. Source: arXiv:1606.03476."""
-    network, units = Perceptron(1, hidden), Units.of(demonstrations)
-    dim = demonstrations.observation_dim + demonstrations.action_dim
+    network, units = PairPerceptron(hidden), Units.of(demonstrations)
 
     def logits_of(params: Params) -> Callable[[Array, Array], Array]:
-        def logits(obs: Array, action: Array) -> Array:
-            pairs = jnp.concatenate([obs, action], axis=1)
-            return network.apply({"params": params["discriminator"]}, pairs)[:, 0]
-
-        return logits
+        return functools.partial(network.apply, {"params": params["discriminator"]})
 
     def init(rng: PRNGKeyArray) -> Params:
-        return {"discriminator": network.init(rng, jnp.zeros((1, dim)))["params"]}
+        return {"discriminator": network.init(rng, *demonstrations.pair_of_zeros())["params"]}
 
     def loss(params: Params, frozen: PyTree, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
         logits = logits_of(params)
@@ -136,7 +131,7 @@ def expert_distillation(demonstrations: Demonstrations, fit: FitOptions, *, seed
 
 
 NUM_LEARNED = 32
-"""Negatives of a learned critic, a network that each pair of states passes."""
+"""Transitions of which a learned critic, a network, judges every pair of two states."""
 
 
 class EntropyTerm(NamedTuple):
@@ -167,14 +162,18 @@ def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
     def init(rng: PRNGKeyArray, dim: int) -> Params:
         return {"pair_critic": network.init(rng, *2 * [jnp.zeros((1, dim))])["params"]}
 
+    def few(batch: Batch) -> tuple[Array, Array]:
+        *_, nexts, others = _states(batch)
+        return nexts[:NUM_LEARNED], others[:NUM_LEARNED]
+
     def loss(params: Params, batch: Batch) -> Array:
-        # Both means of the bound are over the same transitions.
-        return -nwj_bound(bind(params), batch["negatives_next_obs"], batch["negatives_obs"])
+        # Both means of the bound are over recent transitions.
+        *_, nexts, others = _states(batch)
+        return -nwj_bound(bind(params), nexts, others, *few(batch))
 
     def of(params: Params, batch: Batch) -> Array:
-        *states, nexts, others = _states(batch)
-        few = nexts[:NUM_LEARNED], others[:NUM_LEARNED]
-        return saelbo_reward(bind(params), *states, *few, gamma=gamma, centre=centre)
+        state, after, *_ = _states(batch)
+        return saelbo_reward(bind(params), state, after, *few(batch), gamma=gamma, centre=centre)
 
     return EntropyTerm(of, init, loss, critic=bind)
 
@@ -223,8 +222,8 @@ def density_reward(
     instead, so that most of it is positive, and an end is worth nothing.
     Source: Kim et al. 2021, arXiv:2010.09808; the remedies of its sign are ours.
     """
+    unit = occupancy.unit
     origin = float(occupancy.centre if terminal == "absorbing" else occupancy.low)
-    unit = max(float(occupancy.centre - occupancy.floor), 1.0)
     target = td_target
     if terminal == "absorbing":
         absorbed = (1 - ended) * (float(occupancy.floor) - origin) / unit

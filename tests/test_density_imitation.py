@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 from scipy.spatial.distance import cdist
 
 from configs.density_imitation import family, pendulum
@@ -17,8 +17,9 @@ from scorejax import runs, systems
 from scorejax.data import trajectories
 from scorejax.data.demonstrations import Demonstrations, from_episodes
 from scorejax.evaluate.reports import save_samples
+from scorejax.models.actor_critic import PairCritic
 from scorejax.objectives.actor_critic import td_target
-from scorejax.objectives.occupancy_entropy import saelbo_reward
+from scorejax.objectives.occupancy_entropy import nwj_bound, saelbo_reward
 from scorejax.rl.rollout import Episodes
 from scorejax.systems.density_imitation import occupancy as occupancies
 from scorejax.systems.density_imitation import rewards
@@ -176,8 +177,8 @@ def test_thinning_leaves_how_episodes_ended_and_what_they_returned():
 
 
 def test_a_constant_column_is_refused_by_name():
-    shown = from_episodes([np.arange(6.0).reshape(3, 2) * [1, 0]], [np.ones((2, 1))])
-    with pytest.raises(ValueError, match="column 1 of observations is 0 in all 2 pairs"):
+    shown = from_episodes([np.arange(62.0).reshape(31, 2) * [1, 0]], [np.ones((30, 1))])
+    with pytest.raises(ValueError, match="column 1 of observations is 0 in all 20 pairs"):
         occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
 
 
@@ -279,6 +280,91 @@ def test_every_method_moves_all_of_its_players(expert, method):
     if method == "ndi":
         model = systems.load_model(imitation_config(expert))
         assert float(metrics["alpha"]) == pytest.approx(model.lambda_pi / model.occupancy.unit)
+
+
+def states_reward(name, batch, model, params):
+    """lambda_f times the reward for the states' entropy, by its formula."""
+    mean, std = (values[:3] for values in model.demonstrations.moments())
+    fields = ("next_obs", "obs", "negatives_next_obs", "negatives_obs")
+    after, state, nexts, others = ((np.asarray(batch[k]) - mean) / std for k in fields)
+    if name == "nearest_neighbours":
+        nearest = np.sort(cdist(state, others), axis=1)[:, 4]
+        # The volume of a ball in three dimensions, and the mass of one that holds 5 of n.
+        log_mass = special.digamma(5) - special.digamma(len(others) + 1)
+        return model.lambda_f * (3 * np.log(nearest) + np.log(4 / 3 * np.pi) - log_mass)
+    if name == "learned":
+        critic = functools.partial(PairCritic().apply, {"params": params["pair_critic"]})
+        f = lambda a, b: np.asarray(critic(jnp.float32(a), jnp.float32(b)))
+    else:
+        f = lambda a, b: 1 - ((a - b) ** 2).sum(axis=1) / (2 * model.similarity_scale**2)
+    # Each row with all negatives, one row after the other.
+    num, repeated = len(state), lambda x: np.repeat(x, len(nexts), axis=0)
+    by_next = f(np.tile(nexts, (num, 1)), repeated(state)).reshape(num, -1)
+    by_state = f(repeated(after), np.tile(others, (num, 1))).reshape(num, -1)
+    margins = np.exp(by_next - 1).mean(axis=1) + np.exp(by_state - 1).mean(axis=1)
+    return model.lambda_f * model.gamma * (f(after, state) - margins)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entropy_term": "learned"},
+        {"entropy_term": "similarity", "similarity_scale": 0.7},
+        {"entropy_term": "nearest_neighbours"},
+        {"entropy_term": "nearest_neighbours", "terminal": "shifted"},
+    ],
+    ids=lambda changes: "+".join(str(value) for value in changes.values()),
+)
+def test_a_systems_reward_is_that_of_its_term_and_its_origin(expert, changes):
+    config = imitation_config(expert, lambda_f=0.5, **changes)
+    system, model = systems.load(config), systems.load_model(config)
+    params, model_state = system.init(jax.random.key(0))
+    state = TrainState.create(params, model_state, system.tx)
+    make = jax.jit(lambda rng: system.source.step(system.source.init(rng, state), state, rng)[1])
+    batch = make(jax.random.key(1))
+    metrics = jax.jit(system.loss)(params, state, jax.random.key(2), batch, system.frozen)[
+        1
+    ].metrics
+    pairs = np.concatenate([batch["obs"], batch["action"]], axis=1)
+    own = model.demonstrations.pairs()
+    law = stats.multivariate_normal(own.mean(axis=0), np.cov(own, rowvar=False, bias=True))
+    floor, low, centre = map(
+        float, (getattr(model.occupancy, k) for k in ("floor", "low", "centre"))
+    )
+    log_q = law.logpdf(pairs)
+    slowed = np.maximum(log_q, floor) + 1 - np.sqrt(1 + 2 * np.maximum(floor - log_q, 0))
+    origin = low if changes.get("terminal") == "shifted" else centre
+    extra = states_reward(changes["entropy_term"], batch, model, params)
+    expected = np.mean(slowed - origin + extra) / (centre - floor)
+    # Single precision of log-densities far from the demonstrations.
+    assert float(aux.metrics["reward"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_learned_critic_climbs_the_bound_of_recent_transitions():
+    term = rewards.TERMS["learned"](gamma=0.9, centre=False, scale=1.0)
+    rng = np.random.default_rng(0)
+    state = rng.normal(size=(256, 2)).astype(np.float32)
+    after = (0.9 * state + 0.3 * rng.normal(size=state.shape)).astype(np.float32)
+    batch = {"negatives_obs": jnp.asarray(state), "negatives_next_obs": jnp.asarray(after)}
+    params = term.init(jax.random.key(0), 2)
+    f = term.critic(params)
+    few = batch["negatives_next_obs"][:32], batch["negatives_obs"][:32]
+    expected = -nwj_bound(f, *(jnp.asarray(x) for x in (after, state)), *few)
+    np.testing.assert_allclose(term.loss(params, batch), expected, rtol=1e-5)
+
+
+def test_evaluation_refuses_other_demonstrations_than_those_of_the_run(expert, tmp_path):
+    config = imitation_config(expert, "bc,debug")
+    config.num_train_steps = 0
+    train(systems.load(config), config, tmp_path / "run")
+    model = systems.load_model(config)
+    runs.require_same_inputs(tmp_path / "run", model.inputs(), model.origins())
+    other = imitation_config(expert, "bc,debug", num_demonstrations=2)
+    model = systems.load_model(other)
+    with pytest.raises(
+        ValueError, match=r"the frozen arrays 'demonstrations' have changed: .*\.npz"
+    ):
+        runs.require_same_inputs(tmp_path / "run", model.inputs(), model.origins())
 
 
 def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(expert, tmp_path):

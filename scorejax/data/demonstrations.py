@@ -6,6 +6,7 @@ transition is terminal if the environment ended there; a time limit is no such e
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -139,6 +140,12 @@ class Demonstrations:
     def pairs(self) -> Float[np.ndarray, "n oa"]:
         """States and actions side by side, (n, o + a)."""
         return np.concatenate([self.observations, self.actions], axis=1)
+
+    def digest(self) -> Int[np.ndarray, "32"]:
+        """SHA-256 of the transitions, in single precision, and of their episodes: 32 bytes."""
+        arrays = (*self.transitions().values(), self.episode.astype(np.int32))
+        texts = (f"{array.dtype} {array.shape}".encode() + array.tobytes() for array in arrays)
+        return np.frombuffer(hashlib.sha256(b"".join(texts)).digest(), np.uint8)
 
     def pair_of_zeros(self) -> tuple[Float[np.ndarray, "1 o"], Float[np.ndarray, "1 a"]]:
         """An observation and an action of zeros, from which networks learn their shapes."""

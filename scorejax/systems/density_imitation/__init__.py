@@ -11,6 +11,7 @@ Source: Kim et al. 2021, arXiv:2010.09808. No code was published; critics of the
 all numbers are this library's.
 """
 
+import functools
 import math
 from collections.abc import Collection
 from typing import Any
@@ -25,14 +26,16 @@ from scorejax.density import DENSITIES
 from scorejax.evaluate.progress import make_evaluate
 from scorejax.objectives import imitation
 from scorejax.systems.density_imitation.agent import Agent
-from scorejax.systems.density_imitation.learner import Experience
+from scorejax.systems.density_imitation.learner import Experience, Learner
 from scorejax.systems.density_imitation.model import Expert, Imitator
 from scorejax.systems.density_imitation.occupancy import FitOptions
 from scorejax.systems.density_imitation.rewards import TERMINALS, TERMS
 from scorejax.systems.density_imitation.tasks import get_task
 from scorejax.train import parallel
 from scorejax.train.optimizer import ADAM_OPTIONS, adam_from_config
+from scorejax.train.state import TrainState
 from scorejax.train.system import System
+from scorejax.typing import Array, Aux, Batch, Params, PRNGKeyArray, PyTree
 
 AGENT_KEYS = (
     "environment", "horizon", "hidden", "log_std_min", "learning_rate", "num_envs", "capacity",
@@ -71,10 +74,12 @@ def build(config: ConfigDict) -> System:
     metrics = {name: build for name, build in model.metrics().items() if name != "motion"}
     evaluate = make_evaluate(metrics, config.best_metric, unranked=("bound",))
     learner = model.learner()
+    # Training goes on, and is evaluated, with the same demonstrations alone.
+    inputs = {} if config.model == "expert" else {"reward": learner.frozen} | model.inputs()
     players = jax.eval_shape(learner.init, jax.random.key(0))
     return System(
         init=jax.jit(lambda rng: (learner.init(rng), {})),
-        loss=learner.loss,
+        loss=functools.partial(_loss, learner) if inputs else learner.loss,
         # Each player by itself: clipping one's gradient leaves the others' as they are.
         tx=optax.multi_transform(
             {player: adam_from_config(config) for player in players},
@@ -82,10 +87,22 @@ def build(config: ConfigDict) -> System:
         ),
         source=learner.source,
         evaluate=evaluate,
-        frozen=learner.frozen,
+        frozen=inputs,
         published=lambda state: (state.params, state.model_state),
         paths=("demonstrations",),
     )
+
+
+def _loss(
+    learner: Learner,
+    params: Params,
+    state: TrainState,
+    rng: PRNGKeyArray,
+    batch: Batch,
+    frozen: dict[str, PyTree],
+) -> tuple[Array, Aux]:
+    """The loss of an imitator, whose frozen arrays are its reward's and `Imitator.inputs`."""
+    return learner.loss(params, state, rng, batch, frozen["reward"])
 
 
 def make_model(config: ConfigDict) -> Expert | Imitator:

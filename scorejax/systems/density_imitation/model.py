@@ -102,6 +102,17 @@ class Imitator:
         """The demonstrations that are imitated. Raises: ValueError or FileNotFoundError."""
         return self.available.subsample(self.num_demonstrations, self.every)
 
+    def inputs(self) -> dict[str, np.ndarray]:
+        """By name: a digest of the demonstrations that are imitated. Raises: as `demonstrations`.
+
+        A density fitted on another machine differs in its last digits; demonstrations do not.
+        """
+        return {"demonstrations": self.demonstrations.digest()}
+
+    def origins(self) -> dict[str, str]:
+        """The file of demonstrations, by its key in the config."""
+        return {"demonstrations": self.path}
+
     @functools.cached_property
     def available(self) -> Demonstrations:
         """All of the file, by which the agent is judged. Raises: as `demonstrations`."""

@@ -162,18 +162,16 @@ def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
     def init(rng: PRNGKeyArray, dim: int) -> Params:
         return {"pair_critic": network.init(rng, *2 * [jnp.zeros((1, dim))])["params"]}
 
-    def few(batch: Batch) -> tuple[Array, Array]:
-        *_, nexts, others = _states(batch)
-        return nexts[:NUM_LEARNED], others[:NUM_LEARNED]
-
     def loss(params: Params, batch: Batch) -> Array:
         # Both means of the bound are over recent transitions.
-        *_, nexts, others = _states(batch)
-        return -nwj_bound(bind(params), nexts, others, *few(batch))
+        nexts, others = batch["negatives_next_obs"], batch["negatives_obs"]
+        few = nexts[:NUM_LEARNED], others[:NUM_LEARNED]
+        return -nwj_bound(bind(params), nexts, others, *few)
 
     def of(params: Params, batch: Batch) -> Array:
-        state, after, *_ = _states(batch)
-        return saelbo_reward(bind(params), state, after, *few(batch), gamma=gamma, centre=centre)
+        *states, nexts, others = _states(batch)
+        few = nexts[:NUM_LEARNED], others[:NUM_LEARNED]
+        return saelbo_reward(bind(params), *states, *few, gamma=gamma, centre=centre)
 
     return EntropyTerm(of, init, loss, critic=bind)
 

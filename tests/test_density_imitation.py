@@ -26,6 +26,7 @@ from scorejax.systems.density_imitation import rewards
 from scorejax.systems.density_imitation.bound import drawn_pairs
 from scorejax.systems.density_imitation.evaluation import chamfer_distance
 from scorejax.train.loop import train
+from scorejax.train.preflight import preflight
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step
 from tests.slow import slow_where
@@ -358,8 +359,7 @@ def test_a_learned_critic_climbs_the_bound_of_recent_transitions():
 
 def test_evaluation_refuses_other_demonstrations_than_those_of_the_run(expert, tmp_path):
     config = imitation_config(expert, "bc,debug")
-    config.num_train_steps = 0
-    train(systems.load(config), config, tmp_path / "run")
+    preflight(systems.load(config), config, tmp_path / "run")
     model = systems.load_model(config)
     runs.require_same_inputs(tmp_path / "run", model.inputs(), model.origins())
     other = imitation_config(expert, "bc,debug", num_demonstrations=2)

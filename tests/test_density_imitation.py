@@ -379,7 +379,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(
     assert_equal(parts.params, whole.params)
     assert_equal(parts.opt_state, whole.opt_state)
     report = systems.load_model(config).metrics()
-    assert report.keys() == {"return", "chamfer", "motion", "bound"}
+    assert report.keys() == {"return", "chamfer", "motion", "bound", "density"}
 
 
 def test_normalised_returns_are_one_for_the_demonstrations_and_zero_for_uniform_actions(expert):

@@ -71,7 +71,8 @@ def build(config: ConfigDict) -> System:
     if config.model == "expert" or config.method != "bc":
         rows = {"num_envs": jax.ShapeDtypeStruct((config.num_envs,), jnp.int32)}
         parallel.require_spreadable(rows)
-    metrics = {name: build for name, build in model.metrics().items() if name != "motion"}
+    pictures = ("motion", "density")  # Of launch.evaluate alone.
+    metrics = {name: build for name, build in model.metrics().items() if name not in pictures}
     evaluate = make_evaluate(metrics, config.best_metric, unranked=("bound",))
     learner = model.learner()
     # Training goes on, and is evaluated, with the same demonstrations alone.

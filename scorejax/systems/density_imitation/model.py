@@ -14,7 +14,9 @@ from scorejax.systems.density_imitation import rewards
 from scorejax.systems.density_imitation.agent import Agent
 from scorejax.systems.density_imitation.bound import bound_metric
 from scorejax.systems.density_imitation.evaluation import (
+    Play,
     chamfer_metric,
+    density_metric,
     make_play,
     motion_metric,
     returns_metric,
@@ -158,7 +160,7 @@ class Imitator:
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
     def metrics(self) -> Metrics:
-        """By name: "return", "chamfer", "motion", an animation, and for a density "bound"."""
+        """By name: "return", "chamfer", "motion", an animation; of a density "bound", "density"."""
         play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
         built = {
             "return": lambda: returns_metric(self.agent, play, self.available),
@@ -167,7 +169,14 @@ class Imitator:
         }
         # An energy's log q lacks a constant, and so would its bound.
         bounded = self.method == "ndi" and self.density != "energy"
-        return built | {"bound": self._bound} if bounded else built
+        return (
+            built | {"bound": self._bound, "density": lambda: self._density(play)}
+            if bounded
+            else built
+        )
+
+    def _density(self, play: Play) -> Metric:
+        return density_metric(self.agent, play, self.demonstrations, self.density, self.occupancy)
 
     def _bound(self) -> Metric:
         return bound_metric(

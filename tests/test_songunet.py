@@ -137,7 +137,7 @@ def shapes_of(network, size, labels):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
-# By default the largest of each kind, and the one with labels.
+# By default one of each kind, of which one has labels.
 @pytest.mark.parametrize(
     "name",
     slow_where(

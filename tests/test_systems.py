@@ -216,9 +216,9 @@ def test_evaluation_gives_numbers_and_pictures_and_repeats_itself(case):
     [
         ("vp", "pc", {"nfe": 11}, 11),
         ("ve", "pc", {"nfe": 11}, 10),  # A corrector doubles the cost of a step.
-        ("ve", "pc", {"num_steps": 7}, 14),
+        pytest.param("ve", "pc", {"num_steps": 7}, 14, marks=pytest.mark.slow),
         ("vp", "heun", {}, 35),
-        ("subvp", "heun", {"nfe": 12}, 11),
+        pytest.param("subvp", "heun", {"nfe": 12}, 11, marks=pytest.mark.slow),
         ("ve", "dpm++", {"nfe": 12}, 12),
         ("vp", "sde-dpm++", {"num_steps": 9}, 10),
     ],

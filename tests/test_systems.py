@@ -47,10 +47,10 @@ TABLE = {
     "classifier_mistakes": ("configs.classifier_mistakes.digits", "mean_teacher,debug"),
     "mv_con": ("configs.mv_con.generated", "debug"),
 }
-# Of the joined batch two devices compute something else where batches are normalised, weights solved
-# for, or halves exchanged between learners, on each device's own examples. Flows' and energies'
-# differences lose more digits to rounding than are compared; test_fd_score_matching.py has their
-# losses by rows, exactly.
+# Of the joined batch two devices compute something else where batches are normalised, weights are
+# solved for, or halves exchanged between learners, on each device's own examples. Flows' and
+# energies' differences lose more digits to rounding than are compared; test_fd_score_matching.py
+# has their losses by rows, exactly.
 NOT_DIVIDED = (
     "bionet", "fd_score_matching-kernel", "fd_score_matching-flow", "fd_score_matching-energy",
     "mv_con",

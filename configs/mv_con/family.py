@@ -42,7 +42,7 @@ def default() -> ConfigDict:
     config.scope = "negatives"  # all
     config.refresh_every = 20
 
-    config.batch_size = 64
+    config.batch_size = 128  # in two halves, one for each learner
     config.accumulation = 1
     config.num_steps_per_call = 10
     config.num_train_steps = 2000
@@ -68,12 +68,12 @@ def debug(config: ConfigDict) -> ConfigDict:
 
 VIEWS: dict[str, Edit] = {
     "multi_view": unchanged,
-    "text": make_edit(views=("text",), graph_share=0.0),
-    "relation": make_edit(views=("relation",)),
+    "text": make_edit(views=("text",), batch_size=64, graph_share=0.0),
+    "relation": make_edit(views=("relation",), batch_size=64),
     "two_texts": make_edit(views=("text", "text"), graph_share=0.0),
-    "pjfnn": make_edit(views=("pjfnn",), graph_share=0.0),
-    "bpjfnn": make_edit(views=("bpjfnn",), graph_share=0.0),
-    "apjfnn": make_edit(views=("apjfnn",), graph_share=0.0, word_width=32),
+    "pjfnn": make_edit(views=("pjfnn",), batch_size=64, graph_share=0.0),
+    "bpjfnn": make_edit(views=("bpjfnn",), batch_size=64, graph_share=0.0),
+    "apjfnn": make_edit(views=("apjfnn",), batch_size=64, graph_share=0.0, word_width=32),
 }
 TEACHING: dict[str, Edit] = {
     "reweight": make_edit(co_teaching="reweight"),

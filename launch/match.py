@@ -32,6 +32,8 @@ OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/matches by 
 
 def prepare() -> command.Job:
     command.require_positive(top=TOP.value, candidates=CANDIDATES.value)
+    if TOP.value > CANDIDATES.value:
+        raise ValueError(f"--top={TOP.value} needs at least as many --candidates")
     from scorejax import report, runs, systems
     from scorejax.capabilities import RanksDocuments
     from scorejax.data.matching_files import read_documents
@@ -39,6 +41,7 @@ def prepare() -> command.Job:
 
     config = runs.read_config(WORKDIR.value)
     model = systems.require(config, RanksDocuments)
+    runs.require_same_inputs(WORKDIR.value, model.inputs(), model.origins())
     rank = model.ranker(top=TOP.value, num_candidates=CANDIDATES.value)
     out = command.output(OUT.value, WORKDIR.value, "matches")
     columns = DocumentColumns(ID.value, tuple(TEXT.value), CATEGORY.value)

@@ -17,6 +17,7 @@ from scorejax.random import row_keys, split
 from scorejax.schedules import geometric_sigmas
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.oracles import Gaussian
+from tests.slow import slow_subvp
 
 # Away from t = 0 the likelihood weighting, of order 1 / t, has a variance that 2e4 draws can tame.
 SDES = [VPSDE(t_min=0.01), SubVPSDE(t_min=0.01), VESDE(t_min=0.01)]
@@ -47,7 +48,7 @@ def bayes_loss(sde, weighting, num=20_001):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: w.__name__)
-@pytest.mark.parametrize("sde", SDES, ids=lambda s: s.name)
+@pytest.mark.parametrize("sde", slow_subvp(SDES), ids=lambda s: s.name)
 def test_loss_at_the_true_score_is_the_known_minimum(sde, weighting, sampler):
     x = DATA.sample(jax.random.key(0), 20_000)
     loss = denoising.denoising_score_matching(
@@ -62,7 +63,7 @@ def test_loss_at_the_true_score_is_the_known_minimum(sde, weighting, sampler):
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: w.__name__)
-@pytest.mark.parametrize("sde", SDES, ids=lambda s: s.name)
+@pytest.mark.parametrize("sde", slow_subvp(SDES), ids=lambda s: s.name)
 def test_every_weighting_is_stationary_at_the_true_score(sde, weighting):
     x = DATA.sample(jax.random.key(0), 20_000)
     score_fn = DATA.score_fn(sde)

@@ -17,9 +17,10 @@ from scorejax.samplers.dpm_solver import dpm_solver_pp, sde_dpm_solver_pp
 from scorejax.samplers.few_step import SIGMA_PATH, Churn, Path, edm_step, euler, follow, heun
 from scorejax.schedules import geometric_sigmas, improved_ddpm_sigmas, rho_sigmas
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
+from tests.slow import slow_subvp
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
-by_name = pytest.mark.parametrize("sde", SDES, ids=lambda sde: sde.name)
+by_name = pytest.mark.parametrize("sde", slow_subvp(SDES), ids=lambda sde: sde.name)
 MIXTURE = GaussianMixture(
     np.array([0.3, 0.7]), np.array([[1.0, -1.0], [-0.5, 0.5]]), np.array([0.3, 0.5])
 )
@@ -172,23 +173,24 @@ def starts(sde, num):
     return z, z / sde.marginal(jnp.ones(1))[0][0]
 
 
+@functools.cache
+def end_of_flow(sde, method, num_steps):
+    """Where a sampler takes 16 draws from the prior, in double precision."""
+    z, start = starts(sde, 16)
+    x_init, score_fn = z if method is dpm_solver_pp else start, MIXTURE.score_fn(sde)
+    run = lambda x: method(
+        jax.random.key(0), score_fn, x.shape, sde=sde, num_steps=num_steps, x_init=x
+    )
+    return np.asarray(jax.jit(lambda x: run(x).x)(x_init))
+
+
 @by_name
 @pytest.mark.parametrize(("sampler", "order"), [(heun, 2), (dpm_solver_pp, 2), (euler, 1)])
 def test_the_order_on_a_mixture(x64, sde, sampler, order):
     # All three tend to the denoised end of the same flow: each is held against a fine solution by
     # another method, whose own error is far below a tenth of what it judges.
-    z, start = starts(sde, 16)
-    score_fn = MIXTURE.score_fn(sde)
-
-    def solve(method, num_steps):
-        x_init = z if method is dpm_solver_pp else start
-        run = lambda x: method(
-            jax.random.key(0), score_fn, x.shape, sde=sde, num_steps=num_steps, x_init=x
-        )
-        return jax.jit(lambda x: run(x).x)(x_init)
-
-    reference = solve(dpm_solver_pp if sampler is heun else heun, 4000)
-    errors = [float(jnp.linalg.norm(solve(sampler, n) - reference)) for n in (100, 200)]
+    reference = end_of_flow(sde, dpm_solver_pp if sampler is heun else heun, 4000)
+    errors = [np.linalg.norm(end_of_flow(sde, sampler, n) - reference) for n in (100, 200)]
     measured = np.log2(errors[0] / errors[1])
     # The next term of the error, one power of 1 / n smaller, moves the measured order by some 10 %.
     assert order - 0.25 < measured < order + 0.35, (errors, measured)
@@ -202,7 +204,9 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE()], ids=lambda sde: sde.name)
+@pytest.mark.parametrize(
+    "sde", slow_subvp([VPSDE(), SubVPSDE(), VESDE()]), ids=lambda sde: sde.name
+)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_of_a_gaussian_have_its_moments(sde, name):
     data = Gaussian.isotropic(0.3, 0.5, 4)

@@ -61,6 +61,7 @@ SCORE_FNS = {
 }
 
 
+@pytest.mark.slow  # as tests/slow.py has it of single precision
 @pytest.mark.parametrize("name", SCORE_FNS)
 def test_scores_in_single_precision(golden, name):
     file = golden("a_scorefn_wrappers")
@@ -141,6 +142,7 @@ def test_times_from_uniform_numbers(golden):
     assert np.all(error <= file["tol/t"])
 
 
+@pytest.mark.slow  # as tests/slow.py has it of single precision
 @pytest.mark.parametrize("name", LOSSES + DISCRETE_LOSSES)
 def test_losses_and_gradients_in_single_precision(golden, name):
     file = golden("c_losses")
@@ -181,12 +183,13 @@ def likelihood_case(golden, name, dtype):
 
 def bits_and_latents(sde, score_fn, x, epsilon, **solver):
     """Solves row by row, since every row has its own given probe."""
-    rows = []
-    for i in range(len(x)):
-        divergence = lambda rng, x, i=i: likelihood.along(epsilon[i : i + 1])
-        rows.append(
-            likelihood.log_prob(RNG, sde, score_fn, x[i : i + 1], divergence=divergence, **solver)
-        )
+
+    @jax.jit  # Once for all rows: to trace a solve and to compile it takes seconds.
+    def solve(x, probe):
+        divergence = lambda rng, x: likelihood.along(probe)
+        return likelihood.log_prob(RNG, sde, score_fn, x, divergence=divergence, **solver)
+
+    rows = [solve(x[i : i + 1], epsilon[i : i + 1]) for i in range(len(x))]
     log_prob = jnp.concatenate([row.log_prob for row in rows])
     # The file scores VP on data in [-1, 1] and VE on data in [0, 1].
     data_range = (-1.0, 1.0) if sde.name == "vp" else (0.0, 1.0)

@@ -12,9 +12,10 @@ from scorejax.guidance import class_guided, guided, pseudoinverse_guided
 from scorejax.linear_operators import average_pool_operator, mask_operator
 from scorejax.samplers.few_step import heun
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
+from tests.slow import slow_subvp
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
-by_name = pytest.mark.parametrize("sde", SDES, ids=lambda sde: sde.name)
+by_name = pytest.mark.parametrize("sde", slow_subvp(SDES), ids=lambda sde: sde.name)
 WEIGHTS, STD = np.array([0.5, 0.3, 0.2]), 0.4
 MEANS = np.array([[-1.0, -0.5], [1.0, 0.0], [0.0, 1.2]])
 MIXTURE = GaussianMixture(WEIGHTS, MEANS, np.full(3, STD))

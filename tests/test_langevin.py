@@ -11,6 +11,7 @@ from scorejax.linear_operators import mask_operator
 from scorejax.numerics import expand
 from scorejax.samplers import langevin
 from scorejax.schedules import geometric_sigmas, langevin_step_size, langevin_step_sizes
+from tests.compilation import optimised_jit
 
 LADDER = geometric_sigmas(0.1, 2.0, 12)
 STEP = langevin_step_size(LADDER[0] / LADDER[1], 3) * LADDER[-1] ** 2
@@ -79,10 +80,9 @@ def test_many_steps_lead_to_the_true_law_of_the_smallest_level():
     _, v, _, _ = gaussian_recursion(0.5, 0.1, LADDER, step, 300, start=(0.0, LADDER[0] ** 2))
     truth = 0.1**2 + LADDER[-1] ** 2
     assert v == pytest.approx(truth, rel=0.01)
-    x, _ = langevin.annealed_langevin(
-        jax.random.key(2), gaussian(0.5, 0.1), (4000, 1), sigmas=LADDER, step_size=step,
-        steps_per_level=300, denoise=False,
-    )  # fmt: skip
+    chain = {"sigmas": LADDER, "step_size": step, "steps_per_level": 300, "denoise": False}
+    draw = lambda rng: langevin.annealed_langevin(rng, gaussian(0.5, 0.1), (4000, 1), **chain).x
+    x = optimised_jit(draw)(jax.random.key(2))
     drawn = 0.5 + np.sqrt(truth) * np.random.default_rng(0).normal(size=4000)
     assert stats.ks_2samp(np.asarray(x)[:, 0], drawn).pvalue > 1e-4
 

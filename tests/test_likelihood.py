@@ -15,10 +15,9 @@ from scipy import stats
 from scorejax import likelihood
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE, probability_flow
 from tests.oracles import Gaussian, GaussianMixture
-from tests.slow import slow_subvp
+from tests.slow import slow_where
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
-SOME_SLOW = slow_subvp(SDES)
 RNG = jax.random.key(0)
 
 
@@ -30,6 +29,12 @@ def correlated_gaussian(dim):
 def mixture(dim):
     means = np.random.default_rng(1).uniform(-1, 1, size=(3, dim))
     return GaussianMixture(np.array([0.5, 0.3, 0.2]), means, np.array([0.3, 0.5, 0.7]))
+
+
+def by_name(*by_default):
+    """All SDEs; by default those named alone, for every solve takes two seconds to compile."""
+    values = slow_where(lambda sde: sde.name not in by_default, SDES)
+    return pytest.mark.parametrize("sde", values, ids=lambda sde: sde.name)
 
 
 DATA = {"isotropic": Gaussian.isotropic(0.3, 0.5, 4), "correlated": correlated_gaussian(4)}
@@ -48,8 +53,8 @@ def mixture_log_prob(sde, data, x, latent):
     return sde.prior_log_prob(latent) + change
 
 
-@pytest.mark.parametrize("sde", SDES, ids=lambda s: s.name)
-@pytest.mark.parametrize("name", DATA)
+@by_name("vp", "subvp", "ve")
+@pytest.mark.parametrize("name", slow_where(lambda name: name == "isotropic", DATA))
 def test_log_prob_of_gaussian_data_is_the_closed_form(sde, name):
     data = DATA[name]
     x = data.sample(jax.random.key(1), 16)
@@ -63,7 +68,7 @@ def test_log_prob_of_gaussian_data_is_the_closed_form(sde, name):
     assert result.success.all() and (result.standard_error == 0).all()
 
 
-@pytest.mark.parametrize("sde", SOME_SLOW, ids=lambda s: s.name)
+@by_name("vp", "ve")
 def test_log_prob_of_a_mixture_is_the_closed_form(sde):
     data = mixture(8)
     x = data.sample(jax.random.key(1), 16)
@@ -72,7 +77,7 @@ def test_log_prob_of_a_mixture_is_the_closed_form(sde):
     np.testing.assert_allclose(result.log_prob, expected, atol=1e-4 * data.dim, rtol=0)
 
 
-@pytest.mark.parametrize("sde", SOME_SLOW, ids=lambda s: s.name)
+@by_name("ve")
 def test_a_smaller_tolerance_gives_a_smaller_error(sde, x64):
     data = DATA["correlated"]
     x = data.sample(jax.random.key(1), 8)
@@ -183,7 +188,7 @@ def test_a_row_does_not_depend_on_its_batch():
     assert whole.steps[2] > whole.steps[0]
 
 
-@pytest.mark.parametrize("sde", SOME_SLOW, ids=lambda s: s.name)
+@by_name("vp")
 def test_nfe_is_the_number_of_calls(sde):
     data, calls = mixture(4), []
     score_fn = data.score_fn(sde)

@@ -11,9 +11,12 @@ import pytest
 
 from configs.mv_con import generated
 from scorejax import systems
-from scorejax.data.matching import Documents, Pairs
+from scorejax.data.matching import Documents
+from scorejax.evaluate import ranking
 from scorejax.objectives import co_teaching
 from scorejax.systems.mv_con import serving
+from scorejax.systems.mv_con.evaluation import judged
+from scorejax.text import lexical
 from scorejax.train.state import TrainState
 from tests.trees import assert_equal
 
@@ -38,9 +41,9 @@ class Case:
         carry = self.system.source.init(0, jax.random.key(1))
         _, self.batch = self.system.source.next(carry, self.state, jax.random.key(2))
         self.batch |= {"rng": jax.random.split(jax.random.key(3), len(self.batch["label"]))}
-        self.corpus = self.system.frozen
+        self.corpus = self.system.frozen["corpus"]
         loss = lambda params, state, batch, corpus: self.system.loss(
-            params, state, jax.random.key(4), batch, corpus
+            params, state, jax.random.key(4), batch, {"corpus": corpus}
         )
         self.gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
 
@@ -87,7 +90,7 @@ def test_one_view_has_no_gradient_in_the_other():
             shared = learners.shared(params, table, one.corpus)
             own = learners.learners[name]
             found, _ = own.train_logits(
-                params[name], state["moments"][name], shared, one.corpus, one.batch
+                params[name], state["moments"][name], shared, one.corpus, one.batch, None
             )
             return jnp.sum(found**2)
 
@@ -131,7 +134,7 @@ def test_without_weights_each_learns_alone():
         def mean(params):
             shared = one.model.learners.shared(params, table, one.corpus)
             found, _ = one.model.learners.learners[name].train_logits(
-                params[name], {}, shared, one.corpus, rows
+                params[name], {}, shared, one.corpus, rows, None
             )
             return jnp.mean(jnp.logaddexp(0, jnp.where(rows["label"] > 0, -found, found)))
 
@@ -189,16 +192,39 @@ def test_edges_are_no_pairs_with_a_label():
     assert not edges & labelled
 
 
-def test_hidden_matches_and_planted_noise_are_known_for_flipped():
-    task = systems.load_model(config(noise_rate=0.2)).task
-    clean = systems.load_model(config()).task
-    assert (task.train.label != clean.train.label).mean() == pytest.approx(0.2, abs=0.01)
-    np.testing.assert_array_equal(
-        task.flipped ^ clean.flipped, task.train.label != clean.train.label
-    )
-    # Of generated pairs 30 % of those with label 0 match.
+def test_wrong_labels_are_known_for_wrong():
+    task = systems.load_model(config(noise_rate=0.2, graph_share=0.0, num_negatives=2)).task
+    num = len(task.observed)
+    planted = task.train.label[:num] != task.observed.label
+    assert planted.sum() == round(0.2 * num)
+    truth = task.matches[task.train.resume, task.train.job]
+    np.testing.assert_array_equal(task.flipped, truth != task.train.positive)
+    # Of generated pairs 30 % of those with label 0 match, and 8 % of all pairs.
+    clean = systems.load_model(config(graph_share=0.0)).task
     hidden = clean.flipped[clean.train.label == 0].mean()
     assert 0.15 < hidden < 0.45 and not clean.flipped[clean.train.label == 1].any()
+
+
+def test_an_edge_tells_no_label():
+    # Each resume of ESCO has one positive: were its negatives kept where that became an edge,
+    # having an edge would mean not to match.
+    task = systems.load_model(config(num_negatives=3)).task
+    plain = systems.load_model(config()).task
+    drawn = task.train.take(slice(len(plain.train), None))
+    assert len(drawn) == 3 * plain.train.positive.sum()
+    assert not drawn.positive.any()
+    np.testing.assert_array_equal(
+        np.bincount(drawn.resume), 3 * np.bincount(plain.train.resume[plain.train.positive])
+    )
+    positives = plain.train.take(plain.train.positive)
+    known = {*zip(positives.resume, positives.job, strict=True)}
+    known |= set(map(tuple, plain.interactions.tolist()))
+    assert not known & {*zip(drawn.resume, drawn.job, strict=True)}
+
+
+def test_jobs_of_the_test_are_no_negatives():
+    task = systems.load_model(config(num_negatives=3, split="job", graph_share=0.0)).task
+    assert not set(task.test.job) & set(task.train.job)
 
 
 def new_documents(model):
@@ -284,6 +310,8 @@ def test_two_text_views_start_apart_and_have_no_graph():
         ({"co_teaching": "selct"}, "did you mean 'select'"),
         ({"dataset": "tables"}, "set --config.resumes"),
         ({"dataset": "recbole", "data_dir": ""}, "set --config.data_dir"),
+        ({"views": ("text",)}, "graph_share=0.3 sets pairs apart"),
+        ({"valid_share": 0.0}, "the validation part has no pair with label 1"),
         ({"graph_share": 1.0}, "graph_share needs to lie in"),
         ({"num_negatives": -1}, "num_negatives needs to be at least 0"),
     ],
@@ -303,33 +331,73 @@ def test_weights_are_those_of_the_objective():
     )
 
 
-def test_pairs_of_negative_sampling_keep_positives_apart():
-    task = systems.load_model(config(num_negatives=3)).task
-    plain = systems.load_model(config()).task
-    drawn = task.train.take(slice(len(plain.train), None))
-    assert isinstance(drawn, Pairs) and not drawn.positive.any()
-    positives = plain.train.take(plain.train.positive)
-    known = {*zip(positives.resume, positives.job, strict=True)}
-    known |= set(map(tuple, plain.interactions.tolist()))
-    assert not known & {*zip(drawn.resume, drawn.job, strict=True)}
-
-
 def test_the_report_ranks_test_pairs_both_ways_beside_untrained_scores():
-    # Reciprocal ranks by sorting, resume by resume; scores of pairs do not tie here.
+    # Reciprocal ranks by sorting, resume by resume; scores of pairs do not tie here. True matches
+    # that nobody observed count, and pairs whose labels training or validation knows do not.
     one = case()
     model, variables = one.model, (one.state.params, one.state.model_state)
     scalars = model.metrics()["ranking"]()(jax.random.key(0), variables).scalars
-    task, jobs = model.task, np.arange(len(model.task.jobs))
-    positive = task.test.take(task.test.positive)
-    train = task.train.take(task.train.positive)
-    known = {*zip(train.resume, train.job, strict=True), *map(tuple, task.interactions.tolist())}
-    values = []
-    for resume in np.unique(positive.resume):
-        matches = set(positive.job[positive.resume == resume])
-        pairs = model.nodes(np.full(len(jobs), resume), jobs)
-        scores = model.probabilities(variables, one.corpus, pairs)["mean"]
-        listed = [j for j in np.argsort(-scores) if j in matches or (resume, j) not in known]
-        values.append(1 / (1 + min(listed.index(j) for j in matches)))
-    assert scalars["resume/queries"] == len(values)
-    assert scalars["resume/mean/mrr"] == pytest.approx(np.mean(values))
-    assert {"job/relation/ndcg@10", "resume/tfidf/auc", "job/cosine/recall@5_high"} <= scalars.keys()
+    task = model.task
+    parts = (part.take(part.positive) for part in (task.observed, task.valid))
+    known = {pair for part in parts for pair in zip(part.resume, part.job, strict=True)}
+    values = {"resume": [], "job": []}
+    resumes, jobs = np.unique(task.test.resume), np.arange(len(task.jobs))
+    pairs = model.nodes(np.repeat(resumes, len(jobs)), np.tile(jobs, len(resumes)))
+    scores = model.probabilities(variables, one.corpus, pairs)["mean"]
+    table = dict(zip(((r, j) for r in resumes for j in jobs), scores, strict=True))
+    for side, queries in (("resume", resumes), ("job", jobs)):
+        for query in queries:
+            others = jobs if side == "resume" else resumes
+            own = [(query, o) if side == "resume" else (o, query) for o in others]
+            own = sorted((pair for pair in own if pair not in known), key=lambda p: -table[p])
+            places = [place for place, pair in enumerate(own, start=1) if task.matches[pair]]
+            values[side] += [1 / places[0]] if places else []
+    for side, expected in values.items():
+        assert scalars[f"{side}/mean/queries"] == len(expected)
+        assert scalars[f"{side}/mean/mrr"] == pytest.approx(np.mean(expected))
+    # A query of words is looked up among documents: on the jobs' side these are the resumes.
+    texts = [task.resumes.texts[i] for i in resumes]
+    by_words = lexical.bm25_scores(task.jobs.texts, texts)
+    part = judged(task, task.test, task.valid)
+    ranks = ranking.rank(by_words, part.relevant.T, candidates=part.candidates.T)
+    expected = np.nanmean(ranking.reciprocal_rank(ranks))
+    assert scalars["job/bm25/mrr"] == pytest.approx(expected)
+
+
+def test_resumes_of_one_group_are_resampled_together():
+    one = case()
+    grouped = dataclasses.replace(one.model.task, groups=np.zeros(60, np.int32))
+    model = dataclasses.replace(one.model, make_task=lambda: grouped)
+    variables = one.state.params, one.state.model_state
+    scalars = model.metrics()["ranking"]()(jax.random.key(0), variables).scalars
+    assert np.isnan(scalars["resume/mean/mrr_low"]) and np.isfinite(scalars["job/mean/mrr_low"])
+
+
+def test_two_text_views_drop_different_units():
+    one = case(views=("text", "text"), graph_share=0.0, dropout=0.5, co_teaching="none")
+    both = dict.fromkeys(("text", "text_2"), one.state.params["text"])
+    halves = jax.tree.map(lambda leaf: np.concatenate([leaf[:8], leaf[:8]]), one.batch)
+    (_, aux), _ = one.gradient(both, one.state, halves, one.corpus)
+    assert float(aux.metrics["loss_text"]) != float(aux.metrics["loss_text_2"])
+
+
+def test_texts_without_a_known_word_are_no_near_ones():
+    # Cosines of unit vectors by hand; the zero vector has cosine 0 with all.
+    rng = np.random.default_rng(0)
+    points, queries = (rng.normal(size=(n, 4)).astype(np.float32) for n in (30, 5))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    points[7] = queries[2] = 0
+    found = serving.nearest(queries, points, 30)
+    for query, row in zip(queries, found, strict=True):
+        cosines = points[row] @ query
+        assert (np.diff(cosines) <= 1e-6).all()
+
+
+def test_files_of_another_content_are_refused(tmp_path):
+    # One more pair, whose label no array of the documents shows.
+    one = case()
+    changed = dataclasses.replace(one.model.task, train=one.model.task.train.take(slice(1, None)))
+    before, after = one.model.inputs(), changed.digests()
+    assert (before["documents"] == after["documents"]).all()
+    assert (before["pairs"] != after["pairs"]).any()

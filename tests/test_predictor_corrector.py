@@ -12,7 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, GaussianMixture, affine_coefficients, moment_recursion
+from oracles import (
+    Gaussian,
+    GaussianMixture,
+    affine_coefficients,
+    isotropic_score_fn,
+    moment_recursion,
+)
 from scipy import stats
 
 from scorejax.samplers import correctors, predictors
@@ -135,12 +141,12 @@ def test_annealed_langevin_has_its_stationary_variance(x64):
 def test_langevin_by_snr_inflates_the_variance_by_one_plus_snr_squared():
     # 64 chains of 2000 coordinates: 3 standard errors of a variance are 1.2 %, and 1/D is 0.1 %.
     sde, snr = SDES["ve"], 0.4
-    data = Gaussian.isotropic(0.0, 0.5, 2000)
+    score_fn = isotropic_score_fn(sde, 0.0, 0.5)
     t = jnp.full((64,), 0.4)
     v = 0.25 + float(sde.sigma(0.4)) ** 2
     x = np.sqrt(v) * jax.random.normal(KEY, (64, 2000))
     move = functools.partial(correctors.langevin, snr=snr, num_inner=100, num_steps=100)
-    x, _, nfe = optimised_jit(lambda x: move(jax.random.key(1), sde, data.score_fn(sde), x, t))(x)
+    x, _, nfe = optimised_jit(lambda x: move(jax.random.key(1), sde, score_fn, x, t))(x)
     assert nfe == 100
     assert float(x.var()) / v == pytest.approx(1 + snr**2, rel=0.013)
 
@@ -159,7 +165,7 @@ def test_the_last_mean_of_ve_is_tweedies_denoiser(x64):
 DIM, CHAINS, STEPS, SNR = 512, 128, 100, 0.1
 
 
-def many_chains(sde, data, predictor_names, corrector_names, shape):
+def many_chains(sde, score_fn, predictor_names, corrector_names, shape):
     """One compiled program (rng, i, j) -> Sampled for all pairs of predictor i and corrector j."""
 
     def run(rng, i, j):
@@ -180,7 +186,7 @@ def many_chains(sde, data, predictor_names, corrector_names, shape):
             return jax.lax.switch(j, branches, rng, x, t)
 
         return predictor_corrector(
-            rng, data.score_fn(sde), shape, sde=sde, predictor=predictor, corrector=corrector,
+            rng, score_fn, shape, sde=sde, predictor=predictor, corrector=corrector,
             num_steps=STEPS, snr=SNR, denoise=False,
         )  # fmt: skip
 
@@ -199,22 +205,28 @@ def langevin_recursion(corrector, mean, variance, data_mean, true_mean, truth, a
     return true_mean + slope * (mean - true_mean), slope**2 * variance + 2 * size
 
 
-def expected_moments(sde, predictor, corrector, num_steps=STEPS):
-    """Mean and variance of each coordinate after the chain, for N(1, 0.25) data."""
+@functools.cache
+def affine_chain(sde, predictor, num_steps):
+    """Slope, shift and noise of each step on N(1, 0.25) data, with scale, std and alpha there."""
     with jax.enable_x64(True):
         score_fn = Gaussian.isotropic(1.0, 0.5, 1).score_fn(sde)
         t = jnp.asarray(time_grid(1.0, sde.sampling_t_min, num_steps))
         update = predictor_update(predictor, sde, score_fn, num_steps)
-        coefficients = np.stack(affine_coefficients(update, t), axis=1)
-        scale, std = (np.asarray(value) for value in sde.marginal(t))
-        alpha = np.asarray(sde.transition(t, num_steps)[0]) ** 2
-        mean, variance = 0.0, prior_variance(sde)
-        for j, (slope, shift, noise) in enumerate(coefficients):
-            truth = 0.25 * scale[j] ** 2 + std[j] ** 2
-            mean, variance = langevin_recursion(
-                corrector, mean, variance, 1.0, scale[j], truth, alpha[j], std[j]
-            )
-            mean, variance = slope * mean + shift, slope**2 * variance + noise**2
+        coefficients = affine_coefficients(update, t)
+        return np.stack(
+            [*coefficients, *sde.marginal(t), sde.transition(t, num_steps)[0] ** 2], axis=1
+        )
+
+
+def expected_moments(sde, predictor, corrector, num_steps=STEPS):
+    """Mean and variance of each coordinate after the chain, for N(1, 0.25) data."""
+    mean, variance = 0.0, prior_variance(sde)
+    for slope, shift, noise, scale, std, alpha in affine_chain(sde, predictor, num_steps):
+        truth = 0.25 * scale**2 + std**2
+        mean, variance = langevin_recursion(
+            corrector, mean, variance, 1.0, scale, truth, alpha, std
+        )
+        mean, variance = slope * mean + shift, slope**2 * variance + noise**2
     return mean, variance
 
 
@@ -227,10 +239,9 @@ def test_every_pair_reaches_the_moments_of_its_recursion_and_a_normal_law(name):
     # the recursion at 5e-7, where it is exact. 68 pairs, 136 moments at 6e-7 and 33 laws: a false
     # alarm in 1e-4 of all seeds; the seed is fixed.
     sde = SDES[name]
-    data = Gaussian.isotropic(1.0, 0.5, DIM)
     first = [p for p in PREDICTORS if (name, p) != ("subvp", "ancestral")]
     second = list(CORRECTORS)
-    run = many_chains(sde, data, first, second, (CHAINS, DIM))
+    run = many_chains(sde, isotropic_score_fn(sde, 1.0, 0.5), first, second, (CHAINS, DIM))
     for i, predictor in enumerate(first):
         for j, corrector in enumerate(second):
             x, nfe = run(jax.random.key(100 * i + j), i, j)
@@ -277,7 +288,7 @@ def test_every_pair_draws_from_a_mixture(name):
     sde = VESDE(sigma_max=10.0) if name == "ve" else SDES[name]
     first = [p for p in PREDICTORS if p != "none" and (name, p) != ("subvp", "ancestral")]
     second = ["none", "annealed_langevin", "batch_langevin"]
-    run = many_chains(sde, MIXTURE, first, second, (2000, 2))
+    run = many_chains(sde, MIXTURE.score_fn(sde), first, second, (2000, 2))
     truth = np.asarray(MIXTURE.sample_at(jax.random.key(1), sde, sde.sampling_t_min, 20_000))
     for i, predictor in enumerate(first):
         for j, corrector in enumerate(second):

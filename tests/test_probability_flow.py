@@ -12,17 +12,23 @@ from scipy import stats
 
 from scorejax.samplers.probability_flow import decode, encode, probability_flow_ode, solve_flow
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
-from tests.slow import slow_subvp
+from tests.slow import slow_where
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
-SOME_SLOW = slow_subvp(SDES)
-most_by_name = pytest.mark.parametrize("sde", SOME_SLOW, ids=lambda sde: sde.name)
+
+
+def by_name(*by_default):
+    """All SDEs; by default those named alone, for every solve takes two seconds to compile."""
+    values = slow_where(lambda sde: sde.name not in by_default, SDES)
+    return pytest.mark.parametrize("sde", values, ids=lambda sde: sde.name)
+
+
 DATA = Gaussian(
     np.array([1.0, -0.5, 0.2]), np.array([[1.0, 0.3, 0.1], [0.3, 0.5, 0.0], [0.1, 0.0, 0.2]])
 )
 
 
-@most_by_name
+@by_name("vp", "ve")
 def test_decode_and_encode_are_the_closed_form_flow(x64, sde):
     # The solver bounds the error of a step by atol + rtol |x|; 50 steps whose errors the flow can
     # stretch by up to std(1) / std(t_min) on the way up give the allowance, relative to |z|.
@@ -36,7 +42,7 @@ def test_decode_and_encode_are_the_closed_form_flow(x64, sde):
     np.testing.assert_allclose(back, z, atol=1e-6, rtol=1e-7)
 
 
-@most_by_name
+@by_name("ve")
 def test_the_error_follows_the_tolerance(x64, sde):
     z = sde.sample_prior(jax.random.key(1), (8, 3))
     exact = DATA.flow_map(sde, z, sde.t_max, sde.sampling_t_min)
@@ -53,7 +59,7 @@ def test_the_error_follows_the_tolerance(x64, sde):
     assert errors[2] < 1e-6
 
 
-@most_by_name
+@by_name("vp")
 def test_encode_then_decode_returns_the_input_for_a_mixture(sde):
     data = GaussianMixture(
         np.array([0.3, 0.7]), np.array([[1.0, -1.0], [-0.5, 0.5]]), np.array([0.3, 0.5])
@@ -74,7 +80,7 @@ def test_encode_then_decode_returns_the_input_for_a_mixture(sde):
     assert np.all(np.asarray(nfe) > 6)
 
 
-@pytest.mark.parametrize("sde", [SDES[0], SDES[2]], ids=lambda sde: sde.name)
+@by_name("ve")
 def test_nfe_is_the_number_of_calls(sde):
     calls = []
     score_fn = DATA.score_fn(sde)
@@ -118,31 +124,33 @@ def test_a_row_whose_score_turns_nan_is_nan_at_once_and_alone():
     z = sde.sample_prior(jax.random.key(5), (4, 3)).at[3].set(jnp.nan).at[1].set(9.0)
     broken = lambda x, t: jnp.where((x[:, :1] > 3) & (t[:, None] < 0.5), jnp.nan, score_fn(x, t))
     # Row 1 starts nine standard deviations out, so that it is beyond 3 when t falls below 0.5.
-    x, nfe = decode(broken, z, sde=sde)
+    solve = jax.jit(lambda z: decode(broken, z, sde=sde))
+    x, nfe = solve(z)
     np.testing.assert_array_equal(np.isnan(x).any(axis=1), [False, True, False, True])
     assert nfe.max() < 600  # not the 24577 of max_steps
     # The same program, so to the last bit: without the two, the others are what they were.
-    calm, _ = decode(broken, z.at[1::2].set(0.0), sde=sde)
+    calm, _ = solve(z.at[1::2].set(0.0))
     assert np.isfinite(calm).all()
     np.testing.assert_array_equal(x[::2], calm[::2])
 
 
-@most_by_name
+@by_name("vp")
 def test_a_row_does_not_depend_on_its_batch_mates(x64, sde):
     score_fn = DATA.score_fn(sde)
     z = sde.sample_prior(jax.random.key(6), (3, 3))
-    together, nfe = decode(score_fn, z, sde=sde)
-    other, other_nfe = decode(score_fn, z.at[1:].multiply(3.0), sde=sde)
+    solve = jax.jit(lambda z: decode(score_fn, z, sde=sde))
+    together, nfe = solve(z)
+    other, other_nfe = solve(z.at[1:].multiply(3.0))
     # Same shapes, same program: to the last bit.
     np.testing.assert_array_equal(together[0], other[0])
     assert nfe[0] == other_nfe[0]
-    alone, _ = decode(score_fn, z[:1], sde=sde)
+    alone, _ = solve(z[:1])
     # Another batch size is another program, whose products may round otherwise: some 50 steps of
     # 1e-16, amplified by the flow. In float32 the same rounding moves the accepted steps as well.
     np.testing.assert_allclose(together[:1], alone, atol=1e-9)
 
 
-@most_by_name
+@by_name("vp")
 def test_data_of_unit_variance_whose_flow_stands_still(sde):
     # VP leaves N(0, I) as it is: a solver that divides by the size of the drift would fail here.
     data = Gaussian.isotropic(0.0, 1.0, 4)
@@ -153,7 +161,7 @@ def test_data_of_unit_variance_whose_flow_stands_still(sde):
     np.testing.assert_allclose(x, exact, atol=1e-3 if sde.name != "subvp" else 5e-3)
 
 
-@most_by_name
+@by_name("ve")
 def test_samples_of_a_mixture_have_its_law(sde):
     # False alarms: three SDEs, two coordinates and two diagonals, so 12 tests at 1e-6 each.
     data = GaussianMixture(

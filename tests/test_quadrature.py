@@ -16,7 +16,6 @@ from scorejax.density.autoregressive import (
     log_prob,
 )
 from scorejax.quadrature import adaptive_table, cumulative, quantile
-from tests.compilation import optimised_jit
 from tests.gaussian_conditionals import Conditionals, covariance, draws, gaussian_head
 
 LEVELS = np.linspace(-1, 1, 17)
@@ -58,7 +57,7 @@ def test_log_densities_are_those_of_mixtures_within_the_error_estimate(name):
     c, x, limit = mixture(name)
     x = jnp.asarray(x, jnp.float32)[:, None]
     rows = jnp.broadcast_to(c, (len(x), 1, len(c)))
-    measured = optimised_jit(
+    measured = jax.jit(
         lambda x: conditional_log_probs(mixture_head, rows, x, low=-limit, high=limit)
     )(x)
     errors = np.abs(measured.log_prob - mixture_log_prob(x, rows))

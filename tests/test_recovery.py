@@ -96,14 +96,17 @@ def test_score_of_the_conditional(t):
     np.testing.assert_allclose(score_of(energy)(y), expected, atol=1e-5 * largest)
 
 
+@functools.partial(optimised_jit, static_argnums=4)
+def end_of_chain(rng, noise_scale, t, x_next, num_steps):
+    normal = lambda k: noise_scale * jax.random.normal(jax.random.fold_in(rng, k), x_next.shape)
+    return samplers.langevin_chain(normal, DATA.energy_fn(), LEVELS, t, x_next, num_steps=num_steps)
+
+
 @pytest.mark.parametrize("t, noise_scale", [(0, 1.0), (2, 1.0), (4, 0.99), (TOP, 1.0)])
 def test_the_law_of_a_chain(t, noise_scale):
     num, num_steps = 2**16, 30
     x_next = jnp.full((num, 1), 0.8)
-    normal = lambda k: noise_scale * jax.random.normal(jax.random.fold_in(rng, k), (num, 1))
-    rng = jax.random.key(t)
-    chain = functools.partial(samplers.langevin_chain, num_steps=num_steps)
-    y = optimised_jit(lambda x: chain(normal, DATA.energy_fn(), LEVELS, full(num, t), x))(x_next)
+    y = end_of_chain(jax.random.key(t), noise_scale, full(num, t), x_next, num_steps)
     assert_moments(y, *DATA.chain_law(t, 0.8, num_steps, noise_scale))
 
 
@@ -122,13 +125,16 @@ def test_a_long_chain_has_the_bias_of_its_step():
     assert_moments(y, centre, biased)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def chain_without_noise(t, x_next, num_steps):
+    normal = lambda k: jnp.zeros(x_next.shape)
+    return samplers.langevin_chain(normal, DATA.energy_fn(), LEVELS, t, x_next, num_steps=num_steps)
+
+
 @pytest.mark.parametrize("t", range(6))
 def test_a_chain_without_noise(t):
     x_next, num_steps = jnp.linspace(-1, 1, 12).reshape(4, 3), 30
-    energy_fn = DATA.energy_fn()
-    y = samplers.langevin_chain(
-        lambda k: jnp.zeros((4, 3)), energy_fn, LEVELS, full(4, t), x_next, num_steps=num_steps
-    )
+    y = chain_without_noise(full(4, t), x_next, num_steps)
     mean, _ = DATA.chain_law(t, np.asarray(x_next, np.float64), num_steps)
     np.testing.assert_allclose(y, mean, atol=1e-5)  # 30 steps in float32, values up to 1
 
@@ -210,14 +216,16 @@ def test_the_loss_is_stationary_where_short_chains_have_the_variance_of_the_data
     data, num = Data(mean=0.0), 2**17
     x = jax.random.normal(jax.random.key(1), (num, 1)) * np.sqrt(data.variance)
 
+    @optimised_jit
     def slopes(p):
         def losses(factor):
             energy_fn = data.energy_fn(jnp.full(6, p * factor))
             return objectives.recovery_loss(energy_fn, jax.random.key(t), x, LEVELS, full(num, t))
 
-        return np.asarray(optimised_jit(lambda: jax.jvp(losses, (1.0,), (1.0,))[1])())
+        return jax.jvp(losses, (1.0,), (1.0,))[1]
 
-    short, true = (slopes(p) for p in (short_run_precision(data, t, 30), 1 / data.tau2[t]))
+    precisions = short_run_precision(data, t, 30), 1 / data.tau2[t]
+    short, true = (np.asarray(slopes(p)) for p in precisions)
     assert abs(short.mean()) < 4 * short.std() / np.sqrt(num)
     assert abs(true.mean()) > 8 * true.std() / np.sqrt(num)
 

@@ -132,6 +132,7 @@ def test_a_run_killed_twelve_times_ends_where_one_never_killed_ends(unkilled, tm
     assert_same_run(tmp_path, unkilled)
 
 
+@pytest.mark.slow  # by default the signal comes from within the process, in the next test
 def test_sigterm_saves_and_the_run_goes_on(unkilled, tmp_path):
     process = start(tmp_path, *LONG)
     while not (tmp_path / "checkpoints" / "50").exists():

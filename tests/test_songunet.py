@@ -18,7 +18,7 @@ from scorejax import interop
 from scorejax.models.dhariwal import DhariwalUNet, MultiHeadAttention, cosine_sine_embedding
 from scorejax.models.songunet import SongUNet
 from tests.random_variables import random_variables
-from tests.slow import SINGLE_AND_DOUBLE
+from tests.slow import SINGLE_AND_DOUBLE, slow_where
 from tests.trees import assert_equal
 
 SONG = {
@@ -137,7 +137,13 @@ def shapes_of(network, size, labels):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+# By default one of each kind, of which one has labels.
+@pytest.mark.parametrize(
+    "name",
+    slow_where(
+        lambda name: name not in ("cifar10 ddpmpp conditional", "ffhq and afhqv2 ncsnpp"), PUBLISHED
+    ),
+)
 def test_full_size_networks_have_their_number_of_parameters(name):
     fields, size, labels = PUBLISHED[name]
     network = SongUNet(**fields)
@@ -200,7 +206,7 @@ def test_labels_act_and_missing_ones_are_zeros(kind):
         apply(jnp.zeros((2, 4)))
 
 
-@pytest.mark.parametrize("kind", [SongUNet, DhariwalUNet])
+@pytest.mark.parametrize("kind", [SongUNet, pytest.param(DhariwalUNet, marks=pytest.mark.slow)])
 def test_a_class_is_withheld_in_training_only(kind):
     network = tiny(kind, label_dim=3, label_dropout=1.0, dropout=0.0)
     x, noise, variables = initialised(network)

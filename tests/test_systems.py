@@ -47,7 +47,7 @@ TABLE = {
     "classifier_mistakes": ("configs.classifier_mistakes.digits", "mean_teacher,debug"),
     "mv_con": ("configs.mv_con.generated", "debug"),
 }
-# Of the joined batch two devices compute something else where batches are normalised, weights are
+# Of the joined batch two devices compute something else where batches are normalised, weights
 # solved for, or halves exchanged between learners, on each device's own examples. Flows' and
 # energies' differences lose more digits to rounding than are compared; test_fd_score_matching.py
 # has their losses by rows, exactly.
@@ -216,9 +216,9 @@ def test_evaluation_gives_numbers_and_pictures_and_repeats_itself(case):
     [
         ("vp", "pc", {"nfe": 11}, 11),
         ("ve", "pc", {"nfe": 11}, 10),  # A corrector doubles the cost of a step.
-        ("ve", "pc", {"num_steps": 7}, 14),
+        pytest.param("ve", "pc", {"num_steps": 7}, 14, marks=pytest.mark.slow),
         ("vp", "heun", {}, 35),
-        ("subvp", "heun", {"nfe": 12}, 11),
+        pytest.param("subvp", "heun", {"nfe": 12}, 11, marks=pytest.mark.slow),
         ("ve", "dpm++", {"nfe": 12}, 12),
         ("vp", "sde-dpm++", {"num_steps": 9}, 10),
     ],

@@ -261,18 +261,24 @@ def sample_negatives(
     num_jobs: int,
     per_positive: int,
     side: str = "job",
+    *,
+    avoid: Pairs | None = None,
 ) -> Pairs:
     """Draws `per_positive` pairs with label 0 for each positive one, which lends them its time.
 
     The job (or resume) is replaced by one drawn uniformly from all that make no positive pair; with
-    "both", a coin decides which. Draws are independent and may repeat. Pass the pairs to learn from
-    alone: whoever excludes the positives of a test tells them.
+    "both", a coin decides which. Draws are independent and may repeat, and are no positives of
+    `avoid` either. Pass pairs to learn from alone: whoever excludes the positives of a test tells
+    them.
     Raises: ValueError if a document has no other that it does not match.
     """
     require_known("side", side, SIDES)
     require({"per_positive": per_positive}, ("per_positive",), lambda n: n >= 1, "to be at least 1")
     positives = pairs.take(pairs.positive)
-    taken = np.unique(_keys(positives.resume, positives.job, num_jobs))
+    others = positives.take(slice(0)) if avoid is None else avoid.take(avoid.positive)
+    taken = np.unique(
+        np.concatenate([_keys(p.resume, p.job, num_jobs) for p in (positives, others)])
+    )
     _require_others(taken // num_jobs, num_jobs, "resume", "job", side)
     _require_others(taken % num_jobs, num_resumes, "job", "resume", side)
     drawn = positives.take(np.repeat(np.arange(len(positives)), per_positive))

@@ -21,6 +21,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from scorejax.models.relational_gcn import Edges
+from scorejax.text import lexical
 
 RELATIONS = (
     "category_job_job", "category_resume_resume", "category_resume_job", "category_job_resume",
@@ -256,7 +257,7 @@ def _spread(num: int, most: int) -> np.ndarray:
 
 
 def _fit_keywords(texts: list[str], rules: GraphRules) -> Keywords:
-    vectorizer = TfidfVectorizer(dtype=np.float32)
+    vectorizer = TfidfVectorizer(analyzer=lexical.words, dtype=np.float32)
     counts = np.bincount(
         vectorizer.fit_transform(texts).indices, minlength=len(vectorizer.vocabulary_)
     )

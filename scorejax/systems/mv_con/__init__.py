@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from scorejax.choices import require, require_keys, require_known
@@ -82,10 +83,15 @@ def build(config: ConfigDict) -> System:
     return System(
         init=jax.jit(model.init),
         loss=model.loss,
-        tx=decaying_adam_from_config(config),
+        # Each learner by itself: clipping one's gradient leaves the other's as it is.
+        tx=optax.multi_transform(
+            {name: decaying_adam_from_config(config) for name in model.learners.learners},
+            lambda params: {name: name for name in params},
+        ),
         source=model.source(),
         evaluate=make_evaluate(metrics, config.best_metric),
-        frozen=model.corpus,
+        # Training goes on, and is evaluated, with the same documents and pairs alone.
+        frozen={"corpus": model.corpus, **model.inputs()},
         paths=("data_dir", "vectors_dir", *TABLES),
     )
 
@@ -112,6 +118,11 @@ def make_model(config: ConfigDict) -> DocumentMatcher:
     shares = ("noise_rate", "graph_share", "dropout", "forget_rate")
     require(config, shares, lambda v: 0 <= v < 1, "to lie in [0, 1)")
     related = "relation" in views
+    if config.graph_share and not related:
+        raise ValueError(
+            f"graph_share={config.graph_share} sets pairs apart for a graph, which no view of "
+            f"{views} reads; set it to 0"
+        )
     return DocumentMatcher(
         make_task=functools.partial(make_task, config),
         text=TextOptions(
@@ -126,6 +137,7 @@ def make_model(config: ConfigDict) -> DocumentMatcher:
         exchange=config.exchange,
         refresh_every=config.refresh_every,
         batch_size=config.batch_size,
+        paths={key: config[key] for key in ("data_dir", *TABLES) if config[key]},
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a model ranks held-out pairs, both ways, beside scores that need no training."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -11,29 +11,46 @@ from scorejax.evaluate import ranking
 from scorejax.evaluate.progress import Metric
 from scorejax.report import Evaluation
 from scorejax.systems.mv_con.corpus import Corpus
+from scorejax.systems.mv_con.task import Task
 from scorejax.text import lexical
 from scorejax.typing import PRNGKeyArray, PyTree, Variables
 
 if TYPE_CHECKING:
     from scorejax.systems.mv_con.model import DocumentMatcher
 
+MOST_VALIDATED = 1000
+"""Resumes that are ranked in training."""
 
-def judged(
-    model: "DocumentMatcher", pairs: Pairs
-) -> tuple[Int[np.ndarray, "r"], Bool[np.ndarray, "r j"], Bool[np.ndarray, "r j"]]:
-    """Resumes of positive pairs, the jobs that match each, and the jobs that it is judged on.
 
-    Pairs that training has for positives, edges among them, are no candidates: they are known.
+class Judged(NamedTuple):
+    """Resumes of a held-out part, which jobs match them, and which pairs are judged at all."""
+
+    resumes: Int[np.ndarray, "r"]
+    relevant: Bool[np.ndarray, "r j"]
+    candidates: Bool[np.ndarray, "r j"]
+
+    def first(self, num: int) -> "Judged":
+        """The first `num` resumes."""
+        return Judged(*(array[:num] for array in self))
+
+
+def judged(task: Task, pairs: Pairs, *others: Pairs) -> Judged:
+    """The resumes of `pairs`, positive or not, with all jobs.
+
+    Where all matches are known, all of them are relevant. Observed positives to learn from, and
+    those of `others`, are no candidates: nobody needs to find them.
     """
-    positive = pairs.take(pairs.positive)
-    resumes = np.unique(positive.resume)
-    shape = len(model.task.resumes), len(model.task.jobs)
+    resumes, shape = np.unique(pairs.resume), (len(task.resumes), len(task.jobs))
     relevant, known = np.zeros(shape, bool), np.zeros(shape, bool)
+    positive = pairs.take(pairs.positive)
     relevant[positive.resume, positive.job] = True
-    train = model.task.train.take(model.task.train.positive)
-    known[train.resume, train.job] = True
-    known[tuple(model.task.interactions.T)] = True
-    return resumes, relevant[resumes], ~(known & ~relevant)[resumes]
+    if task.matches is not None:
+        relevant = task.matches.copy()
+    for part in (task.observed, *others):
+        found = part.take(part.positive)
+        known[found.resume, found.job] = True
+    known[positive.resume, positive.job] = False
+    return Judged(resumes, (relevant & ~known)[resumes], ~known[resumes])
 
 
 def matrices(
@@ -47,14 +64,17 @@ def matrices(
 
 
 def validation_metric(model: "DocumentMatcher") -> Metric:
-    """Mean reciprocal rank of jobs for validation resumes: "mrr" by the mean score, and by view."""
-    resumes, relevant, candidates = judged(model, model.task.valid)
+    """Mean reciprocal rank of jobs for validation resumes: "mrr" by the mean score, and by view.
+
+    Of many resumes the first `MOST_VALIDATED` are ranked.
+    """
+    part = judged(model.task, model.task.valid, model.task.test).first(MOST_VALIDATED)
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
-        (corpus,) = frozen or (model.corpus,)
         found = {}
-        for name, scores in matrices(model, variables, corpus, resumes).items():
-            ranks = ranking.rank(scores, relevant, candidates=candidates)
+        scores = matrices(model, variables, model.given(*frozen), part.resumes)
+        for name, matrix in scores.items():
+            ranks = ranking.rank(matrix, part.relevant, candidates=part.candidates)
             found[name] = float(np.nanmean(ranking.reciprocal_rank(ranks)))
         mean = found.pop("mean")
         return Evaluation({"mrr": mean, **{f"mrr_{name}": v for name, v in found.items()}}, {})
@@ -64,15 +84,20 @@ def validation_metric(model: "DocumentMatcher") -> Metric:
 
 def untrained(
     model: "DocumentMatcher", corpus: Corpus, resumes: Int[np.ndarray, "r"]
-) -> dict[str, Float[np.ndarray, "r j"]]:
-    """Scores by TF-IDF, BM25, and the cosine of the means of sentence vectors."""
-    queries = [model.task.resumes.texts[i] for i in resumes]
+) -> dict[str, dict[str, Float[np.ndarray, "q d"]]]:
+    """By side, scores by TF-IDF, BM25, and the cosine of the means of sentence vectors.
+
+    Those of words differ by side: a query is looked up among documents, whose words are counted.
+    """
     vectors = mean_directions(corpus)
     jobs = len(model.task.resumes) + np.arange(len(model.task.jobs))
+    cosine = vectors[resumes] @ vectors[jobs].T
+    texts = [model.task.resumes.texts[i] for i in resumes], model.task.jobs.texts
+    by_words = {"tfidf": lexical.tfidf_scores, "bm25": lexical.bm25_scores}
+    sides = {"resume": (texts, cosine), "job": (texts[::-1], cosine.T)}
     return {
-        "tfidf": lexical.tfidf_scores(queries, model.task.jobs.texts),
-        "bm25": lexical.bm25_scores(queries, model.task.jobs.texts),
-        "cosine": vectors[resumes] @ vectors[jobs].T,
+        side: {name: score(*both) for name, score in by_words.items()} | {"cosine": own}
+        for side, (both, own) in sides.items()
     }
 
 
@@ -83,38 +108,56 @@ def mean_directions(corpus: Corpus) -> Float[np.ndarray, "n d"]:
 
 
 def ranking_metric(model: "DocumentMatcher") -> Metric:
-    """Test pairs ranked both ways, with bootstrap intervals over resumes, or over jobs."""
-    resumes, relevant, candidates = judged(model, model.task.test)
+    """Test resumes with all jobs, and all jobs with test resumes, with bootstrap intervals.
+
+    They are over groups of resumes, where the task has them, or over jobs.
+    """
+    task = model.task
+    part = judged(task, task.test, task.valid)
+    groups = None if task.groups is None else task.groups[part.resumes]
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
-        (corpus,) = frozen or (model.corpus,)
-        scores = matrices(model, variables, corpus, resumes)
-        scores |= untrained(model, corpus, resumes)
+        corpus = model.given(*frozen)
+        trained = matrices(model, variables, corpus, part.resumes)
+        sides = untrained(model, corpus, part.resumes)
+        sides["resume"] |= trained
+        sides["job"] |= {name: matrix.T for name, matrix in trained.items()}
         scalars = {}
-        for name, matrix in scores.items():
-            sides = ranking.two_sided(matrix, relevant, candidates=candidates)
-            for side, found in sides.items():
-                scalars[f"{side}/queries"] = float(found.num_queries)
-                for key, interval in found.metrics.items():
-                    scalars[f"{side}/{name}/{key}"] = interval.estimate
-                    scalars[f"{side}/{name}/{key}_low"] = interval.low
-                    scalars[f"{side}/{name}/{key}_high"] = interval.high
+        for name, matrix in sides["resume"].items():
+            found = ranking.evaluate(
+                matrix, part.relevant, candidates=part.candidates, groups=groups
+            )
+            scalars |= _scalars(f"resume/{name}", found)
+        for name, matrix in sides["job"].items():
+            found = ranking.evaluate(matrix, part.relevant.T, candidates=part.candidates.T)
+            scalars |= _scalars(f"job/{name}", found)
         return Evaluation(scalars, {})
 
     return metric
 
 
-def noise_metric(model: "DocumentMatcher") -> Metric:
-    """The training pairs that each learner's loss makes most doubtful, the table "noise".
+def _scalars(prefix: str, found: ranking.Ranking) -> dict[str, float]:
+    scalars = {f"{prefix}/queries": float(found.num_queries)}
+    for name, interval in found.metrics.items():
+        scalars[f"{prefix}/{name}"] = interval.estimate
+        scalars[f"{prefix}/{name}_low"] = interval.low
+        scalars[f"{prefix}/{name}_high"] = interval.high
+    return scalars
 
-    With planted noise, the share of wrong labels among as many pairs of largest loss.
+
+def noise_metric(model: "DocumentMatcher") -> Metric:
+    """Training pairs by the loss of the trained views, the most doubtful first: the table "noise".
+
+    With known noise it says whether a label is wrong, and the scalars are the share of wrong labels
+    among as many pairs of largest loss as there are.
     """
     task = model.task
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
-        (corpus,) = frozen or (model.corpus,)
         train = task.train
-        scores = model.probabilities(variables, corpus, model.nodes(train.resume, train.job))
+        scores = model.probabilities(
+            variables, model.given(*frozen), model.nodes(train.resume, train.job)
+        )
         losses = {name: _cross_entropy(p, train.label) for name, p in scores.items()}
         order = np.argsort(-losses["mean"], kind="stable")
         scalars, num = {}, int(task.flipped.sum())
@@ -127,6 +170,7 @@ def noise_metric(model: "DocumentMatcher") -> Metric:
                 "resume": task.resumes.ids[train.resume[i]],
                 "job": task.jobs.ids[train.job[i]],
                 "label": int(train.label[i]),
+                **({"wrong": int(task.flipped[i])} if num else {}),
                 **{f"loss_{name}": round(float(v[i]), 4) for name, v in losses.items()},
             }
             for i in order

@@ -15,6 +15,7 @@ import numpy as np
 
 from scorejax.models.multi_view import RelationView, TextView
 from scorejax.models.transformer import masked_mean
+from scorejax.random import Rng
 from scorejax.systems.mv_con.corpus import Corpus
 from scorejax.typing import Array, Batch, Params, PRNGKeyArray, PyTree
 
@@ -45,9 +46,15 @@ class Learner(Protocol):
     def init(self, rng: PRNGKeyArray, corpus: Corpus, shared: Shared) -> tuple[Params, PyTree]: ...
 
     def train_logits(
-        self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch
+        self,
+        params: Params,
+        moments: PyTree,
+        shared: Shared,
+        corpus: Corpus,
+        pairs: Batch,
+        rng: Rng | None,
     ) -> tuple[Array, PyTree]:
-        """Logits (b,) in training, with dropout by pairs["rng"], and the new moments."""
+        """Logits (b,) in training, with dropout unless `rng` is None, and the new moments."""
 
     def logits(
         self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch
@@ -81,10 +88,16 @@ class TextLearner:
         return vectors
 
     def train_logits(
-        self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch
+        self,
+        params: Params,
+        moments: PyTree,
+        shared: Shared,
+        corpus: Corpus,
+        pairs: Batch,
+        rng: Rng | None,
     ) -> tuple[Array, PyTree]:
         variables, texts = {"params": params}, _texts(corpus, pairs)
-        logits = self.view.apply(variables, *texts, shared.pair(pairs), pairs["rng"])
+        logits = self.view.apply(variables, *texts, shared.pair(pairs), rng)
         return logits, moments
 
     def logits(
@@ -110,7 +123,13 @@ class RelationLearner:
         return self.view.apply({"params": params}, table, corpus.edges, method="nodes")
 
     def train_logits(
-        self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch
+        self,
+        params: Params,
+        moments: PyTree,
+        shared: Shared,
+        corpus: Corpus,
+        pairs: Batch,
+        rng: Rng | None,
     ) -> tuple[Array, PyTree]:
         return self.logits(params, moments, shared, corpus, pairs), moments
 
@@ -134,7 +153,13 @@ class WordLearner:
         return variables.pop("params"), variables
 
     def train_logits(
-        self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch
+        self,
+        params: Params,
+        moments: PyTree,
+        shared: Shared,
+        corpus: Corpus,
+        pairs: Batch,
+        rng: Rng | None,
     ) -> tuple[Array, PyTree]:
         if not moments:
             return self.logits(params, moments, shared, corpus, pairs), moments

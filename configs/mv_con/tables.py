@@ -23,4 +23,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.dataset, config.split = "tables", "resume"
     config.num_negatives = 4  # Tables list who was hired; few tell who was turned down.
+    # A product has no copy of each text to learn by heart; new resumes need that.
+    config.features, config.dropout = "prod", 0.3
     return variants.apply(config, variant, family.VIEWS, family.TEACHING, family.SIZES)

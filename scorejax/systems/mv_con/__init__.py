@@ -74,6 +74,11 @@ WEIGHTS = ("reweight", "select", "none")
 def build(config: ConfigDict) -> System:
     """The training of a matcher. Raises: ValueError, or FileNotFoundError without its data."""
     model = make_model(config)
+    if len(config.views) == 2 and config.exchange == "disjoint":
+        num = jax.device_count()
+        halves = 2 * num * max(config.accumulation, 1)
+        needs = f"to be a multiple of {halves}, for halves on each of {num} device(s)"
+        require(config, ("batch_size",), lambda v: v % halves == 0, needs)
     metrics = {name: built for name, built in model.metrics().items() if name == "mrr"}
     return System(
         init=jax.jit(model.init),

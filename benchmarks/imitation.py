@@ -113,9 +113,9 @@ def main() -> None:
             parser.error(f"{entry!r} is none of {', '.join(sorted(known))}")
     for num in map(int, options.numbers.split(",")):
         for entry in options.entries.split(","):
-            found = [imitate(entry, options, num, seed) for seed in range(options.seeds)]
-            middle, low, high = interquartile(found)
-            chamfer = np.mean([one.chamfer for one in found])
+            runs_of_seeds = [imitate(entry, options, num, seed) for seed in range(options.seeds)]
+            middle, low, high = interquartile(runs_of_seeds)
+            chamfer = np.mean([one.chamfer for one in runs_of_seeds])
             print(
                 f"{num:3d} {entry:24s} {middle:6.3f} [{low:6.3f}, {high:6.3f}]  {chamfer:6.3f}",
                 flush=True,

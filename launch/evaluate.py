@@ -46,7 +46,10 @@ def prepare() -> command.Job:
         builders, further = systems.require(config, capabilities.DescribesData).data_metrics(), ()
     else:
         config, further = runs.read_config(WORKDIR.value), sample_report.METRICS
-        builders = systems.require(config, capabilities.IsEvaluated).metrics()
+        model = systems.require(config, capabilities.IsEvaluated)
+        if isinstance(model, capabilities.HasInputs):
+            runs.require_same_inputs(WORKDIR.value, model.inputs(), model.origins())
+        builders = model.metrics()
     metrics, judged = sample_report.choose_metrics(METRICS.value, builders, further)
     if judged:
         model = systems.require(config, capabilities.DrawsSamples)

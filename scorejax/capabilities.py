@@ -27,6 +27,18 @@ class DrawsSamples(Protocol):
 
 
 @runtime_checkable
+class HasInputs(Protocol):
+    """Training and launch.evaluate: the arrays of files that a model needs, to be those of a run.
+
+    `inputs()` are arrays by name, and `origins()` the config keys of the files and their paths.
+    """
+
+    def inputs(self) -> dict[str, Array]: ...
+
+    def origins(self) -> dict[str, str]: ...
+
+
+@runtime_checkable
 class MeasuresDensity(Protocol):
     """launch.likelihood: measure(variables, {"image" or "x", "rng"}) -> {"log_prob" (b,), ...}."""
 

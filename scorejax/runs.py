@@ -6,6 +6,7 @@ first stage is a run of its own.
 """
 
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import orbax.checkpoint as ocp
@@ -15,8 +16,8 @@ from scorejax.files import AnyPath
 from scorejax.train import integrity, parallel
 from scorejax.train.checkpoint import DIRECTORY, silence_orbax
 from scorejax.train.damage import describe, saved_steps, warn
-from scorejax.train.workdir import Config, load_config
-from scorejax.typing import Variables
+from scorejax.train.workdir import Config, load_config, require_same_arrays
+from scorejax.typing import Array, Variables
 
 
 class Run(NamedTuple):
@@ -54,6 +55,16 @@ def open(workdir: str | os.PathLike, step: int | None = None) -> Run:
             model = checkpointer.restore(sound / "model")
             variables = model["ema_params"], model["model_state"]
     return Run(config, variables, int(sound.name))
+
+
+def require_same_inputs(
+    workdir: str | os.PathLike, inputs: Mapping[str, Array], origins: Mapping[str, str]
+) -> None:
+    """Raises ValueError with one line unless a model's input arrays are those of the run's start.
+
+    `origins` are config keys and the paths of the files, for the line.
+    """
+    require_same_arrays(workdir, integrity.tree_checksums(dict(inputs)), origins)
 
 
 def _sound_step(directory: AnyPath, step: int | None) -> int:

@@ -37,7 +37,9 @@ IMITATION = [
     ("num_demonstrations=3", "{tmp}/right.npz has 1 episodes; num_episodes=3 needs 1 to that"),
     ("num_demonstrations=0", "num_demonstrations needs to be at least 1; got 0"),
     ("lambda_f=-1.0", "lambda_f needs to be 0 or positive; got -1.0"),
-    ("num_envs=1", "num_envs=1 does not divide evenly over 2 device(s); the nearest above is 2"),
+    ("num_envs=1", "the source has 1 rows (num_envs), which do not divide over 2 devices"),
+    ("method=gail", "the config lacks penalty, adversarial_reward"),
+    ("method=bc", "the method 'bc' does not read density; leave it out, as the variants do"),
     ("best_metric=reward", "unknown best_metric 'reward'"),
 ]
 CASES |= {

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 from scipy.spatial.distance import cdist
 
 from configs.density_imitation import family, pendulum
@@ -17,14 +17,16 @@ from scorejax import runs, systems
 from scorejax.data import trajectories
 from scorejax.data.demonstrations import Demonstrations, from_episodes
 from scorejax.evaluate.reports import save_samples
+from scorejax.models.actor_critic import PairCritic
 from scorejax.objectives.actor_critic import td_target
-from scorejax.objectives.occupancy_entropy import saelbo_reward
+from scorejax.objectives.occupancy_entropy import nwj_bound, saelbo_reward
 from scorejax.rl.rollout import Episodes
 from scorejax.systems.density_imitation import occupancy as occupancies
 from scorejax.systems.density_imitation import rewards
 from scorejax.systems.density_imitation.bound import drawn_pairs
 from scorejax.systems.density_imitation.evaluation import chamfer_distance
 from scorejax.train.loop import train
+from scorejax.train.preflight import preflight
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step
 from tests.slow import slow_where
@@ -42,23 +44,75 @@ def drawn(num=400, seed=0) -> Demonstrations:
     return from_episodes(observations, [half[:, 3:] for half in halves])
 
 
-def test_the_density_is_in_nats_of_the_environments_units_and_has_a_floor():
+def exact_constants(shown: Demonstrations, kept, held):
+    """log q of the held-out rows, by the Gaussian of the moments of those that were kept."""
+    pairs = shown.pairs()
+    law = stats.multivariate_normal(
+        pairs[kept].mean(axis=0), np.cov(pairs[kept], rowvar=False, bias=True)
+    )
+    return law.logpdf(pairs[held])
+
+
+def test_the_density_is_in_nats_of_the_environments_units():
     shown = drawn()
     occupancy = occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
-    pairs = shown.pairs()
-    # Of Gaussians, standardised or not, the fit is that of the sample moments.
-    law = stats.multivariate_normal(pairs.mean(axis=0), np.cov(pairs, rowvar=False, bias=True))
-    exact = law.logpdf(pairs)
-    found = np.asarray(
-        occupancies.log_occupancy("gaussian", occupancy, jnp.asarray(pairs, jnp.float32))
+    found = occupancies.log_occupancy(
+        "gaussian", occupancy, jnp.asarray(shown.pairs(), jnp.float32)
     )
-    low = np.quantile(exact, 0.01)
-    # Single precision of squares up to 30.
-    np.testing.assert_allclose(found, np.maximum(exact, low - 3), atol=2e-3)
-    np.testing.assert_allclose(occupancy.floor, low - 3, atol=5e-3)
+    # Of Gaussians, standardised or not, the fit is that of the sample moments. Single precision of
+    # squares up to 30.
+    everything = np.arange(len(shown))
+    np.testing.assert_allclose(found, exact_constants(shown, everything, everything), atol=2e-3)
+
+
+@pytest.mark.parametrize("num_episodes", [1, 2])
+def test_constants_of_the_reward_are_of_rows_that_the_density_has_not_seen(num_episodes):
+    shown = drawn().subsample(num_episodes)
+    occupancy = occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
+    if num_episodes == 2:
+        kept, held = np.arange(200), np.arange(200, 400)
+    else:  # Five parts of 40 rows: 8 in the middle, and 4 on both sides that nobody sees.
+        parts = np.arange(200).reshape(5, 40)
+        kept, held = np.delete(parts, np.s_[12:28], axis=1).ravel(), parts[:, 16:24].ravel()
+    exact = exact_constants(shown, kept, held)
+    # As in the test above.
+    np.testing.assert_allclose(occupancy.low, np.quantile(exact, 0.01), atol=5e-3)
+    np.testing.assert_allclose(occupancy.floor, occupancy.low - 3, rtol=1e-6)
     np.testing.assert_allclose(occupancy.centre, exact.mean(), atol=2e-3)
-    far = jnp.asarray(pairs[:1] + 1e3, jnp.float32)
-    assert occupancies.log_occupancy("gaussian", occupancy, far)[0] == occupancy.floor
+    assert occupancy.unit == pytest.approx(float(occupancy.centre - occupancy.floor))
+
+
+def test_fresh_pairs_of_the_expert_are_seldom_below_the_floor_of_kernels():
+    # Standard normal pairs of 23 numbers: of the rows themselves the kernels' log q lies some 50
+    # nats above that of fresh pairs, and a floor measured there is above nearly all of these.
+    rng = np.random.default_rng(0)
+    episodes = lambda num: from_episodes(
+        rng.normal(size=(num, 41, 17)), rng.normal(size=(num, 40, 6))
+    )
+    shown, fresh = episodes(10), jnp.asarray(episodes(20).pairs(), jnp.float32)
+    occupancy = occupancies.fit_occupancy(
+        "kernel_density", shown, FIT._replace(noise=0.5), margin=0.0, seed=0
+    )
+    log_q = occupancies.log_occupancy("kernel_density", occupancy, fresh)
+    own = occupancies.log_occupancy(
+        "kernel_density", occupancy, jnp.asarray(shown.pairs(), jnp.float32)
+    )
+    assert np.mean(log_q < jnp.quantile(own, 0.01)) > 0.98
+    # One in a hundred, of 80 rows that set the floor and 800 that are counted: the quantile of 80
+    # is about their smallest, below which lies a share with mean 1 / 81; > 0.1 in 2 of 10^4 cases.
+    assert np.mean(log_q < occupancy.floor) < 0.1
+
+
+def test_below_the_floor_the_reward_falls_ever_more_slowly_and_never_ends():
+    floor = jnp.float32(-7.0)
+    log_q = jnp.array([3.0, -7.0, -11.0, -1e4, -1e8])
+    found, slope = jax.vmap(
+        jax.value_and_grad(lambda value: occupancies.slowed_below(value[None], floor)[0])
+    )(log_q)
+    deep = np.sqrt(1 + 2 * (-7 - np.asarray(log_q[3:], float)))
+    np.testing.assert_allclose(found, [3, -7, -9, *(-6 - deep)], rtol=1e-6)
+    # Also 1 from above the floor: there is no corner in which to stay.
+    np.testing.assert_allclose(slope, [1, 1, 1 / 3, *(1 / deep)], rtol=1e-5)
 
 
 def reward_of(term="log_displacement", terminal="absorbing", weight=0.3, ended=0.25):
@@ -84,6 +138,7 @@ def batch_of(shown):
 def test_the_reward_is_log_q_plus_lambda_f_times_the_bounds_reward(terminal):
     reward, occupancy, shown = reward_of(terminal=terminal)
     batch = batch_of(shown)
+    batch["action"] = batch["action"].at[::2].multiply(10)  # Nobody demonstrates these.
     mean, std = shown.moments()
     white = {k: (np.asarray(batch[k]) - mean[:3]) / std[:3] for k in batch if k.endswith("obs")}
     f = lambda after, state: 1 + jnp.log(jnp.maximum(jnp.sum((after - state) ** 2, axis=1), 1e-6))
@@ -91,11 +146,13 @@ def test_the_reward_is_log_q_plus_lambda_f_times_the_bounds_reward(terminal):
     entropy = saelbo_reward(f, *(jnp.asarray(white[n], jnp.float32) for n in names), gamma=0.9)
     pairs = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
     origin = occupancy.centre if terminal == "absorbing" else occupancy.low
-    expected = occupancies.log_occupancy("gaussian", occupancy, pairs) - origin + 0.3 * entropy
+    log_q = occupancies.log_occupancy("gaussian", occupancy, pairs)
+    assert jnp.min(log_q) < occupancy.floor < jnp.max(log_q), "both branches"
+    log_q = occupancies.slowed_below(log_q, occupancy.floor)
+    expected = log_q - origin + 0.3 * entropy
     found = reward.unit * reward.of({}, reward.frozen, batch)
     # Sums of squares of single precision.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
-    assert reward.unit == pytest.approx(max(float(occupancy.spread), 1.0))
 
 
 def test_an_end_is_worth_staying_for_ever_where_the_demonstrations_ended():
@@ -121,8 +178,8 @@ def test_thinning_leaves_how_episodes_ended_and_what_they_returned():
 
 
 def test_a_constant_column_is_refused_by_name():
-    shown = from_episodes([np.arange(6.0).reshape(3, 2) * [1, 0]], [np.ones((2, 1))])
-    with pytest.raises(ValueError, match="column 1 of observations is 0 in all 2 pairs"):
+    shown = from_episodes([np.arange(62.0).reshape(31, 2) * [1, 0]], [np.ones((30, 1))])
+    with pytest.raises(ValueError, match="column 1 of observations is 0 in all 20 pairs"):
         occupancies.fit_occupancy("gaussian", shown, FIT, margin=3.0, seed=0)
 
 
@@ -152,8 +209,9 @@ def test_pairs_are_drawn_by_their_weight_in_the_occupancy():
         steps + episode, jnp.zeros((2, 3, 1)), jnp.zeros((2, 3)), jnp.zeros((2, 3), bool),
         jnp.array([3, 1]),
     )  # fmt: skip
-    obs, _, after = drawn_pairs(jax.random.key(0), played, 0.5)
+    obs, _, after, which = drawn_pairs(jax.random.key(0), played, 0.5)
     np.testing.assert_array_equal(after, obs + 1)
+    np.testing.assert_array_equal(obs[:, 0], which - which // 3 * 3 + 10 * (which // 3))
     counts = [int((obs == value).sum()) for value in (0, 1, 2, 10)]
     assert sum(counts) == len(obs)
     weights = np.array([1, 0.5, 0.25, 1])
@@ -222,8 +280,94 @@ def test_every_method_moves_all_of_its_players(expert, method):
     assert params.keys() == players | ({"discriminator"} if method == "gail" else set())
     if method == "ndi":
         model = systems.load_model(imitation_config(expert))
-        unit = max(float(model.occupancy.spread), 1.0)
-        assert float(metrics["alpha"]) == pytest.approx(model.lambda_pi / unit)
+        assert float(metrics["alpha"]) == pytest.approx(model.lambda_pi / model.occupancy.unit)
+
+
+def states_reward(name, batch, model, params):
+    """lambda_f times the reward for the states' entropy, by its formula."""
+    mean, std = (values[:3] for values in model.demonstrations.moments())
+    fields = ("next_obs", "obs", "negatives_next_obs", "negatives_obs")
+    after, state, nexts, others = ((np.asarray(batch[k]) - mean) / std for k in fields)
+    if name == "nearest_neighbours":
+        nearest = np.sort(cdist(state, others), axis=1)[:, 4]
+        # The volume of a ball in three dimensions, and the mass of one that holds 5 of n.
+        log_mass = special.digamma(5) - special.digamma(len(others) + 1)
+        return model.lambda_f * (3 * np.log(nearest) + np.log(4 / 3 * np.pi) - log_mass)
+    if name == "learned":
+        critic = functools.partial(PairCritic().apply, {"params": params["pair_critic"]})
+        f = lambda a, b: np.asarray(critic(jnp.float32(a), jnp.float32(b)))
+    else:
+        f = lambda a, b: 1 - ((a - b) ** 2).sum(axis=1) / (2 * model.similarity_scale**2)
+    # Each row with all negatives, one row after the other.
+    num, repeated = len(state), lambda x: np.repeat(x, len(nexts), axis=0)
+    by_next = f(np.tile(nexts, (num, 1)), repeated(state)).reshape(num, -1)
+    by_state = f(repeated(after), np.tile(others, (num, 1))).reshape(num, -1)
+    margins = np.exp(by_next - 1).mean(axis=1) + np.exp(by_state - 1).mean(axis=1)
+    return model.lambda_f * model.gamma * (f(after, state) - margins)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entropy_term": "learned"},
+        {"entropy_term": "similarity", "similarity_scale": 0.7},
+        {"entropy_term": "nearest_neighbours"},
+        {"entropy_term": "nearest_neighbours", "terminal": "shifted"},
+    ],
+    ids=lambda changes: "+".join(str(value) for value in changes.values()),
+)
+def test_a_systems_reward_is_that_of_its_term_and_its_origin(expert, changes):
+    config = imitation_config(expert, lambda_f=0.5, **changes)
+    system, model = systems.load(config), systems.load_model(config)
+    params, model_state = system.init(jax.random.key(0))
+    state = TrainState.create(params, model_state, system.tx)
+    make = jax.jit(lambda rng: system.source.step(system.source.init(rng, state), state, rng)[1])
+    batch = make(jax.random.key(1))
+    _, aux = jax.jit(system.loss)(params, state, jax.random.key(2), batch, system.frozen)
+    pairs = np.concatenate([batch["obs"], batch["action"]], axis=1)
+    own = model.demonstrations.pairs()
+    law = stats.multivariate_normal(own.mean(axis=0), np.cov(own, rowvar=False, bias=True))
+    floor, low, centre = map(
+        float, (getattr(model.occupancy, k) for k in ("floor", "low", "centre"))
+    )
+    log_q = law.logpdf(pairs)
+    slowed = np.maximum(log_q, floor) + 1 - np.sqrt(1 + 2 * np.maximum(floor - log_q, 0))
+    origin = low if changes.get("terminal") == "shifted" else centre
+    extra = states_reward(changes["entropy_term"], batch, model, params)
+    expected = np.mean(slowed - origin + extra) / (centre - floor)
+    # Single precision of log-densities far from the demonstrations.
+    assert float(aux.metrics["reward"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_learned_critic_climbs_the_bound_of_recent_transitions():
+    term = rewards.TERMS["learned"](gamma=0.9, centre=False, scale=1.0)
+    rng = np.random.default_rng(0)
+    state = rng.normal(size=(256, 2)).astype(np.float32)
+    after = (0.9 * state + 0.3 * rng.normal(size=state.shape)).astype(np.float32)
+    batch = {"negatives_obs": jnp.asarray(state), "negatives_next_obs": jnp.asarray(after)}
+    params = jax.jit(lambda rng: term.init(rng, 2))(jax.random.key(0))
+
+    @jax.jit
+    def both():
+        nexts, others = batch["negatives_next_obs"], batch["negatives_obs"]
+        few = nexts[:32], others[:32]
+        bound = nwj_bound(term.critic(params), nexts, others, *few)
+        return term.loss(params, batch), -bound
+
+    np.testing.assert_allclose(*both(), rtol=1e-5)
+
+
+def test_evaluation_refuses_other_demonstrations_than_those_of_the_run(expert, tmp_path):
+    config = imitation_config(expert, "bc,debug")
+    preflight(systems.load(config), config, tmp_path / "run")
+    model = systems.load_model(config)
+    runs.require_same_inputs(tmp_path / "run", model.inputs(), model.origins())
+    other = imitation_config(expert, "bc,debug", num_demonstrations=2)
+    model = systems.load_model(other)
+    with pytest.raises(
+        ValueError, match=r"the frozen arrays 'demonstrations' have changed: .*\.npz"
+    ):
+        runs.require_same_inputs(tmp_path / "run", model.inputs(), model.origins())
 
 
 def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(expert, tmp_path):
@@ -235,7 +379,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(
     assert_equal(parts.params, whole.params)
     assert_equal(parts.opt_state, whole.opt_state)
     report = systems.load_model(config).metrics()
-    assert report.keys() == {"return", "chamfer", "motion", "bound"}
+    assert report.keys() == {"return", "chamfer", "motion", "bound", "density"}
 
 
 def test_normalised_returns_are_one_for_the_demonstrations_and_zero_for_uniform_actions(expert):

@@ -132,6 +132,16 @@ def test_a_point_mass_starts_in_the_rows_that_are_given():
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
 
 
+def test_a_wall_stops_the_component_that_runs_into_it():
+    mass = rl_env.point_mass(dt=0.5, max_place=1.0, starts=[[0.9, 0.5, 1.0, -1.0]])
+    state, _ = mass.reset(jax.random.key(0))
+    moved = mass.step(jax.random.key(0), state, jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(moved.obs, [1.0, 0.0, 0.0, -1.0], atol=1e-7)
+    back = mass.step(jax.random.key(0), moved.state, jnp.array([-1.0, 0.0]))
+    np.testing.assert_allclose(back.obs, [1.0, -0.5, -0.5, -1.0], atol=1e-7)
+    assert not moved.terminated and not back.terminated
+
+
 @pytest.mark.parametrize(("lethal_at", "ends"), [(100, "truncated"), (5, "terminated")])
 def test_a_time_limit_is_no_death_and_an_end_begins_anew(lethal_at, ends):
     vector = vectorize(countdown(horizon=5, lethal_at=lethal_at), 3)
@@ -153,6 +163,20 @@ def test_a_time_limit_is_no_death_and_an_end_begins_anew(lethal_at, ends):
             assert len(set(np.asarray(obs[:, 0]))) == 3
         else:
             np.testing.assert_array_equal(obs, next_obs)
+
+
+def test_with_a_clock_the_horizon_is_seen_and_is_an_end():
+    vector = vectorize(rl_env.with_clock(countdown(horizon=4)), 3)
+    state, obs = jax.jit(vector.reset)(jax.random.key(0))
+    step = jax.jit(vector.step)
+    for t in range(1, 9):
+        np.testing.assert_array_equal(obs[:, 2], (t - 1) % 4 / 4)
+        state, obs, next_obs, _, terminated, truncated, _ = step(
+            jax.random.key(t), state, jnp.zeros((3, 1))
+        )
+        np.testing.assert_array_equal(next_obs[:, 2], ((t - 1) % 4 + 1) / 4)
+        assert terminated.all() == (t % 4 == 0) == terminated.any() and not truncated.any()
+    assert vector.observation_dim == 3
 
 
 def test_a_row_follows_from_its_own_key():

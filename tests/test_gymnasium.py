@@ -131,6 +131,17 @@ def test_after_a_resume_episodes_start_anew_and_the_log_says_so(mortals, capfd):
     np.testing.assert_array_equal(carry.env[:, 2], np.full(4, position + 6))
 
 
+def test_on_two_devices_one_line_says_that_episodes_start_anew(capfd):
+    reset = jax.jit(gymnasium_vector("Mortal-v0", 4).reset)
+    states, _ = reset(jax.random.key(0))
+    step = jax.jit(gymnasium_vector("Mortal-v0", 4).step)  # as another process makes it
+    for share in (states[:2], states[2:]):  # One device is steps ahead of the other.
+        for number in range(3):
+            share = step(jax.random.key(number), share, jnp.zeros((2, 1))).state
+        jax.block_until_ready(share)
+    assert capfd.readouterr().err.count("start anew") == 1
+
+
 def test_two_programs_cannot_step_the_same_environments():
     vector = gymnasium_vector("Mortal-v0", 2)
     reset, step = jax.jit(vector.reset), jax.jit(vector.step)

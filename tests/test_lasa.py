@@ -104,3 +104,25 @@ def test_what_is_not_there_is_refused_in_one_line(tmp_path, monkeypatch):
         lasa.demonstrations("Sshape", [2])
     with pytest.raises(ValueError, match="every needs to lie in"):
         lasa.demonstrations("Sshape", every=0)
+
+
+def test_the_pen_of_the_task_draws_what_was_drawn_and_its_time_ends_the_letter(installed):
+    from scorejax.systems.density_imitation.tasks import get_task
+
+    task = get_task("lasa/Sshape")
+    shown, one = task.demonstrations(), task.make(1)
+    assert shown.share_ended == 1 and shown.observation_dim == one.observation_dim == 5
+    drawing = next(shown.episodes())
+    state, _ = one.reset(jax.random.key(0))
+    place = jnp.asarray(drawing.observations[:1, :4], jnp.float32)
+    state = state._replace(state=(place, state.state[1]))
+
+    def step(state, action):
+        stepped = one.step(jax.random.key(0), state, action[None])
+        return stepped.state, (stepped.next_obs[0], stepped.terminated[0])
+
+    actions = jnp.asarray(drawing.actions, jnp.float32)
+    observed, ended = jax.jit(lambda: jax.lax.scan(step, state, actions)[1])()
+    # 48 roundings of single precision, of places and speeds up to 5.
+    np.testing.assert_allclose(observed, drawing.next_observations, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(ended, drawing.terminated)

@@ -80,6 +80,15 @@ def test_bounds_and_rewards_are_their_sums(own):
     close(shifted, expected)  # a constant in f does not matter
 
 
+def test_a_transition_that_is_drawn_twice_is_no_negative_of_itself():
+    twice = np.repeat(np.arange(len(STATE)), 2)
+    for bound in (entropy.nwj_bound, entropy.donsker_varadhan_bound):
+        once = bound(asymmetric, NEXT, STATE)
+        again = bound(asymmetric, NEXT[twice], STATE[twice], which=jnp.asarray(twice))
+        # float32 sums of the same pairs, four times each
+        np.testing.assert_allclose(again, once, rtol=1e-5)
+
+
 def test_the_reward_carries_no_gradient_and_the_bound_does():
     f = lambda scale: lambda *x: scale * asymmetric(*x)
     reward = lambda scale: jnp.sum(entropy.saelbo_reward(f(scale), STATE, NEXT, gamma=GAMMA))

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Defaults and variants of the experiments with imitation; weights and sizes are ours."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from configs.variants import Edit, make_edit, unchanged
+from configs import variants
+from configs.variants import Edit, unchanged
 
 
 def default() -> ConfigDict:
@@ -21,9 +24,8 @@ def default() -> ConfigDict:
     config.hidden = (256, 256)
     config.log_std_min = -5.0
     config.gamma = 0.99
-    config.target_entropy = -1.0  # of experts, for each dimension of an action
 
-    config.method = "ndi"  # gail, red, sqil, value_dice, bc
+    config.method = "ndi"
     config.demonstrations = ""  # a file, such as launch.sample writes; empty: the task's own
     config.num_demonstrations = 1
     config.every = 1  # keeps every so many transitions of a demonstration
@@ -36,7 +38,6 @@ def default() -> ConfigDict:
     config.entropy_term = "log_displacement"  # similarity, learned, nearest_neighbours, none
     config.similarity_scale, config.centre = 1.0, False
     config.recent = 1000  # steps of each environment that negatives are drawn from
-    config.penalty, config.adversarial_reward = 10.0, "softplus"
 
     config.batch_size = 256
     config.accumulation = 1
@@ -51,24 +52,70 @@ def default() -> ConfigDict:
     return config
 
 
+def configured(variant: str, *, eval_every: int, **values: Any) -> ConfigDict:
+    """The defaults with other values, saved when evaluated, and then as the variant says."""
+    config = default()
+    config.update({"eval_every": eval_every, "save_every": eval_every, **values})
+    return variants.apply(config, variant, *AXES)
+
+
+def locomotion(variant: str, **values: Any) -> ConfigDict:
+    """`configured` for the large tasks of MuJoCo: more random steps, larger batches of a fit."""
+    large = {"num_random": 10_000, "density_epochs": 100, "density_batch_size": 256}
+    return configured(variant, **large, **values)
+
+
 def debug(config: ConfigDict) -> ConfigDict:
     """Small networks and short training, for seconds on a CPU."""
     config.update({"hidden": (16,), "batch_size": 16, "num_random": 50, "capacity": 1000})
     config.update({"num_train_steps": 40, "num_steps_per_call": 10, "log_every": 10})
     config.update({"eval_every": 20, "save_every": 20, "num_eval_episodes": 2, "horizon": 20})
-    config.update({"num_envs": 2, "density_epochs": 2})
-    config.update({"density": "gaussian", "recent": 20})
+    config.num_envs = 2
+    small = {"density_epochs": 2, "density": "gaussian", "recent": 20}
+    config.update({key: value for key, value in small.items() if key in config})
     return config
 
 
-MODELS: dict[str, Edit] = {
-    "imitator": unchanged,
-    "expert": make_edit(model="expert", best_metric="return", best_mode="max"),
-}
+FIT = ("density_noise", "density_epochs", "density_batch_size")
+DENSITY = (
+    "density", *FIT, "floor_margin", "terminal", "lambda_pi", "lambda_f", "entropy_term",
+    "similarity_scale", "centre", "recent",
+)  # fmt: skip
+"""Keys that `default` has for the method ndi."""
+IMITATION = ("method", "demonstrations", "num_demonstrations", "every", *DENSITY)
+
+
+def _expert(config: ConfigDict) -> ConfigDict:
+    for key in IMITATION:
+        del config[key]
+    # The target is for each dimension of an action.
+    config.update({"model": "expert", "target_entropy": -1.0})
+    config.update({"best_metric": "return", "best_mode": "max"})
+    return config
+
+
+def _baseline(method: str, *keeps: str, **values: Any) -> Edit:
+    """Another method, which reads `keeps` of `DENSITY` alone, and the given values."""
+
+    def edit(config: ConfigDict) -> ConfigDict:
+        for key in set(DENSITY) - set(keeps):
+            del config[key]
+        config.update({"method": method, **values})
+        return config
+
+    return edit
+
+
 METHODS: dict[str, Edit] = {
-    name: make_edit(method=name) for name in ("ndi", "gail", "red", "sqil", "value_dice")
+    "ndi": unchanged,
+    "gail": _baseline("gail", "lambda_pi", penalty=10.0, adversarial_reward="softplus"),
+    "red": _baseline("red", "lambda_pi", *FIT),
+    "sqil": _baseline("sqil", "lambda_pi"),
+    "value_dice": _baseline("value_dice", penalty=10.0),
+    # With smaller deviations the states that an expert stays in outweigh all others.
+    "bc": _baseline("bc", log_std_min=-2.0),
 }
-# With smaller deviations the states that an expert stays in outweigh all others.
-METHODS["bc"] = make_edit(method="bc", log_std_min=-2.0)
+AGENTS: dict[str, Edit] = {"imitator": unchanged, "expert": _expert, **METHODS}
+"""An expert, or an imitator by one of the methods."""
 SIZES: dict[str, Edit] = {"full": unchanged, "debug": debug}
-AXES = (MODELS, METHODS, SIZES)
+AXES = (AGENTS, SIZES)

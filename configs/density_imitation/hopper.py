@@ -15,16 +15,14 @@ Hardware  one core: half an hour for 300,000 steps
 
 from ml_collections import ConfigDict
 
-from configs import variants
 from configs.density_imitation import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.default()
-    config.environment = "Hopper-v5"
-    config.num_random = 10_000
-    config.density_epochs, config.density_batch_size = 100, 256
-    config.capacity = 310_000
-    config.num_train_steps = 300_000
-    config.eval_every = config.save_every = 25_000
-    return variants.apply(config, variant, *family.AXES)
+    return family.locomotion(
+        variant,
+        environment="Hopper-v5",
+        capacity=310_000,
+        num_train_steps=300_000,
+        eval_every=25_000,
+    )

@@ -15,15 +15,13 @@ Hardware  one core: eight hours
 
 from ml_collections import ConfigDict
 
-from configs import variants
 from configs.density_imitation import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.default()
-    config.environment = "Humanoid-v5"
-    config.num_random = 10_000
-    config.density_epochs, config.density_batch_size = 100, 256
-    config.num_train_steps = 3_000_000
-    config.eval_every = config.save_every = 100_000
-    return variants.apply(config, variant, *family.AXES)
+    return family.locomotion(
+        variant,
+        environment="Humanoid-v5",
+        num_train_steps=3_000_000,
+        eval_every=100_000,
+    )

@@ -15,16 +15,15 @@ Hardware  2 CPU cores: minutes
 
 from ml_collections import ConfigDict
 
-from configs import variants
 from configs.density_imitation import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.default()
-    config.environment = "InvertedPendulum-v5"
-    config.num_random = 1_000
-    config.capacity = 21_000
-    config.num_train_steps = 20_000
-    config.eval_every = config.save_every = 2_000
-    config.hidden = (128, 128)
-    return variants.apply(config, variant, *family.AXES)
+    return family.configured(
+        variant,
+        environment="InvertedPendulum-v5",
+        hidden=(128, 128),
+        capacity=21_000,
+        num_train_steps=20_000,
+        eval_every=2_000,
+    )

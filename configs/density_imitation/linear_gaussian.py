@@ -15,18 +15,19 @@ Hardware  2 CPU cores: minutes
 
 from ml_collections import ConfigDict
 
-from configs import variants
 from configs.density_imitation import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.default()
-    config.environment = "linear_gaussian"
-    config.num_random = 1_000
-    config.num_train_steps = 20_000
-    config.eval_every = config.save_every = 2_000
-    config.hidden = (64, 64)
-    config.capacity = 50_000
-    config.density = "gaussian"
-    config.lambda_pi, config.lambda_f, config.entropy_term = 1.0, 1.0, "learned"
-    return variants.apply(config, variant, *family.AXES)
+    return family.configured(
+        variant,
+        environment="linear_gaussian",
+        hidden=(64, 64),
+        capacity=50_000,
+        num_train_steps=20_000,
+        eval_every=2_000,
+        density="gaussian",
+        lambda_pi=1.0,
+        lambda_f=1.0,
+        entropy_term="learned",
+    )

@@ -15,17 +15,16 @@ Hardware  2 CPU cores: minutes
 
 from ml_collections import ConfigDict
 
-from configs import variants
 from configs.density_imitation import family
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    config = family.default()
-    config.environment = "Reacher-v5"
-    config.num_demonstrations = 25  # the goal does not move in one
-    config.num_random = 1_000
-    config.capacity = 51_000
-    config.num_train_steps = 50_000
-    config.eval_every = config.save_every = 5_000
-    config.hidden = (128, 128)
-    return variants.apply(config, variant, *family.AXES)
+    return family.configured(
+        variant,
+        environment="Reacher-v5",
+        num_demonstrations=25,  # the goal does not move in one
+        hidden=(128, 128),
+        capacity=51_000,
+        num_train_steps=50_000,
+        eval_every=5_000,
+    )

@@ -6,6 +6,7 @@ transition is terminal if the environment ended there; a time limit is no such e
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -140,6 +141,17 @@ class Demonstrations:
         """States and actions side by side, (n, o + a)."""
         return np.concatenate([self.observations, self.actions], axis=1)
 
+    def digest(self) -> Int[np.ndarray, "32"]:
+        """SHA-256 of the transitions, in single precision, and of their episodes: 32 bytes."""
+        arrays = (*self.transitions().values(), self.episode.astype(np.int32))
+        texts = (f"{array.dtype} {array.shape}".encode() + array.tobytes() for array in arrays)
+        return np.frombuffer(hashlib.sha256(b"".join(texts)).digest(), np.uint8)
+
+    def pair_of_zeros(self) -> tuple[Float[np.ndarray, "1 o"], Float[np.ndarray, "1 a"]]:
+        """An observation and an action of zeros, from which networks learn their shapes."""
+        zeros = lambda dim: np.zeros((1, dim), np.float32)
+        return zeros(self.observation_dim), zeros(self.action_dim)
+
     def moments(self) -> tuple[Float[np.ndarray, "oa"], Float[np.ndarray, "oa"]]:
         """Means and standard deviations of the columns of pairs, the latter at least `MIN_STD`."""
         pairs = self.pairs()
@@ -171,6 +183,24 @@ class Demonstrations:
         arrays |= {"next_obs": self.next_observations}
         single = {name: values.astype(np.float32) for name, values in arrays.items()}
         return single | {"terminated": self.terminated}
+
+    def held_out_rows(self) -> tuple[Int[np.ndarray, "k"], Int[np.ndarray, "h"]]:
+        """Rows to fit something to, and rows to judge it by, which are not their neighbours.
+
+        Rows of one episode that follow each other are near copies: random rows would be judged by
+        these. Held out is the last fifth of the episodes, at least one. An only episode is
+        cut into five parts: of each the middle fifth is held out, and half as many rows on both
+        sides are left out. Raises: ValueError for an only episode of less than 25 transitions.
+        """
+        if self.num_episodes > 1:
+            num = max(1, round(self.num_episodes / 5))
+            held = self.episode >= self.num_episodes - num
+            return np.flatnonzero(~held), np.flatnonzero(held)
+        if (num := len(self)) < 25:
+            self._refuse(f"needs 25 transitions, or 2 episodes, to hold some out; got {num}")
+        # Of each row the distance from the middle of its part, where a part has the length 2 num.
+        distance = np.abs((10 * np.arange(num) + 5) % (2 * num) - num)
+        return np.flatnonzero(5 * distance > 2 * num), np.flatnonzero(5 * distance < num)
 
     def subsample(
         self,

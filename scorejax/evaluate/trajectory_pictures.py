@@ -11,12 +11,22 @@ from scorejax.evaluate.pictures import COLOURS, Picture
 Paths = Sequence[Float[np.ndarray, "t 2"]]
 
 
-def paths_picture(paths: Mapping[str, Paths], *, labels: tuple[str, str]) -> Picture:
+def paths_picture(
+    paths: Mapping[str, Paths],
+    *,
+    labels: tuple[str, str],
+    density: Float[np.ndarray, "n 2"] | None = None,
+) -> Picture:
     """Draws each set of paths in a panel of its own, all with the same axes.
 
-    A dot marks where a path begins. Raises: ValueError without a path.
+    A dot marks where a path begins. Draws from a density are shown by their numbers in a last
+    panel. Raises: ValueError without a path.
     """
-    figure, panels = _panels(paths, labels)
+    figure, panels = _panels(paths, labels, further=density is not None)
+    if density is not None:
+        panels[-1].set_title("density", fontsize=10)
+        ranges = [panels[-1].get_xlim(), panels[-1].get_ylim()]
+        panels[-1].hist2d(*density.T, bins=60, range=ranges, cmap="Blues")
     for (name, several), axes, colour in zip(paths.items(), panels, COLOURS, strict=False):
         axes.set_title(f"{name} ({len(several)})", fontsize=10)
         for path in several:
@@ -54,7 +64,9 @@ def _frames(
         yield _drawn(figure)
 
 
-def _panels(paths: Mapping[str, Paths], labels: tuple[str, str], *, size: float = 3.4):
+def _panels(
+    paths: Mapping[str, Paths], labels: tuple[str, str], *, size: float = 3.4, further: bool = False
+):
     if not any(len(several) for several in paths.values()):
         raise ValueError("pictures of paths need at least one path; got none")
     from matplotlib.figure import Figure  # Imported here: it takes a second.
@@ -63,8 +75,9 @@ def _panels(paths: Mapping[str, Paths], labels: tuple[str, str], *, size: float 
     points = points[np.isfinite(points).all(axis=1)]
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.05 * (high - low) + 1e-6
-    figure = Figure(figsize=(size * len(paths), size), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(paths), squeeze=False)[0]
+    num = len(paths) + further
+    figure = Figure(figsize=(size * num, size), dpi=110, layout="constrained")
+    panels = figure.subplots(1, num, squeeze=False)[0]
     for axes in panels:
         axes.set_xlim(low[0] - margin[0], high[0] + margin[0])
         axes.set_ylim(low[1] - margin[1], high[1] + margin[1])

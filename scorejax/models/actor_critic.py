@@ -84,6 +84,17 @@ class Perceptron(nn.Module):
         return dense(self.features, name="out", init_scale=self.init_scale)(x)
 
 
+class PairPerceptron(nn.Module):
+    """(obs (b, o), action (b, a)) -> one number a row (b,), such as a discriminator's logit."""
+
+    hidden: Sequence[int] = (256, 256)
+
+    @nn.compact
+    def __call__(self, obs: Float[Array, "b o"], action: Float[Array, "b a"]) -> Float[Array, "b"]:
+        pairs = jnp.concatenate([obs, action], axis=1)
+        return Perceptron(1, self.hidden, name="perceptron")(pairs)[:, 0]
+
+
 class Actor(nn.Module):
     """obs (b, o) -> the policy's law of actions in the box [low, high], one `TanhGaussian` a row.
 

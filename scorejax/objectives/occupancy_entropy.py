@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 from scipy.special import digamma
 
 from scorejax.choices import require
@@ -88,25 +88,30 @@ def log_means(
     state: States,
     negatives_next: Negatives = None,
     negatives_state: Negatives = None,
+    *,
+    which: Int[Array, "b"] | None = None,
 ) -> LogMeans:
     """Estimates log E e^f from negatives, of which row j of both is one transition.
 
     A pair of a transition's own two states is left out, which would bias the mean by 1 / m. Without
-    negatives each row has the others of the batch: one matrix of pairs in the place of three.
+    negatives each row has the others of the batch: one matrix of pairs in the place of three. Rows
+    of this batch with equal numbers in `which` are one transition, drawn more than once.
     Raises: ValueError for one kind of negatives without the other, other numbers of both, or fewer
     than two transitions.
     """
     if (negatives_next is None) != (negatives_state is None):
         raise ValueError("negatives_next and negatives_state need to be given together, or neither")
     if negatives_next is None:
-        pairs = _without_diagonal(pairwise(f, next_state, state))
-        others = len(pairs) - 1
-        by_state, by_next = (jax.nn.logsumexp(pairs, axis=i) - math.log(others) for i in (0, 1))
-        return LogMeans(by_state, by_next, jax.nn.logsumexp(by_state) - math.log(len(pairs)))
+        which = jnp.arange(len(state)) if which is None else which
+        pairs = _without_own(pairwise(f, next_state, state), which)
+        others = jnp.sum(which[:, None] != which[None], axis=0)
+        by_state, by_next = (jax.nn.logsumexp(pairs, axis=i) - jnp.log(others) for i in (0, 1))
+        return LogMeans(by_state, by_next, jax.nn.logsumexp(pairs) - jnp.log(others.sum()))
     if len(negatives_next) != len(negatives_state):
         lengths = f"{len(negatives_next)} next states, {len(negatives_state)} states"
         raise ValueError(f"negatives need to be transitions, as many of both; got {lengths}")
-    pairs = _without_diagonal(pairwise(f, negatives_next, negatives_state))
+    pairs = pairwise(f, negatives_next, negatives_state)
+    pairs = _without_own(pairs, jnp.arange(len(pairs)))
     return LogMeans(
         log_mean_exp(pairwise(f, negatives_next, state), axis=0),
         log_mean_exp(pairwise(f, next_state, negatives_state), axis=1),
@@ -120,13 +125,15 @@ def nwj_bound(
     state: States,
     negatives_next: Negatives = None,
     negatives_state: Negatives = None,
+    *,
+    which: Int[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
     """Estimates E f - 1/e E e^f <= I(s'; s), in nats, without bias; equal at f = 1 + log ratio.
 
     The first mean is over the rows, the second over the pairs of `log_means`. Its negative is the
     loss of a learned critic. Source: Nguyen et al. 2010, arXiv:0809.0853.
     """
-    means = log_means(f, next_state, state, negatives_next, negatives_state)
+    means = log_means(f, next_state, state, negatives_next, negatives_state, which=which)
     return jnp.mean(f(next_state, state)) - jnp.exp(means.pairs - 1)
 
 
@@ -136,12 +143,14 @@ def donsker_varadhan_bound(
     state: States,
     negatives_next: Negatives = None,
     negatives_state: Negatives = None,
+    *,
+    which: Int[Array, "b"] | None = None,
 ) -> Float[Array, ""]:
     """E f - log E e^f >= `nwj_bound`, in nats, which does not change when f gains a constant.
 
     Of exact means it is at most I(s'; s); the logarithm of a mean of few pairs is biased upward.
     """
-    means = log_means(f, next_state, state, negatives_next, negatives_state)
+    means = log_means(f, next_state, state, negatives_next, negatives_state, which=which)
     return jnp.mean(f(next_state, state)) - means.pairs
 
 
@@ -192,7 +201,7 @@ def knn_entropy_reward(
     """
     distance = lambda a, b: jnp.sqrt(jnp.sum((a - b) ** 2, axis=1))
     if others is None:
-        distances = _without_diagonal(pairwise(distance, state, state), jnp.inf)
+        distances = _without_own(pairwise(distance, state, state), jnp.arange(len(state)), jnp.inf)
         num_others = len(state) - 1
     else:
         distances, num_others = pairwise(distance, state, others), len(others)
@@ -206,10 +215,12 @@ def knn_entropy_reward(
     return jax.lax.stop_gradient(reward)
 
 
-def _without_diagonal(pairs: Float[Array, "n n"], value: float = -math.inf) -> Float[Array, "n n"]:
+def _without_own(
+    pairs: Float[Array, "n n"], which: Int[Array, "n"], value: float = -math.inf
+) -> Float[Array, "n n"]:
     if len(pairs) < 2:
         raise ValueError(f"negatives need at least 2 transitions; got {len(pairs)}")
-    return jnp.where(jnp.eye(len(pairs), dtype=bool), value, pairs)
+    return jnp.where(which[:, None] == which[None], value, pairs)
 
 
 def _gaussian_log_prob(x: States, covariance: Float[Array, "d d"]) -> Rows:

@@ -23,7 +23,7 @@ from scorejax.typing import Array, PRNGKeyArray, PyTree
 
 __all__ = [
     "ENVS", "Env", "Stepped", "Transitioned", "VectorEnv", "get_env", "linear_gaussian",
-    "mountain_car", "pendulum", "point_mass", "tabular", "vectorize",
+    "mountain_car", "pendulum", "point_mass", "tabular", "vectorize", "with_clock",
 ]  # fmt: skip
 
 
@@ -73,6 +73,29 @@ def tabular(
 
     box = np.zeros(num_actions), np.ones(num_actions)
     return Env("tabular", reset, step, horizon, num_states, *box)
+
+
+def with_clock(env: Env) -> Env:
+    """The environment with the elapsed share of its horizon as the last number of observations.
+
+    The horizon terminates an episode, for tasks to which the end belongs. A value without the clock
+    could not depend on how near the end is. Source: Pardo et al. 2018, arXiv:1712.00378, Section 3.
+    """
+
+    def observed(obs: Array, elapsed: Array) -> Array:
+        return jnp.append(obs, (elapsed / env.horizon).astype(obs.dtype))
+
+    def reset(rng: PRNGKeyArray) -> tuple[tuple[PyTree, Array], Array]:
+        state, obs = env.reset(rng)
+        return (state, jnp.int32(0)), observed(obs, jnp.int32(0))
+
+    def step(rng: PRNGKeyArray, state: tuple[PyTree, Array], action: Array) -> Transitioned:
+        inner, obs, reward, terminated = env.step(rng, state[0], action)
+        elapsed = state[1] + 1
+        ended = terminated | (elapsed >= env.horizon)
+        return Transitioned((inner, elapsed), observed(obs, elapsed), reward, ended)
+
+    return env._replace(reset=reset, step=step, observation_dim=env.observation_dim + 1)
 
 
 class _Running(NamedTuple):

@@ -11,6 +11,7 @@ episodes, and says so once on stderr; the memory of transitions goes on as it wa
 
 import inspect
 import sys
+import threading
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -98,6 +99,7 @@ class _Host:
         self._expected = np.full((num_envs, 3), -1, np.int32)
         self._obs = np.zeros((num_envs, self.sizes.observation_dim), jnp.result_type(float))
         self._lost = np.zeros(num_envs, bool)
+        self._telling, self._told = threading.Lock(), False
         self._vectors: dict[bytes, Any] = {}
 
     def reset(self, state: Array) -> tuple[np.ndarray, np.ndarray]:
@@ -129,12 +131,18 @@ class _Host:
         if lost and self._lost[row].any():
             raise RuntimeError(f"two programs step the same environments {self.id}: make it twice.")
         if lost:
-            line = f"{self.id}: gymnasium cannot save environments; their episodes start anew"
-            if not self._lost.any():  # one line for all devices
-                print(line, file=sys.stderr, flush=True)
+            self._tell_once()
             # Other seeds than at the start of the run, whose episodes are in the memory.
             self._start(np.stack([row, seed + clock, clock], axis=1))
         self._lost[row] = lost
+
+    def _tell_once(self) -> None:
+        """Says that episodes start anew: one line, though each device calls from its own thread."""
+        with self._telling:
+            told, self._told = self._told, True
+        if not told:
+            line = f"{self.id}: gymnasium cannot save environments; their episodes start anew"
+            print(line, file=sys.stderr, flush=True)
 
     def _step(self, vector: Any, action: np.ndarray) -> tuple[np.ndarray, ...]:
         """The fields of `Stepped` from `obs` to `truncated`."""

@@ -29,8 +29,8 @@ def point_mass(
     The state and observation is (x, v), the action the acceleration a, each component up to
     max_action. `noise` is the standard deviation that a step adds to each component of the state.
     The reward, of the state before the step, is -(|x|^2 + 0.1 |v|^2 + 0.01 |a|^2). An episode
-    starts in a row of `starts` (n, 2 dim), drawn uniformly; without them x ~ U(-1, 1) at rest. It
-    terminates where a component of x is beyond max_place.
+    starts in a row of `starts` (n, 2 dim), drawn uniformly; without them x ~ U(-1, 1) at rest. At
+    max_place a wall stops the component of x that runs into it.
 
     Raises: ValueError for an invalid number or shape, naming it.
     """
@@ -63,8 +63,10 @@ def point_mass(
         state = jnp.concatenate([place + dt * velocity, velocity + dt * force])
         if noise:
             state = state + noise * jax.random.normal(rng, state.shape, state.dtype)
-        terminated = jnp.any(jnp.abs(state[:dim]) > max_place)
-        return Transitioned(state, state, reward, terminated)
+        beyond = jnp.abs(state[:dim]) > max_place
+        place = jnp.clip(state[:dim], -max_place, max_place)
+        state = jnp.concatenate([place, jnp.where(beyond, 0.0, state[dim:])])
+        return Transitioned(state, state, reward, jnp.zeros((), bool))
 
     return Env("point_mass", reset, step, horizon, 2 * dim, low, high)
 

@@ -137,6 +137,20 @@ def load_config(workdir: str | os.PathLike) -> Config:
     return Config(config)
 
 
+def require_same_arrays(
+    workdir: str | os.PathLike, checksums: Mapping[str, str], origins: Mapping[str, Any]
+) -> None:
+    """Raises ValueError naming the first frozen array that is not the one of the run in workdir.
+
+    Arrays of the run that `checksums`, see `integrity.tree_checksums`, do not name are not checked.
+    `origins` are config keys and paths that the error shows.
+    """
+    saved = _read(workdir).get(FROZEN, {})
+    known = {name: saved[name] for name in checksums.keys() & saved.keys()}
+    now = {name: checksums[name] for name in known}
+    _require_same_frozen(known, now, files.absolute(workdir), dict(origins))
+
+
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config as what JSON gives back."""
     return json.loads(json.dumps(dict(config), default=ConfigDict.to_dict))

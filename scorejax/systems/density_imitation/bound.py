@@ -42,24 +42,23 @@ def bound_metric(
     critic has no mutual information.
     """
     measure_mutual = donsker_varadhan_bound if centre else nwj_bound
-    # The floor is the reward's: with it this would be no bound.
-    unbounded = occupancy._replace(floor=jnp.full((), -jnp.inf))
 
     @jax.jit
     def measure(variables: Variables, rng: PRNGKeyArray) -> dict[str, Array]:
         play_rng, draw_rng, act_rng = jax.random.split(rng, 3)
         rngs = jax.random.split(play_rng, num_episodes)
         episodes = agent.play(variables, rngs, deterministic=False)
-        obs, action, next_obs = drawn_pairs(draw_rng, episodes, gamma)
+        obs, action, next_obs, which = drawn_pairs(draw_rng, episodes, gamma)
         _, log_prob = agent.act(variables[0]["actor"], obs).sample_and_log_prob(act_rng)
         pairs = jnp.concatenate([obs, action], axis=1)
-        log_q = log_occupancy(density, unbounded, pairs)
+        log_q = log_occupancy(density, occupancy, pairs)
         terms = {"log_density": jnp.mean(log_q), "at_floor": jnp.mean(log_q < occupancy.floor)}
         terms["policy_entropy"] = -jnp.mean(log_prob)
         bound = terms["log_density"] + terms["policy_entropy"]
         if term.critic is not None:
             states = map(occupancy.units.states, (next_obs, obs))
-            terms["mutual_information"] = measure_mutual(term.critic(variables[0]), *states)
+            critic = term.critic(variables[0])
+            terms["mutual_information"] = measure_mutual(critic, *states, which=which)
             bound = bound + gamma * terms["mutual_information"]
         return terms | {"bound": bound}
 
@@ -71,11 +70,17 @@ def bound_metric(
     return metric
 
 
-def drawn_pairs(rng: PRNGKeyArray, episodes: Episodes, gamma: float) -> tuple[Array, Array, Array]:
-    """States, actions and next states, drawn by their weight gamma^t in the occupancy."""
+def drawn_pairs(
+    rng: PRNGKeyArray, episodes: Episodes, gamma: float
+) -> tuple[Array, Array, Array, Array]:
+    """States, actions and next states, drawn by their weight gamma^t in the occupancy.
+
+    Last is the number of each transition: one may be drawn more than once.
+    """
     steps = jnp.arange(episodes.actions.shape[1])
     weights = jnp.where(steps[None] < episodes.length[:, None], gamma ** steps[None], 0.0)
     which = jax.random.categorical(rng, jnp.log(weights).ravel(), shape=(NUM_PAIRS,))
     episode, step = which // len(steps), which % len(steps)
     obs = episodes.observations[episode, step]
-    return obs, episodes.actions[episode, step], episodes.observations[episode, step + 1]
+    after = episodes.observations[episode, step + 1]
+    return obs, episodes.actions[episode, step], after, which

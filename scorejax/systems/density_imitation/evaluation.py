@@ -12,10 +12,12 @@ import numpy as np
 import scipy.spatial
 
 from scorejax.data.demonstrations import Demonstrations
+from scorejax.density import get_density
 from scorejax.evaluate.progress import Metric, remembered
 from scorejax.report import Evaluation
 from scorejax.rl.rollout import Episodes
 from scorejax.systems.density_imitation.agent import Agent, random_returns
+from scorejax.systems.density_imitation.occupancy import Occupancy
 from scorejax.systems.density_imitation.tasks import Plane
 from scorejax.typing import PRNGKeyArray, PyTree, Variables
 
@@ -105,6 +107,27 @@ def motion_metric(agent: Agent, play: Play, demonstrations: Demonstrations | Non
         shown = both_paths(play(variables), demonstrations, agent.task.plane)
         options = {"labels": agent.task.plane.labels, "num_frames": NUM_FRAMES}
         return Evaluation({}, {"motion": trajectory_pictures.motion_frames(shown, **options)})
+
+    return metric
+
+
+def density_metric(
+    agent: Agent, play: Play, demonstrations: Demonstrations, density: str, occupancy: Occupancy
+) -> Metric:
+    """The picture "density": paths of both beside draws of states from the density."""
+    draw = get_density(density).sample
+    pairs = draw(jax.random.key(0), occupancy.density, MOST_PAIRS)
+    mean, std = demonstrations.moments()
+    size = demonstrations.observation_dim
+    states = np.asarray(pairs)[:, :size] * std[None, :size] + mean[None, :size]
+
+    def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
+        from scorejax.evaluate import trajectory_pictures  # A second of matplotlib.
+
+        plane = agent.task.plane
+        shown = both_paths(play(variables), demonstrations, plane)
+        options = {"labels": plane.labels, "density": plane.project(states)}
+        return Evaluation({}, {"density": trajectory_pictures.paths_picture(shown, **options)})
 
     return metric
 

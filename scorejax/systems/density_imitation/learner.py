@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the parameters of an agent are found: soft actor-critic on a reward, or two other ways."""
+"""Losses and batches that train an agent: soft actor-critic on a reward, or two other ways."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from scorejax.data.demonstrations import Demonstrations
 from scorejax.data.source import array_source
-from scorejax.models.actor_critic import Perceptron
+from scorejax.models.actor_critic import PairPerceptron
 from scorejax.objectives import imitation
 from scorejax.objectives.actor_critic import sac_losses
 from scorejax.random import example_keys, split
@@ -59,22 +59,24 @@ class Entropy(NamedTuple):
     target: float | None
 
 
-def experience_source(agent: Agent, seen: Experience, *, recent: int | None = None) -> OnlineSource:
+def experience_source(
+    agent: Agent, experience: Experience, *, recent: int | None = None
+) -> OnlineSource:
     """Batches of the agent's own transitions; with `recent`, others of its last as negatives."""
     return make_source(
-        agent.task.make(seen.num_envs),
+        agent.task.make(experience.num_envs),
         agent.policy(deterministic=False),
-        capacity_per_env=-(-seen.capacity // seen.num_envs),
-        batch_size=seen.batch_size,
-        num_random=seen.num_random,
-        steps_per_update=seen.steps_per_update,
-        updates_per_step=seen.updates_per_step,
+        capacity_per_env=-(-experience.capacity // experience.num_envs),
+        batch_size=experience.batch_size,
+        num_random=experience.num_random,
+        steps_per_update=experience.steps_per_update,
+        updates_per_step=experience.updates_per_step,
         recent=recent,
     )
 
 
 def soft_actor_critic(
-    agent: Agent, reward: Reward, seen: Experience, *, gamma: float, entropy: Entropy
+    agent: Agent, reward: Reward, experience: Experience, *, gamma: float, entropy: Entropy
 ) -> Learner:
     """Soft actor-critic on a reward, whose own players learn in the same loss.
 
@@ -108,7 +110,7 @@ def soft_actor_critic(
         )
         return losses.total() + others, Aux(losses.metrics | metrics, state.model_state)
 
-    source = experience_source(agent, seen, recent=reward.recent)
+    source = experience_source(agent, experience, recent=reward.recent)
     return Learner(init, loss, source, reward.frozen)
 
 
@@ -131,7 +133,7 @@ def behavioural_cloning(agent: Agent, demonstrations: Demonstrations, batch_size
 def value_dice(
     agent: Agent,
     demonstrations: Demonstrations,
-    seen: Experience,
+    experience: Experience,
     *,
     gamma: float,
     penalty: float,
@@ -140,16 +142,15 @@ def value_dice(
 
     Source: Kostrikov et al. 2020, arXiv:1912.05032.
     """
-    network, units = Perceptron(1, agent.hidden), Units.of(demonstrations)
+    network, units = PairPerceptron(agent.hidden), Units.of(demonstrations)
     rows = demonstrations.transitions()
-    dim = demonstrations.observation_dim + demonstrations.action_dim
 
     def nu(params: Params, obs: Array, action: Array) -> Array:
-        return network.apply({"params": params}, jnp.concatenate([obs, action], axis=1))[:, 0]
+        return network.apply({"params": params}, obs, action)
 
     def init(rng: PRNGKeyArray) -> Params:
         agent_rng, nu_rng = jax.random.split(rng)
-        nu_params = network.init(nu_rng, jnp.zeros((1, dim)))["params"]
+        nu_params = network.init(nu_rng, *demonstrations.pair_of_zeros())["params"]
         return agent.init(agent_rng, "actor") | {"nu": nu_params}
 
     def act(params: Params, obs: Array) -> WhitePolicy:
@@ -164,5 +165,5 @@ def value_dice(
         losses = imitation.dice_losses(params, dice_rng, batch, **options)
         return losses.nu + losses.actor, Aux({"dice": losses.objective}, state.model_state)
 
-    source = experience_source(agent, seen)
+    source = experience_source(agent, experience)
     return Learner(init, loss, source, rows)

@@ -14,7 +14,9 @@ from scorejax.systems.density_imitation import rewards
 from scorejax.systems.density_imitation.agent import Agent
 from scorejax.systems.density_imitation.bound import bound_metric
 from scorejax.systems.density_imitation.evaluation import (
+    Play,
     chamfer_metric,
+    density_metric,
     make_play,
     motion_metric,
     returns_metric,
@@ -36,7 +38,7 @@ class Expert:
     """An agent that maximises the reward of its environment by soft actor-critic."""
 
     agent: Agent
-    seen: Experience
+    experience: Experience
     gamma: float
     num_eval_episodes: int
     deterministic: bool
@@ -50,7 +52,7 @@ class Expert:
         target = self.target_entropy * len(half_widths) + float(np.log(half_widths).sum())
         entropy = Entropy(weight=None, target=target)
         return soft_actor_critic(
-            self.agent, true_reward, self.seen, gamma=self.gamma, entropy=entropy
+            self.agent, true_reward, self.experience, gamma=self.gamma, entropy=entropy
         )
 
     def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
@@ -71,50 +73,63 @@ class Imitator:
     """An agent that does as demonstrated, by one of `METHODS`."""
 
     agent: Agent
-    seen: Experience
+    experience: Experience
     gamma: float
     num_eval_episodes: int
     deterministic: bool
+    seed: int
     method: str
     path: str
     """The file of demonstrations; empty for those of the task."""
     num_demonstrations: int
     every: int
     """Keeps every so many transitions of a demonstration."""
-    density: str
-    fit: FitOptions
-    floor_margin: float
-    terminal: str
-    lambda_pi: float
-    lambda_f: float
-    entropy_term: str
-    similarity_scale: float
-    centre: bool
-    recent: int
-    penalty: float
-    adversarial_reward: str
-    seed: int
+
+    # Each method reads some of these; the others are None.
+    density: str | None = None
+    fit: FitOptions | None = None
+    floor_margin: float | None = None
+    terminal: str | None = None
+    lambda_pi: float | None = None
+    lambda_f: float | None = None
+    entropy_term: str | None = None
+    similarity_scale: float | None = None
+    centre: bool | None = None
+    recent: int | None = None
+    penalty: float | None = None
+    adversarial_reward: str | None = None
 
     @functools.cached_property
     def demonstrations(self) -> Demonstrations:
         """The demonstrations that are imitated. Raises: ValueError or FileNotFoundError."""
         return self.available.subsample(self.num_demonstrations, self.every)
 
+    def inputs(self) -> dict[str, np.ndarray]:
+        """By name: a digest of the demonstrations that are imitated. Raises: as `demonstrations`.
+
+        A density fitted on another machine differs in its last digits; demonstrations do not.
+        """
+        return {"demonstrations": self.demonstrations.digest()}
+
+    def origins(self) -> dict[str, str]:
+        """The file of demonstrations, by its key in the config."""
+        return {"demonstrations": self.path}
+
     @functools.cached_property
     def available(self) -> Demonstrations:
         """All of the file, by which the agent is judged. Raises: as `demonstrations`."""
         if self.path:
-            found = trajectories.load(self.path)
+            all_of_them = trajectories.load(self.path)
         elif self.agent.task.demonstrations is not None:
-            found = self.agent.task.demonstrations()
+            all_of_them = self.agent.task.demonstrations()
         else:
             raise ValueError(
                 "set --config.demonstrations to a file of them, such as launch.sample writes"
             )
         one = self.agent.example
         box = one.action_low, one.action_high
-        found.require_fit(self.agent.task.name, one.observation_dim, *box)
-        return found
+        all_of_them.require_fit(self.agent.task.name, one.observation_dim, *box)
+        return all_of_them
 
     @functools.cached_property
     def occupancy(self) -> Occupancy:
@@ -136,14 +151,16 @@ class Imitator:
     def learn(self, reward: Reward) -> Learner:
         """Soft actor-critic on a reward, at the temperature lambda_pi."""
         entropy = Entropy(weight=self.lambda_pi, target=None)
-        return soft_actor_critic(self.agent, reward, self.seen, gamma=self.gamma, entropy=entropy)
+        return soft_actor_critic(
+            self.agent, reward, self.experience, gamma=self.gamma, entropy=entropy
+        )
 
     def sampler(self, name: str = "", *, num_steps: int = 0, nfe: int = 0) -> Callable:
         """Episodes, for launch.sample; see `Agent.sampler`."""
         return self.agent.sampler(name, num_steps=num_steps, nfe=nfe)
 
     def metrics(self) -> Metrics:
-        """By name: "return", "chamfer", "motion", an animation, and for a density "bound"."""
+        """By name: "return", "chamfer", "motion", an animation; of a density "bound", "density"."""
         play = make_play(self.agent, self.num_eval_episodes, deterministic=self.deterministic)
         built = {
             "return": lambda: returns_metric(self.agent, play, self.available),
@@ -152,7 +169,14 @@ class Imitator:
         }
         # An energy's log q lacks a constant, and so would its bound.
         bounded = self.method == "ndi" and self.density != "energy"
-        return built | {"bound": self._bound} if bounded else built
+        return (
+            built | {"bound": self._bound, "density": lambda: self._density(play)}
+            if bounded
+            else built
+        )
+
+    def _density(self, play: Play) -> Metric:
+        return density_metric(self.agent, play, self.demonstrations, self.density, self.occupancy)
 
     def _bound(self) -> Metric:
         return bound_metric(
@@ -191,8 +215,8 @@ METHODS: dict[str, Callable[[Imitator], Learner]] = {
     "red": lambda m: m.learn(rewards.expert_distillation(m.demonstrations, m.fit, seed=m.seed)),
     "sqil": lambda m: m.learn(rewards.soft_q_imitation(m.demonstrations)),
     "value_dice": lambda m: value_dice(
-        m.agent, m.demonstrations, m.seen, gamma=m.gamma, penalty=m.penalty
+        m.agent, m.demonstrations, m.experience, gamma=m.gamma, penalty=m.penalty
     ),
-    "bc": lambda m: behavioural_cloning(m.agent, m.demonstrations, m.seen.batch_size),
+    "bc": lambda m: behavioural_cloning(m.agent, m.demonstrations, m.experience.batch_size),
 }
 """Neural density imitation, and baselines in the same loop."""

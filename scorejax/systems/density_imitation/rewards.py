@@ -22,7 +22,7 @@ from jaxtyping import Array
 
 from scorejax.data.demonstrations import Demonstrations
 from scorejax.density import random_distillation
-from scorejax.models.actor_critic import PairCritic, Perceptron
+from scorejax.models.actor_critic import PairCritic, PairPerceptron
 from scorejax.objectives import imitation
 from scorejax.objectives.actor_critic import TargetFn, absorbing_target, td_target
 from scorejax.objectives.occupancy_entropy import (
@@ -37,6 +37,7 @@ from scorejax.systems.density_imitation.occupancy import (
     FitOptions,
     Occupancy,
     log_occupancy,
+    slowed_below,
 )
 from scorejax.systems.density_imitation.units import Units
 from scorejax.typing import Batch, Params, PRNGKeyArray, PyTree
@@ -79,18 +80,13 @@ def adversarial(
     demonstrations: Demonstrations, *, hidden: tuple[int, ...], penalty: float, kind: str
 ) -> Reward:
     """GAIL: a discriminator that learns beside the policy. Source: arXiv:1606.03476."""
-    network, units = Perceptron(1, hidden), Units.of(demonstrations)
-    dim = demonstrations.observation_dim + demonstrations.action_dim
+    network, units = PairPerceptron(hidden), Units.of(demonstrations)
 
     def logits_of(params: Params) -> Callable[[Array, Array], Array]:
-        def logits(obs: Array, action: Array) -> Array:
-            pairs = jnp.concatenate([obs, action], axis=1)
-            return network.apply({"params": params["discriminator"]}, pairs)[:, 0]
-
-        return logits
+        return functools.partial(network.apply, {"params": params["discriminator"]})
 
     def init(rng: PRNGKeyArray) -> Params:
-        return {"discriminator": network.init(rng, jnp.zeros((1, dim)))["params"]}
+        return {"discriminator": network.init(rng, *demonstrations.pair_of_zeros())["params"]}
 
     def loss(params: Params, frozen: PyTree, rngs: Rng, batch: Batch) -> tuple[Array, dict]:
         logits = logits_of(params)
@@ -135,7 +131,7 @@ def expert_distillation(demonstrations: Demonstrations, fit: FitOptions, *, seed
 
 
 NUM_LEARNED = 32
-"""Negatives of a learned critic, a network that each pair of states passes."""
+"""Transitions of which a learned critic, a network, judges every pair of two states."""
 
 
 class EntropyTerm(NamedTuple):
@@ -167,8 +163,10 @@ def _learned(*, gamma: float, centre: bool) -> EntropyTerm:
         return {"pair_critic": network.init(rng, *2 * [jnp.zeros((1, dim))])["params"]}
 
     def loss(params: Params, batch: Batch) -> Array:
-        # Both means of the bound are over the same transitions.
-        return -nwj_bound(bind(params), batch["negatives_next_obs"], batch["negatives_obs"])
+        # Both means of the bound are over recent transitions.
+        nexts, others = batch["negatives_next_obs"], batch["negatives_obs"]
+        few = nexts[:NUM_LEARNED], others[:NUM_LEARNED]
+        return -nwj_bound(bind(params), nexts, others, *few)
 
     def of(params: Params, batch: Batch) -> Array:
         *states, nexts, others = _states(batch)
@@ -222,8 +220,8 @@ def density_reward(
     instead, so that most of it is positive, and an end is worth nothing.
     Source: Kim et al. 2021, arXiv:2010.09808; the remedies of its sign are ours.
     """
+    unit = occupancy.unit
     origin = float(occupancy.centre if terminal == "absorbing" else occupancy.low)
-    unit = max(float(occupancy.spread), 1.0)
     target = td_target
     if terminal == "absorbing":
         absorbed = (1 - ended) * (float(occupancy.floor) - origin) / unit
@@ -231,7 +229,7 @@ def density_reward(
 
     def of(params: Params, occupancy: Occupancy, batch: Batch) -> Array:
         rows = jnp.concatenate([batch["obs"], batch["action"]], axis=1)
-        log_q = log_occupancy(name, occupancy, rows)
+        log_q = slowed_below(log_occupancy(name, occupancy, rows), occupancy.floor)
         return (log_q - origin + weight * term.of(params, occupancy.units.batch(batch))) / unit
 
     def loss(params: Params, occupancy: Occupancy, rngs: Rng, batch: Batch) -> tuple[Array, dict]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tasks by name: their environments, and the plane in which their states are drawn."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -82,19 +83,40 @@ def get_task(name: str, *, horizon: int = 0) -> Task:
 
 
 def handwriting(motion: str, **limit: int) -> Task:
-    """A pen that starts where people did, with half as much force and space again as they used."""
+    """A pen that starts where people did, with half as much force and space again as they used.
+
+    It sees the time, and its letter ends with the time: people lift the pen while it moves, so that
+    to go on after the last point is nowhere demonstrated.
+    """
     require_known("motion", motion, lasa.MOTIONS)
 
     @functools.cache
-    def drawn() -> Demonstrations:
+    def recorded() -> Demonstrations:
         return lasa.demonstrations(motion, every=LASA_EVERY)
 
+    def horizon() -> int:
+        return limit.get("horizon", int(recorded().lengths().max()))
+
     def make(num_envs: int) -> VectorEnv:
-        shown = drawn()
+        shown = recorded()
         starts = np.stack([part.observations[0] for part in shown.episodes()])
-        options = {"dt": shown.dt, "starts": starts, "horizon": int(shown.lengths().max())} | limit
+        options = {"dt": shown.dt, "starts": starts, "horizon": horizon()}
         options["max_action"] = ROOM * np.abs(shown.actions).max(axis=0)
         options["max_place"] = ROOM * float(np.abs(shown.observations[:, :2]).max())
-        return env.vectorize(env.point_mass(**options), num_envs)
+        return env.vectorize(env.with_clock(env.point_mass(**options)), num_envs)
 
-    return Task(f"{LASA}{motion}", make, PLANES["point_mass"], demonstrations=drawn)
+    clocked = functools.cache(lambda: _with_clock(recorded(), horizon()))
+    return Task(f"{LASA}{motion}", make, PLANES["point_mass"], demonstrations=clocked)
+
+
+def _with_clock(shown: Demonstrations, horizon: int) -> Demonstrations:
+    """Whole episodes as `env.with_clock` observes them, all of which end."""
+    steps = np.concatenate([np.arange(length) for length in shown.lengths()])
+    timed = lambda obs, step: np.concatenate([obs, step[:, None] / horizon], axis=1)
+    last = np.append(np.diff(shown.episode) > 0, True)
+    return dataclasses.replace(
+        shown,
+        observations=timed(shown.observations, steps),
+        next_observations=timed(shown.next_observations, steps + 1),
+        terminated=last,
+    )

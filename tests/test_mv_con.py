@@ -15,7 +15,7 @@ from scorejax.data.matching import Documents
 from scorejax.evaluate import ranking
 from scorejax.objectives import co_teaching
 from scorejax.systems.mv_con import serving
-from scorejax.systems.mv_con.evaluation import judged
+from scorejax.systems.mv_con.evaluation import judged, mean_directions
 from scorejax.text import lexical
 from scorejax.train.state import TrainState
 from tests.trees import assert_equal
@@ -145,6 +145,17 @@ def test_without_weights_each_learns_alone():
         expected = alone(name, one.state.params, part)
         for ours, theirs in zip(*map(jax.tree.leaves, (both[name], expected)), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_without_a_matcher_texts_are_ranked_by_their_cosines():
+    # The matcher's last layer set to zero leaves the scaled cosine of the mean sentence vectors.
+    one = case()
+    params = jax.tree.map(lambda leaf: leaf, one.state.params)
+    params["text"]["pair"]["out"] = jax.tree.map(jnp.zeros_like, params["text"]["pair"]["out"])
+    found = logits(one.model, params, one.state.model_state, one.corpus, one.batch)["text"]
+    vectors = mean_directions(one.corpus)
+    cosines = (vectors[one.batch["resume"]] * vectors[one.batch["job"]]).sum(axis=1)
+    np.testing.assert_allclose(found, 5 * cosines, atol=1e-5)
 
 
 def test_selection_drops_the_negatives_of_largest_loss():

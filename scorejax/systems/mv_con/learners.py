@@ -73,10 +73,14 @@ class TextLearner:
         variables = self.view.init(rng, *_texts(corpus, first), shared.pair(first))
         return variables["params"], {}
 
+    def table_width(self, corpus: Corpus) -> int:
+        """Length of a text vector."""
+        return self.view.encoder.width + corpus.sentences.shape[-1]
+
     def table(self, params: Params, corpus: Corpus) -> Array:
         """Text vectors (n, e) of all documents, without gradients or dropout."""
         variables = {"params": jax.lax.stop_gradient(params)}
-        vectors = jnp.zeros((len(corpus.sentences), self.view.encoder.width))
+        vectors = jnp.zeros((len(corpus.sentences), self.table_width(corpus)))
         for kind, nodes in (("resume", corpus.resumes), ("job", corpus.jobs)):
             encode = lambda document, kind=kind: self.view.apply(
                 variables, kind, document[0][None], document[1][None], method="encode"
@@ -198,7 +202,7 @@ class Learners:
 
     def _table_width(self, corpus: Corpus) -> int:
         text = self._text()
-        return self.learners[text].view.encoder.width if text else corpus.sentences.shape[-1]
+        return self.learners[text].table_width(corpus) if text else corpus.sentences.shape[-1]
 
     def table(self, params: Params, corpus: Corpus) -> Array:
         """Text vectors (n, e): of the first text view, else the means of the sentence vectors."""

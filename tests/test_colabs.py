@@ -90,7 +90,7 @@ def an_imitator_nearer_than_uniform_actions(printed):
 
 
 def more_matches_than_by_chance(printed):
-    # 0.38 of 100 first jobs and 0.50 of 94 doubtful pairs match. By chance it would be 0.08 and 0.28,
+    # 0.38 of 100 first jobs and 0.50 of 94 doubtful pairs match; by chance 0.08 and 0.28 would,
     # with standard errors of 0.03 and 0.05.
     shares = numbers(r" match ([\d.]+), of all [\d.]+", printed)
     by_chance = numbers(r" match [\d.]+, of all ([\d.]+)", printed)

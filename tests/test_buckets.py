@@ -87,6 +87,7 @@ def metrics(text: str) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "train/steps_per_second"} for row in rows]
 
 
+@pytest.mark.slow  # test_resume.py kills runs on a disk
 def test_a_run_killed_in_a_save_ends_bit_for_bit_where_a_local_one_ends(store, killed_and_resumed):
     state, expected, local = killed_and_resumed
     assert_equal(state, expected)

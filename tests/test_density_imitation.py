@@ -370,6 +370,7 @@ def test_evaluation_refuses_other_demonstrations_than_those_of_the_run(expert, t
         runs.require_same_inputs(tmp_path / "run", model.inputs(), model.origins())
 
 
+@pytest.mark.slow  # test_online_source.py shows the same with a toy
 def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(expert, tmp_path):
     config = imitation_config(expert)
     whole = train(systems.load(config), config, tmp_path / "whole")

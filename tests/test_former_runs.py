@@ -42,6 +42,7 @@ def resumed(tmp_path_factory):
         return runs.open(path / "run"), dict(file), path / "run"
 
 
+@pytest.mark.slow  # by default it draws, which reads the same checkpoint
 def test_it_ends_where_it_would_have_ended(resumed):
     run, expected, workdir = resumed
     assert run.step == 40

@@ -61,6 +61,7 @@ def trained(workdir):
     return noise_prediction(VPSDE(0.1, 20.0), network), model.data, config
 
 
+@pytest.mark.slow  # test_resume.py shows the same without a start of the command for each part
 def test_train_goes_on_where_it_stopped(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == [10, 20, 30, 40]

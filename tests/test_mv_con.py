@@ -376,7 +376,7 @@ def test_resumes_of_one_group_are_resampled_together():
 def test_two_text_views_drop_different_units():
     one = case(views=("text", "text"), graph_share=0.0, dropout=0.5, co_teaching="none")
     both = dict.fromkeys(("text", "text_2"), one.state.params["text"])
-    halves = jax.tree.map(lambda leaf: np.concatenate([leaf[:8], leaf[:8]]), one.batch)
+    halves = jax.tree.map(lambda leaf: jnp.concatenate([leaf[:8], leaf[:8]]), one.batch)
     (_, aux), _ = one.gradient(both, one.state, halves, one.corpus)
     assert float(aux.metrics["loss_text"]) != float(aux.metrics["loss_text_2"])
 

@@ -9,7 +9,7 @@ Command   python -m launch.train --config=configs/mv_con/tables.py --config.resu
           python -m launch.evaluate --workdir=runs/new
           variants: multi_view (the default), text, relation, two_texts, pjfnn, bpjfnn, apjfnn;
           reweight (the default), select, independent; :debug for seconds
-Expected  mrr above those of tfidf, bm25 and cosine, which launch.evaluate lists
+Expected  mrr, to be compared with tfidf, bm25 and cosine, which launch.evaluate lists beside it
 Hardware  2 CPU cores: minutes for some thousand documents
 """
 

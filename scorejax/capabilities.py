@@ -98,6 +98,13 @@ class Segments(Protocol):
 
 
 @runtime_checkable
+class RanksDocuments(Protocol):
+    """launch.match: rank(variables, resumes, jobs) -> a table of the best for each, by side."""
+
+    def ranker(self, *, top: int, num_candidates: int) -> Callable: ...
+
+
+@runtime_checkable
 class IsEvaluated(Protocol):
     """launch.evaluate --workdir: metrics by name."""
 
@@ -127,6 +134,7 @@ ACTIONS: dict[type, str] = {
     InterpolatesNoise: "interpolate between samples",
     Guides: "guide samples to a class",
     Segments: "segment pictures",
+    RanksDocuments: "rank documents",
     IsEvaluated: "be evaluated",
     DescribesData: "describe data before training",
     TakesWeights: "take published weights",

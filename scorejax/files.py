@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -172,6 +173,19 @@ def load_npz(path: str | os.PathLike) -> dict[str, Any]:
     path = as_path(path)
     with reaching(path), path.open("rb") as opened, np.load(opened) as file:
         return dict(file)
+
+
+def import_parquet() -> ModuleType:
+    """The pyarrow package, an optional dependency. Raises: ValueError if it is not installed."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            "parquet files need pyarrow, which is not installed: pip install pyarrow, or convert "
+            "the file"
+        ) from None
+    return pyarrow
 
 
 def exists(path: AnyPath) -> bool:

@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results of an evaluation: scalars and pictures."""
+"""Results of an evaluation: scalars, pictures and tables."""
 
+import csv
+import io
 import math
 import os
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from scorejax.files import written_whole
+from scorejax.files import save_text, written_whole
+
+Table: TypeAlias = Sequence[Mapping[str, Any]]
+"""Rows, all with the same columns."""
 
 FRAME_MILLISECONDS = 60
 NUM_COLOURS = 64
@@ -18,11 +24,13 @@ NUM_COLOURS = 64
 class Evaluation(NamedTuple):
     """Scalars by name, and pictures by name as uint8 arrays (height, width, 3).
 
-    An animation has a leading axis of frames.
+    An animation has a leading axis of frames. Tables are written by launch.evaluate, not logged in
+    training.
     """
 
     scalars: dict[str, float]
     pictures: dict[str, np.ndarray]
+    tables: Mapping[str, Table] = types.MappingProxyType({})
 
 
 def json_values(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,3 +59,13 @@ def save_picture(stem: str | os.PathLike, picture: np.ndarray) -> str:
         options = {"append_images": others, "duration": FRAME_MILLISECONDS, "loop": 0}
         first.save(file, format="GIF", save_all=True, **options)
     return path
+
+
+def save_table(path: str | os.PathLike, rows: Table) -> None:
+    """Writes rows as CSV in UTF-8, below a header, atomically. Raises: OSError as `save_text`."""
+    text = io.StringIO()
+    columns = list(rows[0]) if rows else []
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    save_text(path, text.getvalue())

@@ -44,7 +44,7 @@ LAYERS = [
         "models",
         "attacks",
     },
-    {"train", "data", "evaluate", "interop", "runs"},
+    {"train", "data", "evaluate", "interop", "runs", "text"},
     {"score_model", "capabilities", "autoencoder", "failures"},
     {"systems"},
 ]  # fmt: skip

@@ -19,12 +19,13 @@ import PIL.Image
 import pytest
 
 from configs.density_imitation import pendulum
+from configs.mv_con import generated
 from configs.score_sde import digits
 from scorejax.evaluate import frechet
-from tests import imitation_mistakes, mistakes
+from tests import imitation_mistakes, matching_mistakes, mistakes
 from tests.mistakes import NEEDS_MOUNT
 
-CASES = mistakes.CASES | imitation_mistakes.CASES
+CASES = mistakes.CASES | imitation_mistakes.CASES | matching_mistakes.CASES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Two devices, of fake kind, so that a batch can fail to divide.
@@ -37,6 +38,7 @@ def world(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("world")
     config = json.loads(json.dumps(digits.get_config("debug").to_dict()))
     expert = json.loads(json.dumps(pendulum.get_config("expert,debug").to_dict()))
+    matcher = json.loads(json.dumps(generated.get_config("debug").to_dict()))
     poor = {key: config[key] for key in ("system", "sde", "nf")}
     files = {
         "run/config.json": json.dumps(config),
@@ -46,6 +48,7 @@ def world(tmp_path_factory):
             config | {"dataset": "cifar10", "data_dir": str(tmp / "empty")}
         ),
         "expert/config.json": json.dumps(expert),
+        "matching/config.json": json.dumps(matcher),
         "foreign/letter.txt": "Dear reader",
         "garbled/config.json": "{",
         "other/config.json": '{"lr": 1}',
@@ -63,6 +66,8 @@ def world(tmp_path_factory):
     for name, text in files.items():
         (tmp / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp / name).write_text(text)
+    for name, text in matching_mistakes.FILES.items():
+        (tmp / name).write_bytes(text.encode("latin-1"))
     for name, arrays in demonstrations().items():
         np.savez(tmp / f"{name}.npz", **arrays)
     PIL.Image.new("L", (3, 2)).save(tmp / "mask.png")

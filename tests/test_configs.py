@@ -22,6 +22,7 @@ from scorejax.score_model import ScoreModel
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
+from scorejax.train.system import frozen_arguments
 from tests.slow import slow_where
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
@@ -141,7 +142,8 @@ def test_a_variant_takes_the_words_that_it_lacks_from_the_default():
 # In full: official networks of score SDEs are shaped in test_score_sde_configs.py, those of NCSNv2
 # in test_refinenet.py; finite-difference score matching, with losses, in test_fd_score_matching.py;
 # energies in test_recovery_network.py; conditional scores in test_ar_csm.py;
-# classifiers in test_classifier_mistakes.py; agents in test_density_imitation.py.
+# classifiers in test_classifier_mistakes.py; agents in test_density_imitation.py; matchers of
+# documents in test_mv_con.py.
 IN_FULL = [
     f"{name}:{variant}"
     for name in NAMES
@@ -149,7 +151,7 @@ IN_FULL = [
     if variant in words(name)
     if not re.match(
         "bionet|fd_score_matching|ar_csm|recovery_ebm|classifier_mistakes|density_imitation|"
-        "score_sde/(vp|subvp|ve)_",
+        "mv_con|score_sde/(vp|subvp|ve)_",
         name,
     )
 ]
@@ -174,12 +176,14 @@ def test_a_network_in_full_takes_its_images(case):
     assert output.shape == ((2, config.num_classes) if classified else image.shape)
 
 
-# Agents, which make their own data, take steps in test_density_imitation.py.
+# Agents, which make their own data, take steps in test_density_imitation.py. The wheels of ESCO may
+# not be installed, and the files of mv_con/tables are the user's own.
+ELSEWHERE = ("density_imitation/", "mv_con/esco", "mv_con/tables")
 DEBUG = [
     f"{name}:{variant}"
     for name in NAMES
     for variant in ("debug", "ve,debug", "keras,debug")
-    if {*variant.split(",")} <= {*words(name)} and not name.startswith("density_imitation")
+    if {*variant.split(",")} <= {*words(name)} and not name.startswith(ELSEWHERE)
 ]
 STAND_INS = {1: "digits", 3: "photo_patches"}
 """Sets on hand, by their channels, for those that are not."""
@@ -202,15 +206,16 @@ def test_a_config_in_debug_size_takes_three_steps(case):
         carry, batch = system.source.next(carry, None, jax.random.key(1))
         batches.append(batch)
 
-    def steps(rng, batches):
+    def steps(rng, batches, *frozen):
         state = TrainState.create(*system.init(rng), system.tx)
         step = scan_steps(make_train_step(system.loss, system.tx, ema_rate=config.ema_rate))
-        after, metrics = step(state, batches, rng)
+        after, metrics = step(state, batches, rng, *frozen)
         return state.params, after, metrics
 
     steps = jax.jit(steps)  # Most of the time: "rbg" makes random bits in few operations.
     batches = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
-    before, after, metrics = steps(jax.random.key(2, impl="rbg"), batches)
+    rng = jax.random.key(2, impl="rbg")
+    before, after, metrics = steps(rng, batches, *frozen_arguments(system))
     assert int(after.step) == 3 and np.isfinite(metrics["loss"]).all()
     assert (metrics["finite"] == 1).all()
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after.params, before)

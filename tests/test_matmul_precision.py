@@ -23,11 +23,13 @@ from scorejax.density import score_flow
 from scorejax.evaluate.sample_quality import inception_features
 from scorejax.failures.scores import SCORES
 from scorejax.models import layers
+from scorejax.models.bert import Bert
 from scorejax.models.convolution import conv
 from scorejax.models.inception import Inception
 from scorejax.models.vector_field import VectorField
 from scorejax.score_model import EvaluationOptions
 from scorejax.systems import load_model
+from scorejax.text.bert_encoder import sentence_vectors
 
 ROWS = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 2))
 FEATURES = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
@@ -149,6 +151,14 @@ def test_log_densities_by_a_score():
         return score_flow.log_prob(flow, x)
 
     assert precisions(log_prob, variables, FEATURES) == {"dot_general": {"HIGHEST"}}
+
+
+def test_vectors_of_sentences():
+    network = Bert(vocab_size=5, width=4, num_layers=1, num_heads=2, hidden=4, max_length=3)
+    tokens = jax.ShapeDtypeStruct((2, 3), jnp.int32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), tokens, tokens)
+    vectors = lambda *arguments: sentence_vectors(network, *arguments)
+    assert precisions(vectors, variables, tokens, tokens) == {"dot_general": {"HIGHEST"}}
 
 
 def test_the_derivatives_of_a_convolution_keep_its_precision():

@@ -23,6 +23,7 @@ from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.state import TrainState
 from scorejax.train.step import make_train_step, scan_steps
+from scorejax.train.system import frozen_arguments
 from tests.trees import assert_close, assert_equal
 
 # Name -> module of the config and variant.
@@ -44,12 +45,15 @@ TABLE = {
     "ar_csm-images": ("configs.ar_csm.digits", "debug"),
     "ar_csm-table": ("configs.ar_csm.wine", "debug"),
     "classifier_mistakes": ("configs.classifier_mistakes.digits", "mean_teacher,debug"),
+    "mv_con": ("configs.mv_con.generated", "debug"),
 }
-# Of the joined batch two devices compute something else where batches are normalised, or weights
-# solved for, on each device's own examples. Flows' and energies' differences lose more digits to
-# rounding than are compared; test_fd_score_matching.py has their losses by rows, exactly.
+# Of the joined batch two devices compute something else where batches are normalised, weights
+# solved for, or halves exchanged between learners, on each device's own examples. Flows' and
+# energies' differences lose more digits to rounding than are compared; test_fd_score_matching.py
+# has their losses by rows, exactly.
 NOT_DIVIDED = (
     "bionet", "fd_score_matching-kernel", "fd_score_matching-flow", "fd_score_matching-energy",
+    "mv_con",
 )  # fmt: skip
 SCORE_SDES = [name for name in TABLE if name.startswith("score_sde")]
 
@@ -71,6 +75,7 @@ class Case:
         module, variant = TABLE[name]
         self.config = importlib.import_module(module).get_config(variant)
         self.system = systems.load(self.config)
+        self.frozen = frozen_arguments(self.system)
         self.state = self.create(jax.random.key(0))
         carry = self.system.source.init(0, jax.random.key(1))
         self.batches = []
@@ -78,15 +83,18 @@ class Case:
             carry, batch = self.system.source.next(carry, self.state, jax.random.key(2))
             self.batches.append(batch)
         self.traces = 0
-        self.step = jax.jit(self._counted_step)
+        self._compiled_step = jax.jit(self._counted_step)
+
+    def step(self, state, batch, rng):
+        return self._compiled_step(state, batch, rng, *self.frozen)
 
     @functools.cached_property
     def _plain_step(self):
         return make_train_step(self.system.loss, self.system.tx, ema_rate=self.config.ema_rate)
 
-    def _counted_step(self, state, batch, rng):
+    def _counted_step(self, *arguments):
         self.traces += 1
-        return self._plain_step(state, batch, rng)
+        return self._plain_step(*arguments)
 
     @functools.cached_property
     def create(self):
@@ -194,7 +202,9 @@ def test_gradients_are_finite_at_both_ends_of_time(case):
 @pytest.mark.parametrize("case", rows(in_full=[]), indirect=True)
 def test_evaluation_gives_numbers_and_pictures_and_repeats_itself(case):
     variables = case.system.published(case.state)
-    first, again = (case.system.evaluate(jax.random.key(4), variables) for _ in range(2))
+    first, again = (
+        case.system.evaluate(jax.random.key(4), variables, *case.frozen) for _ in range(2)
+    )
     assert first.scalars == again.scalars and all(np.isfinite(list(first.scalars.values())))
     for name, picture in first.pictures.items():
         assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[-1] == 3

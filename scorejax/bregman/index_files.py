@@ -10,7 +10,6 @@ errors name arguments as the command's flags.
 import json
 import os
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from scorejax.bregman.divergences.sided import Sided
 from scorejax.bregman.index import brepartition, store
 from scorejax.bregman.scan.ranking import Neighbours
 from scorejax.choices import require_known
-from scorejax.files import save_npz, written_whole
+from scorejax.files import import_parquet, save_npz, written_whole
 
 Job = Callable[[], None]
 
@@ -165,18 +164,6 @@ def save_neighbours(out: str, neighbours: Neighbours) -> str:
     with written_whole(out) as file:
         pyarrow.parquet.write_table(pyarrow.table(columns), file)
     return out
-
-
-def import_parquet() -> ModuleType:
-    """The pyarrow package, an optional dependency. Raises: ValueError if it is not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError(
-            "parquet files need pyarrow, which is not installed: pip install pyarrow, or use .npy"
-        ) from None
-    return pyarrow
 
 
 def _require_paths(**paths: str | None) -> None:

@@ -15,7 +15,7 @@ from scorejax.evaluate.parts import Arrays
 from scorejax.evaluate.progress import Metric
 from scorejax.files import save_npz, save_text
 from scorejax.random import row_keys
-from scorejax.report import json_values, save_picture
+from scorejax.report import json_values, save_picture, save_table
 from scorejax.rl.rollout import Episodes
 from scorejax.train import parallel
 
@@ -31,14 +31,19 @@ def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
 
 
 def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: str) -> dict:
-    """Scalars of all metrics; the first process writes pictures to <out>_<name>.png or .gif."""
+    """Scalars of all metrics; the first process writes their pictures and tables.
+
+    They are <out>_<name>.png, or .gif, and <out>_<name>.csv.
+    """
     report, variables = {}, parallel.share(variables)
     for rng, metric in zip(row_keys(jax.random.key(seed), len(metrics)), metrics, strict=True):
         evaluation = metric(rng, variables)
         report |= evaluation.scalars
-        shown = evaluation.pictures if jax.process_index() == 0 else {}
-        for name, picture in shown.items():
-            save_picture(f"{out}_{name}", picture)
+        if jax.process_index() == 0:
+            for name, picture in evaluation.pictures.items():
+                save_picture(f"{out}_{name}", picture)
+            for name, rows in evaluation.tables.items():
+                save_table(f"{out}_{name}.csv", rows)
     return report
 
 

@@ -8,10 +8,19 @@ import flax.linen as nn
 import numpy as np
 
 from scorejax.choices import choose
-from scorejax.interop.networks import bionet, edm, recovery_likelihood, refinenet, score_sde
+from scorejax.interop.networks import (
+    bionet,
+    edm,
+    huggingface,
+    recovery_likelihood,
+    refinenet,
+    score_sde,
+)
 
 FAMILIES = {
-    name: family for family in (score_sde, refinenet, edm, bionet) for name in family.ARCHITECTURES
+    name: family
+    for family in (score_sde, refinenet, edm, bionet, huggingface)
+    for name in family.ARCHITECTURES
 }
 """Architecture in PyTorch -> module of `networks` that knows its tensors and settings."""
 
@@ -25,7 +34,7 @@ def load_torch(
     """The module of a published network and its variables, from the official state dictionary.
 
     `hyper` holds the official settings under their official names. The module computes what the
-    official network does, with images as (b, h, w, c).
+    official network does, with images as (b, h, w, c); BERT takes token ids.
 
     Raises: ValueError for an unknown architecture or setting, and for tensors that are missing,
     surplus or misshapen.

@@ -21,9 +21,11 @@ from scorejax.interop.readers.checkpoint import Checkpoint, StateDict, read_chec
 from scorejax.models.layers import group_count
 from scorejax.models.ncsnpp import NCSNpp
 
-# Architectures of which a run can be made: no system has the other one.
+# Architectures of which a run can be made: no system trains the others.
 _IMPORTABLE = TENSORFLOW_FAMILIES | {
-    name: FAMILIES[name] for name in FAMILIES if name != "edm/dhariwal_unet"
+    name: FAMILIES[name]
+    for name in FAMILIES
+    if name not in ("edm/dhariwal_unet", "huggingface/bert")
 }
 # Fields that change neither the parameters nor what is computed with them in evaluation.
 _FREE_FIELDS = ("dtype", "remat", "dropout", "init_scale", "fourier_scale", "num_groups")

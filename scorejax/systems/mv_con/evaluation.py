@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a model ranks held-out pairs, both ways, beside scores that need no training."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from scorejax.data.matching import Pairs
+from scorejax.evaluate import ranking
+from scorejax.evaluate.progress import Metric
+from scorejax.report import Evaluation
+from scorejax.systems.mv_con.corpus import Corpus
+from scorejax.systems.mv_con.task import Task
+from scorejax.text import lexical
+from scorejax.typing import PRNGKeyArray, PyTree, Variables
+
+if TYPE_CHECKING:
+    from scorejax.systems.mv_con.model import DocumentMatcher
+
+MOST_VALIDATED = 1000
+"""Resumes that are ranked in training."""
+
+
+class Judged(NamedTuple):
+    """Resumes of a held-out part, which jobs match them, and which pairs are judged at all."""
+
+    resumes: Int[np.ndarray, "r"]
+    relevant: Bool[np.ndarray, "r j"]
+    candidates: Bool[np.ndarray, "r j"]
+
+    def first(self, num: int) -> "Judged":
+        """The first `num` resumes."""
+        return Judged(*(array[:num] for array in self))
+
+
+def judged(task: Task, pairs: Pairs, *others: Pairs) -> Judged:
+    """The resumes of `pairs`, positive or not, with all jobs.
+
+    Where all matches are known, all of them are relevant. Observed positives to learn from, and
+    those of `others`, are no candidates: nobody needs to find them.
+    """
+    resumes, shape = np.unique(pairs.resume), (len(task.resumes), len(task.jobs))
+    relevant, known = np.zeros(shape, bool), np.zeros(shape, bool)
+    positive = pairs.take(pairs.positive)
+    relevant[positive.resume, positive.job] = True
+    if task.matches is not None:
+        relevant = task.matches.copy()
+    for part in (task.observed, *others):
+        found = part.take(part.positive)
+        known[found.resume, found.job] = True
+    known[positive.resume, positive.job] = False
+    return Judged(resumes, (relevant & ~known)[resumes], ~known[resumes])
+
+
+def matrices(
+    model: "DocumentMatcher", variables: Variables, corpus: Corpus, resumes: Int[np.ndarray, "r"]
+) -> dict[str, Float[np.ndarray, "r j"]]:
+    """Probabilities of resumes with all jobs, by learner and their mean."""
+    num_jobs = len(model.task.jobs)
+    pairs = model.nodes(np.repeat(resumes, num_jobs), np.tile(np.arange(num_jobs), len(resumes)))
+    scores = model.probabilities(variables, corpus, pairs)
+    return {name: values.reshape(-1, num_jobs) for name, values in scores.items()}
+
+
+def validation_metric(model: "DocumentMatcher") -> Metric:
+    """Mean reciprocal rank of jobs for validation resumes: "mrr" by the mean score, and by view.
+
+    Of many resumes the first `MOST_VALIDATED` are ranked.
+    """
+    part = judged(model.task, model.task.valid, model.task.test).first(MOST_VALIDATED)
+
+    def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
+        found = {}
+        scores = matrices(model, variables, model.given(*frozen), part.resumes)
+        for name, matrix in scores.items():
+            ranks = ranking.rank(matrix, part.relevant, candidates=part.candidates)
+            found[name] = float(np.nanmean(ranking.reciprocal_rank(ranks)))
+        mean = found.pop("mean")
+        return Evaluation({"mrr": mean, **{f"mrr_{name}": v for name, v in found.items()}}, {})
+
+    return metric
+
+
+def untrained(
+    model: "DocumentMatcher", corpus: Corpus, resumes: Int[np.ndarray, "r"]
+) -> dict[str, dict[str, Float[np.ndarray, "q d"]]]:
+    """By side, scores by TF-IDF, BM25, and the cosine of the means of sentence vectors.
+
+    Those of words differ by side: a query is looked up among documents, whose words are counted.
+    """
+    vectors = mean_directions(corpus)
+    jobs = len(model.task.resumes) + np.arange(len(model.task.jobs))
+    cosine = vectors[resumes] @ vectors[jobs].T
+    texts = [model.task.resumes.texts[i] for i in resumes], model.task.jobs.texts
+    by_words = {"tfidf": lexical.tfidf_scores, "bm25": lexical.bm25_scores}
+    sides = {"resume": (texts, cosine), "job": (texts[::-1], cosine.T)}
+    return {
+        side: {name: score(*both) for name, score in by_words.items()} | {"cosine": own}
+        for side, (both, own) in sides.items()
+    }
+
+
+def mean_directions(corpus: Corpus) -> Float[np.ndarray, "n d"]:
+    """Means of the sentence vectors of each document, of length one."""
+    total = np.sum(corpus.sentences, axis=1, where=np.asarray(corpus.mask)[..., None])
+    return total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12)
+
+
+def ranking_metric(model: "DocumentMatcher") -> Metric:
+    """Test resumes with all jobs, and all jobs with test resumes, with bootstrap intervals.
+
+    They are over groups of resumes, where the task has them, or over jobs.
+    """
+    task = model.task
+    part = judged(task, task.test, task.valid)
+    groups = None if task.groups is None else task.groups[part.resumes]
+
+    def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
+        corpus = model.given(*frozen)
+        trained = matrices(model, variables, corpus, part.resumes)
+        sides = untrained(model, corpus, part.resumes)
+        sides["resume"] |= trained
+        sides["job"] |= {name: matrix.T for name, matrix in trained.items()}
+        scalars = {}
+        for name, matrix in sides["resume"].items():
+            found = ranking.evaluate(
+                matrix, part.relevant, candidates=part.candidates, groups=groups
+            )
+            scalars |= _scalars(f"resume/{name}", found)
+        for name, matrix in sides["job"].items():
+            found = ranking.evaluate(matrix, part.relevant.T, candidates=part.candidates.T)
+            scalars |= _scalars(f"job/{name}", found)
+        return Evaluation(scalars, {})
+
+    return metric
+
+
+def _scalars(prefix: str, found: ranking.Ranking) -> dict[str, float]:
+    scalars = {f"{prefix}/queries": float(found.num_queries)}
+    for name, interval in found.metrics.items():
+        scalars[f"{prefix}/{name}"] = interval.estimate
+        scalars[f"{prefix}/{name}_low"] = interval.low
+        scalars[f"{prefix}/{name}_high"] = interval.high
+    return scalars
+
+
+def noise_metric(model: "DocumentMatcher") -> Metric:
+    """Training pairs by the loss of the trained views, the most doubtful first: the table "noise".
+
+    With known noise it says whether a label is wrong, and the scalars are the share of wrong labels
+    among as many pairs of largest loss as there are.
+    """
+    task = model.task
+
+    def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
+        train = task.train
+        scores = model.probabilities(
+            variables, model.given(*frozen), model.nodes(train.resume, train.job)
+        )
+        losses = {name: _cross_entropy(p, train.label) for name, p in scores.items()}
+        order = np.argsort(-losses["mean"], kind="stable")
+        scalars, num = {}, int(task.flipped.sum())
+        if num:
+            found = {name: task.flipped[np.argsort(-v)[:num]].mean() for name, v in losses.items()}
+            scalars = {f"noise/{name}/precision": float(v) for name, v in found.items()}
+            scalars["noise/flipped"] = num / len(train)
+        rows = [
+            {
+                "resume": task.resumes.ids[train.resume[i]],
+                "job": task.jobs.ids[train.job[i]],
+                "label": int(train.label[i]),
+                **({"wrong": int(task.flipped[i])} if num else {}),
+                **{f"loss_{name}": round(float(v[i]), 4) for name, v in losses.items()},
+            }
+            for i in order
+        ]
+        return Evaluation(scalars, {}, {"noise": rows})
+
+    return metric
+
+
+def _cross_entropy(
+    probability: Float[np.ndarray, "n"], label: Float[np.ndarray, "n"]
+) -> Float[np.ndarray, "n"]:
+    p = np.clip(probability.astype(np.float64), 1e-7, 1 - 1e-7)
+    return -np.where(label > 0.5, np.log(p), np.log1p(-p))

@@ -36,15 +36,15 @@ from scorejax.systems.mv_con.learners import (
     WordLearner,
 )
 from scorejax.systems.mv_con.model import DocumentMatcher, TextOptions
-from scorejax.systems.mv_con.task import DATASETS, TABLES, make_task
+from scorejax.systems.mv_con.task import COLUMNS, DATASETS, TABLES, make_task
 from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
 from scorejax.typing import Array
 
 TASK_KEYS = (
-    "dataset", "data_dir", *TABLES, "damaged", "split", "valid_share", "test_share", "split_seed",
-    "num_negatives", "noise_rate", "noise_kind", "graph_share",
-    "num_resumes", "num_jobs", "num_pairs",
+    "dataset", "data_dir", *TABLES, *COLUMNS, "damaged",
+    "split", "valid_share", "test_share", "split_seed",
+    "num_negatives", "noise_rate", "noise_kind", "graph_share", "num_resumes", "num_jobs", "num_pairs",
 )  # fmt: skip
 TEXT_KEYS = (
     "encoder", "encoder_dim", "vectors_dir", "max_sentences", "max_words", "vocabulary_size",

@@ -212,7 +212,7 @@ class Learners:
         return self.learners[text].table(params[text], corpus)
 
     def shared(self, params: Params, table: Array, corpus: Corpus) -> Shared:
-        """What the views share, with gradients in the relation view's parameters."""
+        """Node vectors beside the table, with gradients in the relation view's parameters."""
         if "relation" not in params:
             return Shared(table)
         return Shared(table, self.learners["relation"].nodes(params["relation"], table, corpus))

@@ -192,7 +192,7 @@ class DocumentMatcher:
         batch: Batch,
         weigh: Weigh,
     ) -> dict[str, Lesson]:
-        """What each learner trains on; one alone trains on all rows."""
+        """The rows of each learner, and their weights; one learner alone has all rows."""
         names = tuple(self.learners.learners)
         if len(names) == 1:
             return {names[0]: Lesson(batch, jnp.ones(len(batch["label"])))}

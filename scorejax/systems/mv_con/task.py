@@ -24,9 +24,15 @@ from scorejax.data.matching import (
     require_both_labels,
     sample_negatives,
 )
+from scorejax.data.matching_rows import DocumentColumns, PairColumns
 
 TABLES = ("resumes", "jobs", "pairs")
 """Keys of the paths of the user's own three files, for the dataset "tables"."""
+COLUMNS = (
+    "id_column", "text_columns", "category_column",
+    "resume_column", "job_column", "label_columns", "time_column",
+)  # fmt: skip
+"""Keys of the names of their columns: those of both files of documents, and of the pairs."""
 
 
 class Known(NamedTuple):
@@ -169,8 +175,20 @@ def _tables(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
     missing = [key for key in TABLES if not config[key]]
     if missing:
         raise ValueError(f"set --config.{missing[0]} to a .csv, .jsonl or .parquet file")
-    paths = (config[key] for key in TABLES)
-    reading = matching_files.read_tables(*paths, damaged=config["damaged"])
+    documents = DocumentColumns(
+        config["id_column"], tuple(config["text_columns"]), config["category_column"]
+    )
+    pairs = PairColumns(
+        config["resume_column"], config["job_column"], tuple(config["label_columns"]),
+        config["time_column"],
+    )  # fmt: skip
+    reading = matching_files.read_tables(
+        *(config[key] for key in TABLES),
+        resume_columns=documents,
+        job_columns=documents,
+        pair_columns=pairs,
+        damaged=config["damaged"],
+    )
     return Known(reading.matching, reading.split, skipped=reading.skipped)
 
 

@@ -44,7 +44,8 @@ from scorejax.typing import Array
 TASK_KEYS = (
     "dataset", "data_dir", *TABLES, *COLUMNS, "damaged",
     "split", "valid_share", "test_share", "split_seed",
-    "num_negatives", "noise_rate", "noise_kind", "graph_share", "num_resumes", "num_jobs", "num_pairs",
+    "num_negatives", "noise_rate", "noise_kind", "graph_share",
+    "num_resumes", "num_jobs", "num_pairs",
 )  # fmt: skip
 TEXT_KEYS = (
     "encoder", "encoder_dim", "vectors_dir", "max_sentences", "max_words", "vocabulary_size",

@@ -296,7 +296,8 @@ def test_mirrored_images_count_where_training_mirrors():
 
 def test_the_report_of_a_data_set_is_what_the_rules_say():
     x = np.random.default_rng(0).uniform(size=(50, 8, 8, 1))
-    report, pictures = ladder.ladder_report(jax.random.key(0), x, sigma_min=0.01, steps_per_level=5)
+    found = ladder.ladder_report(jax.random.key(0), x, sigma_min=0.01, steps_per_level=5)
+    report, pictures = found.scalars, found.pictures
     largest = pdist(x.reshape(50, -1)).max()
     assert report["sigma_max"] == pytest.approx(largest, rel=2e-6)
     assert report["num_scales"] == len(schedules.ncsnv2_sigmas(0.01, largest, 64))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Are ten million rows on a disk indexed and searched within 24 GiB?
 
-    python -m benchmarks.brepartition_scale --folder=/work/scratch
+    python -m benchmarks.brepartition_scale --folder=/scratch
 
 Writes rows to a file, a block at a time; builds the index from their memory map; opens it and
 searches it, single queries by summed bounds and 64 by a scan; compares some answers with brute

@@ -6,7 +6,6 @@ transition is terminal if the environment ended there; a time limit is no such e
 """
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from scorejax.choices import require
+from scorejax.data.digest import digest
 
 MIN_STD = 1e-3
 """Smallest deviation of a column, in its own units, by which it is divided."""
@@ -143,9 +143,7 @@ class Demonstrations:
 
     def digest(self) -> Int[np.ndarray, "32"]:
         """SHA-256 of the transitions, in single precision, and of their episodes: 32 bytes."""
-        arrays = (*self.transitions().values(), self.episode.astype(np.int32))
-        texts = (f"{array.dtype} {array.shape}".encode() + array.tobytes() for array in arrays)
-        return np.frombuffer(hashlib.sha256(b"".join(texts)).digest(), np.uint8)
+        return digest((*self.transitions().values(), self.episode.astype(np.int32)))
 
     def pair_of_zeros(self) -> tuple[Float[np.ndarray, "1 o"], Float[np.ndarray, "1 a"]]:
         """An observation and an action of zeros, from which networks learn their shapes."""

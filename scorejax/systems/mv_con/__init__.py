@@ -14,6 +14,7 @@ import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
@@ -163,7 +164,7 @@ def learners(config: ConfigDict, views: tuple[str, ...]) -> Learners:
 def weights(config: ConfigDict) -> Callable[[Array], Weigh]:
     """Step -> how a learner weighs the rows of its peer, by `co_teaching`."""
     if config.co_teaching == "none":
-        return lambda step: lambda losses, rows: losses * 0 + 1
+        return lambda step: lambda losses, rows: jnp.ones_like(losses)
     if config.co_teaching == "reweight":
         return lambda step: (
             lambda losses, rows: co_teaching.peer_weights(

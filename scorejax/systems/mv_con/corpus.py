@@ -38,12 +38,13 @@ def make_encoder(name: str, dim: int, known: Sequence[Documents]) -> SentenceEnc
 
     `dim` is for the latter. Raises: ValueError as `minilm.load`.
     """
-    return minilm.load() if name == "minilm" else lexical.fit(distinct_sentences(known), dim)
+    documents = [doc for kind in known for doc in kind.sentences]
+    return minilm.load() if name == "minilm" else lexical.fit(distinct_sentences(documents), dim)
 
 
-def distinct_sentences(kinds: Sequence[Documents]) -> list[str]:
+def distinct_sentences(documents: Sequence[Sequence[str]]) -> list[str]:
     """The sentences of all documents, each once, in order of appearance."""
-    return list(dict.fromkeys(s for kind in kinds for doc in kind.sentences for s in doc))
+    return list(dict.fromkeys(sentence for doc in documents for sentence in doc))
 
 
 def sentence_arrays(
@@ -54,7 +55,7 @@ def sentence_arrays(
     Vectors are kept in `directory`, see `text.vectors`; "" keeps none.
     """
     documents = [doc[:max_sentences] for kind in kinds for doc in kind.sentences]
-    unique = list(dict.fromkeys(s for doc in documents for s in doc))
+    unique = distinct_sentences(documents)
     keep = functools.partial(vectors.cached, encoder, directory=directory)
     encoded = (keep if directory else encoder.encode)(unique)
     row = {sentence: i for i, sentence in enumerate(unique)}

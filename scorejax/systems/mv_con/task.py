@@ -2,7 +2,6 @@
 """The matching task of a config: documents, pairs to learn from and to judge by, planted noise."""
 
 import dataclasses
-import hashlib
 import json
 import os
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from scorejax.data import matching_esco, matching_files, matching_generated
+from scorejax.data.digest import digest, digest_bytes
 from scorejax.data.matching import (
     SPLITS,
     Documents,
@@ -79,10 +79,7 @@ class Task:
         )
         parts = self.train, self.valid, self.test
         arrays = [*map(_rows, parts), *(part.label for part in parts), self.interactions]
-        pairs = b"".join(f"{a.dtype} {a.shape}".encode() + a.tobytes() for a in arrays)
-        texts = {"documents": documents.encode(), "pairs": pairs}
-        digest = lambda text: np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
-        return {name: digest(text) for name, text in texts.items()}
+        return {"documents": digest_bytes(documents.encode()), "pairs": digest(arrays)}
 
 
 def make_task(config: Mapping[str, Any]) -> Task:

@@ -1,6 +1,6 @@
 # One command each, from a bare clone with Python 3.11 or newer and make:
 #   make demo      train a score SDE on real digits, sample, measure bits/dim; pictures in runs/demo
-#   make test      the default test suite (make test-slow for the rest)
+#   make test      the default test suite (make test-deep and make test-slow for the rest)
 #   make install   the environment alone, in .venv
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -8,7 +8,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/installed.stamp
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-deep test-slow lint bench clean
 
 install: $(STAMP)
 
@@ -23,8 +23,13 @@ $(STAMP): pyproject.toml
 demo: install
 	@$(RUN) -m launch.demo --workdir=runs/demo
 
+test test-deep: PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: install
-	@$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(PYTEST)
+
+test-deep: install
+	@$(PYTEST) -m "deep and not slow"
 
 test-slow: install
 	@$(RUN) -m pytest -m slow

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of tests that are left to the slow suite, since others repeat what they show."""
+"""Parameters of tests that are left to the slow or the deep suite: others show nearly the same."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,10 +7,21 @@ from typing import Any
 import pytest
 
 
+def marked_where(
+    mark: pytest.MarkDecorator, holds: Callable[[Any], bool], values: Iterable[Any]
+) -> list[Any]:
+    """All values as parameters; those for which `holds` is true are marked."""
+    return [pytest.param(value, marks=[mark] if holds(value) else []) for value in values]
+
+
 def slow_where(is_slow: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
     """All values as parameters; those for which `is_slow` holds are marked slow."""
-    marks = lambda value: [pytest.mark.slow] if is_slow(value) else []
-    return [pytest.param(value, marks=marks(value)) for value in values]
+    return marked_where(pytest.mark.slow, is_slow, values)
+
+
+def deep_where(is_deep: Callable[[Any], bool], values: Iterable[Any]) -> list[Any]:
+    """All values as parameters; those for which `is_deep` holds are marked deep."""
+    return marked_where(pytest.mark.deep, is_deep, values)
 
 
 def slow_subvp(sdes: Iterable[Any]) -> list[Any]:

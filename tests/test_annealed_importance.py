@@ -87,6 +87,7 @@ def test_the_normaliser_of_a_quadratic_energy_is_found_by_hamiltonian_monte_carl
     assert abs(np.mean(white**2) - 1) < 0.1
 
 
+@pytest.mark.deep
 def test_a_ladder_of_geometric_means_is_the_path_by_betas(x64):
     # Three levels (1 - b) base + b target at b = 0, .3, .45, 1, with betas of their own between.
     # Densities, starts and keys are the same, so the walks are, to rounding in double precision.

@@ -76,6 +76,7 @@ def test_probabilities_of_all_images_sum_to_one(head):
     assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)  # nine sums in float32
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("head", [pytest.param("score", marks=pytest.mark.slow), "mixture"])
 def test_samples_have_the_probabilities_that_the_likelihood_says(head):
     model, variables = two_pixels(head)

@@ -42,6 +42,7 @@ def test_inverse_distribution_functions_draw_the_data():
     assert np.max(np.abs(correlations)) < 4.2 / np.sqrt(4000)  # 1 in 12,000 for three of them
 
 
+@pytest.mark.deep
 def test_langevin_moves_have_the_variances_of_their_step_size():
     # One level: a chain of steps alpha has the variance V / (1 - alpha / (4 V)).
     alpha, num = 0.4, 2**15
@@ -72,6 +73,7 @@ def test_langevin_ends_at_the_clean_mean_of_the_last_noise():
     assert u.var() == pytest.approx(expected, rel=0.05)  # 4.5 standard errors of 2^14 draws
 
 
+@pytest.mark.deep
 def test_sweeps_end_at_the_sample_of_the_ancestral_order():
     num = 16
     keys = row_keys(jax.random.key(3), num)

@@ -39,7 +39,7 @@ def load(num_passes, integrate=False):
     ("num_passes", "integrate", "fed"),
     [
         (2, True, None),
-        (3, False, (1,)),
+        pytest.param(3, False, (1,), marks=pytest.mark.deep),
         *(pytest.param(*case, None, marks=pytest.mark.slow) for case in ALL_THE_OTHERS),
     ],
 )
@@ -92,6 +92,7 @@ def test_passes_add_normalisations_and_no_convolution():
     assert np.diff(sizes).tolist() == [per_pass, per_pass]
 
 
+@pytest.mark.deep
 def test_without_levels_to_go_back_to_every_pass_is_the_first_but_for_its_norms(x64):
     net, variables = load(2)
     alone = net.clone(backward_levels=())
@@ -133,6 +134,7 @@ def test_a_convolution_belongs_to_both_passes(two_passes):
     assert min(np.abs(a - b).max() for a, b in zip(after, before, strict=True)) > 1e-3
 
 
+@pytest.mark.deep
 def test_the_gradient_of_a_shared_kernel_is_the_sum_over_passes(x64):
     # The reference has a kernel for each pass: central differences in each, one after the other.
     net, variables = load(2)
@@ -162,6 +164,7 @@ def test_the_gradient_of_a_shared_kernel_is_the_sum_over_passes(x64):
     np.testing.assert_allclose(found, total, rtol=1e-4)
 
 
+@pytest.mark.deep
 def test_recomputed_passes_have_the_same_gradients_and_statistics():
     # The same operations in another order of memory: rounding, amplified by batch normalisation.
     x = jnp.asarray(X[:, :8], jnp.float32)

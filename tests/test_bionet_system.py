@@ -114,6 +114,7 @@ def trained():
     return config, model, (variables["params"], {"batch_stats": stats})
 
 
+@pytest.mark.deep
 def test_an_image_of_one_tile_is_segmented_as_the_network_sees_it_and_others_in_tiles(trained):
     config, model, (params, state) = trained
     segment = model.segmenter()

@@ -113,6 +113,7 @@ def test_the_scan_in_memory_answers_as_brute_force(case):
     assert_exact(bregman.search(index, case.queries, case.k), case)
 
 
+@pytest.mark.deep
 @few(60)
 @hypothesis.given(
     cases(),

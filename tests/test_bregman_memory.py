@@ -17,6 +17,7 @@ def many():
     return brepartition.build_index(points, "squared_euclidean", num_parts=4), queries
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("k", [10, pytest.param(50_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("filter", ["sums", "seed", "paper", "scan"])
 def test_a_search_takes_the_memory_that_the_page_says(many, filter, k):

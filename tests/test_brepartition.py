@@ -163,6 +163,7 @@ def test_range_search_finds_all_points_within_the_radius(name, bound):
             assert np.all(np.diff(own) >= 0)
 
 
+@pytest.mark.deep
 def test_any_radii_that_sum_to_a_distance_keep_all_nearer_points():
     # Of a sum, not all terms can exceed radii that sum to as much: for any way to allot them.
     case = make_case("itakura_saito", "query_first")
@@ -236,6 +237,7 @@ def test_the_number_of_parts_is_measured_when_it_is_not_given():
     assert_exact(brepartition.search(index, case.queries, 5), case, 5)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("filter", ["paper", "sums"])
 def test_conformal_answers_hold_all_neighbours_as_often_as_promised(filter):
     # The share of 500 queries is below p by 3 standard errors of it and of the 200 calibration
@@ -259,6 +261,7 @@ def test_conformal_answers_hold_all_neighbours_as_often_as_promised(filter):
     np.testing.assert_array_equal(everything.ids, exact.ids)
 
 
+@pytest.mark.deep
 def test_the_papers_approximation_is_nested_in_p_and_exact_at_one():
     case = make_case("exponential", "data_first", num_points=600, num_queries=500)
     index = build(case, 2, gauge="none", leaf_size=64)

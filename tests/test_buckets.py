@@ -101,6 +101,7 @@ def test_a_run_killed_in_a_save_ends_bit_for_bit_where_a_local_one_ends(store, k
     assert {name.split("/")[-1] for name in store.names("deep/run/pictures/")} == pictures
 
 
+@pytest.mark.deep
 def test_what_a_run_in_a_bucket_learned_opens_as_that_of_a_local_run(killed_and_resumed):
     _, _, local = killed_and_resumed
     here, there = runs.open(local), runs.open("gs://bucket/deep/run")
@@ -126,6 +127,7 @@ def test_event_files_in_a_bucket_hold_the_steps_of_each_start(store, killed_and_
     assert second == set(range(10, 41, 2))
 
 
+@pytest.mark.deep
 def test_a_damaged_step_in_a_bucket_is_set_aside(store, killed_and_resumed, capfd):
     prefix = "deep/run/checkpoints/40/"
     name = next(name for name in store.names(prefix) if "model/ocdbt.process_0/d/" in name)

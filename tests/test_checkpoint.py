@@ -172,6 +172,7 @@ def files_of(directory: pathlib.Path) -> list[str]:
     return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.is_file())
 
 
+@pytest.mark.deep
 def test_a_flipped_bit_in_any_file_that_holds_state_is_noticed(run):
     step = run / "checkpoints" / "20"
     assert find_damage(step) is None

@@ -129,6 +129,7 @@ def test_the_report_has_every_source_and_the_false_alarms_are_few(workdir):
     np.testing.assert_array_equal(unseen, model.first_stage.as_input(model.first_stage.unseen))
 
 
+@pytest.mark.deep
 def test_labels_leave_the_density_bit_equal(workdir):
     model, images = detector(workdir), VIEW.stored("test", 20).image / np.float32(16)
     sets = model.first_stage.sets
@@ -149,6 +150,7 @@ def test_labels_leave_the_density_bit_equal(workdir):
     assert not np.allclose(now, before["mahalanobis"])
 
 
+@pytest.mark.deep
 def test_the_differentiable_margin_is_where_the_detector_flags(workdir):
     model = detector(workdir)
     images = model.first_stage.as_input(model.first_stage.sets.test)

@@ -120,6 +120,7 @@ def run_by_default(path):
     return pytest.param(path, id=path.stem, marks=marks)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("path", [run_by_default(path) for path in NOTEBOOKS])
 def test_notebook_runs_and_shows_its_pictures(path, tmp_path, monkeypatch):
     monkeypatch.setenv("SCOREJAX_DEBUG", "1")

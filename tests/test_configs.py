@@ -189,6 +189,7 @@ STAND_INS = {1: "digits", 3: "photo_patches"}
 """Sets on hand, by their channels, for those that are not."""
 
 
+@pytest.mark.deep
 @cases(
     DEBUG,
     by_default=[  # those that compile in seconds; test_systems.py trains score_sde by default

@@ -103,6 +103,7 @@ def test_equals_lax_to_the_last_bit(transform):
     assert_equals_lax(transform, WINDOWS["same"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("transform", ["grad", "grad of jvp of jvp", "vmap of both"])
 def test_equals_lax_for_every_window(transform, window):

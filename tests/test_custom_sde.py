@@ -23,7 +23,7 @@ from scorejax.samplers.predictor_corrector import predictor_corrector
 from scorejax.samplers.probability_flow import decode, probability_flow_ode
 from scorejax.sdes import SDE, VESDE, VPSDE, DiscreteChain, SubVPSDE
 from tests.compilation import optimised_jit
-from tests.slow import slow_where
+from tests.slow import deep_where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +92,8 @@ SAMPLERS = {
 }
 
 
-# The correctors take ten times as long as the others, and meet the SDE's alpha below. The ODE is
-# solved by default where its end is denoised.
 @pytest.mark.parametrize(
-    "name", slow_where(lambda name: "langevin" in name or name == "ode", SAMPLERS)
+    "name", deep_where(lambda name: name not in ("heun", "dpm++", "euler_maruyama"), SAMPLERS)
 )
 def test_samples_of_gaussian_data_have_its_moments(name):
     # 5000 rows of two numbers: four standard errors; 3 % for the steps of the first-order methods.
@@ -107,6 +105,7 @@ def test_samples_of_gaussian_data_have_its_moments(name):
     np.testing.assert_allclose(np.var(x), STD**2, rtol=4 * np.sqrt(2 / 10_000) + 0.03)
 
 
+@pytest.mark.deep
 def test_likelihoods_are_those_of_the_flow_of_gaussian_data():
     x = DATA.sample(jax.random.key(0), 5)
     drawn = likelihood.log_prob(jax.random.key(1), FLOW, SCORE, x, divergence=likelihood.exact)
@@ -114,6 +113,7 @@ def test_likelihoods_are_those_of_the_flow_of_gaussian_data():
     np.testing.assert_allclose(drawn.log_prob, DATA.flow_log_prob(FLOW, x, FLOW.t_min), atol=1e-3)
 
 
+@pytest.mark.deep
 def test_the_end_of_the_flow_is_denoised_by_tweedies_formula():
     z = FLOW.sample_prior(jax.random.key(0), (4, 2))
     x, nfe = decode(SCORE, z, sde=FLOW)

@@ -240,6 +240,7 @@ def expert(tmp_path_factory):
     return workdir, samples
 
 
+@pytest.mark.deep
 def test_drawn_episodes_are_demonstrations(expert):
     workdir, samples = expert
     shown = trajectories.load(f"{workdir}/episodes.npz")
@@ -257,6 +258,7 @@ def imitation_config(expert, variant="debug", **changes):
     return config
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "method", slow_where(lambda method: method not in ("ndi", "bc"), family.METHODS)
 )
@@ -383,6 +385,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit_with_memory_and_environments(
     assert report.keys() == {"return", "chamfer", "motion", "bound", "density"}
 
 
+@pytest.mark.deep
 def test_normalised_returns_are_one_for_the_demonstrations_and_zero_for_uniform_actions(expert):
     from scorejax.systems.density_imitation import evaluation
 

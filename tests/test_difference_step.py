@@ -66,6 +66,7 @@ def energy_differences(name):
     return jax.jit(functools.partial(on_all_steps, fd.fd_sliced_along, ENERGIES[name][1], STEPS))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "dtype", "rounds_to"),
     [

@@ -50,6 +50,7 @@ def test_kernel_density_is_scikit_learns_when_the_kernel_is_isotropic(levels):
     )
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", ["full", "tied", "diag"])
 def test_mixture_density_is_scikit_learns(levels, kind):
     fitted = baselines.fit_mixture(levels[:300], kind=kind, num_components=4, seed=0)

@@ -93,6 +93,7 @@ SOLVERS = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_solver_of_the_flow_ends_where_the_exact_flow_does(model, name):
     z = jax.random.normal(jax.random.key(1), (64, 3))

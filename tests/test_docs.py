@@ -14,7 +14,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 CODE = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(
+        block,
+        id=f"{page.name}-{number}",
+        marks=[] if page.name in ("README.md", "extending.md") else [pytest.mark.deep],
+    )
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.S))
 ]

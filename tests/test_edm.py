@@ -75,6 +75,7 @@ def test_an_untrained_model_is_the_gaussian_of_the_data_it_assumes(untrained):
     assert np.all(difference <= 1e-5 * np.abs(expected) + lost)
 
 
+@pytest.mark.deep
 def test_its_likelihood_is_that_gaussians(untrained):
     config, model, variables = untrained
     x = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)

@@ -78,6 +78,7 @@ def relative_error(params, x):
     return np.sum((scores - truth) ** 2) / np.sum(truth**2)
 
 
+@pytest.mark.deep
 def test_a_fit_finds_the_score_of_two_clusters(two_clusters):
     params = energy.fit(RNG, two_clusters, hidden=16, training=TRAINING)
     assert relative_error(params, two_clusters) < 0.1

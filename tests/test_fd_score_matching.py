@@ -149,6 +149,7 @@ def test_many_levels_at_one_are_that_level_weighted():
     np.testing.assert_allclose(found, 0.3**2 * single, rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_training_at_many_levels_learns_the_known_energy_of_gaussian_data(x64):
     # Data N(0, a) in one dimension, levels uniform on [0.3, 1.2]. A level's noisy data are
     # phi = N(0, a + sigma^2), the posterior mean of x - y is -y sigma^2 / (a + sigma^2), and levels
@@ -198,6 +199,7 @@ def test_images_are_framed_and_samples_are_not():
 # The kernel family.
 
 
+@pytest.mark.deep
 def test_the_loss_of_the_family_is_of_the_half_that_its_weights_have_not_seen():
     config = get_config("kernel_wine")
     config.objective, config.log_widths = "sm", (0.5,)  # the same whatever the key
@@ -356,6 +358,7 @@ def test_samples_that_no_classifier_can_guide_say_so(name, sampler):
         model.sampler("", condition=lambda score: score)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["nice_digits", "energy_digits", "vae_digits"])
 def test_a_sample_is_a_function_of_its_own_key(name):
     model = fd_score_matching.make_model(get_config(name))

@@ -17,7 +17,7 @@ from scorejax.samplers.dpm_solver import dpm_solver_pp, sde_dpm_solver_pp
 from scorejax.samplers.few_step import SIGMA_PATH, Churn, Path, edm_step, euler, follow, heun
 from scorejax.schedules import geometric_sigmas, improved_ddpm_sigmas, rho_sigmas
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
-from tests.slow import slow_subvp
+from tests.slow import deep_where, slow_subvp
 
 SDES = [VPSDE(), SubVPSDE(), VESDE(sigma_max=10.0)]
 by_name = pytest.mark.parametrize("sde", slow_subvp(SDES), ids=lambda sde: sde.name)
@@ -89,6 +89,7 @@ def step_by_step(denoiser, x, sigmas, draws, *, alpha, path, churn):
     return edm_step(denoiser, x, t[last], raised[last], end, draws[last], alpha=None, **options)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", RUNS)
 def test_runs_are_the_official_ones(golden, x64, name):
     # 1e-9 of the largest entry of each example, as the notes of the numbers ask.
@@ -207,7 +208,7 @@ SAMPLERS = {
 @pytest.mark.parametrize(
     "sde", slow_subvp([VPSDE(), SubVPSDE(), VESDE()]), ids=lambda sde: sde.name
 )
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", deep_where(lambda name: "," in name, SAMPLERS))
 def test_samples_of_a_gaussian_have_its_moments(sde, name):
     data = Gaussian.isotropic(0.3, 0.5, 4)
     sample = lambda rng: SAMPLERS[name](rng, data.score_fn(sde), (10_000, 4), sde=sde).x
@@ -218,6 +219,7 @@ def test_samples_of_a_gaussian_have_its_moments(sde, name):
     np.testing.assert_allclose(x.var(), 0.25, rtol=0.04)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_of_a_mixture_have_its_law(name):
     # Four samplers, four directions: 16 tests at 1e-6 each.
@@ -255,6 +257,7 @@ def test_noisy_dpm_solver_keeps_the_variance_of_a_single_point():
     np.testing.assert_allclose(np.var(x), variance, rtol=4 * np.sqrt(2 / num))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("sampler", "nfe"),
     [

@@ -99,6 +99,7 @@ def test_a_linear_flow_is_the_gaussian_that_it_whitens(x64):
 TINY = Training(num_epochs=40, batch_size=64, learning_rate=5e-3, patience=40)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("density", slow_where(lambda m: m is realnvp, [maf, realnvp]))
 def test_a_fit_finds_a_gaussian_and_draws_from_it(density):
     # A network of 40 epochs of 28 steps is within 0.05 nats a row of the truth, which the mean over

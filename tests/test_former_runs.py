@@ -74,6 +74,7 @@ def held_out_batches(config):
     return [batch["image"] for batch in batches]
 
 
+@pytest.mark.deep
 def test_it_draws(resumed):
     run, _, _ = resumed
     rngs = jax.random.split(jax.random.key(0), 4)

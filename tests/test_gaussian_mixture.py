@@ -124,6 +124,7 @@ def test_the_fit_is_that_of_scikit_learn(x64):
     assert abs(np.mean(found) - peer.score(x)) < 1e-9
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("start", slow_where(lambda s: s == "rows", gaussian_mixture.STARTS))
 def test_held_out_rows_choose_the_number_of_components(start):
     # A Gaussian loses half a nat a row here, which 60 rows tell; from distant rows or any rows.

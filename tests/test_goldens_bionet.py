@@ -64,6 +64,7 @@ def assert_near(value, file, name, tolerance):
     assert (error <= tolerance).all(), f"{name} is off by {np.max(error / tolerance):.3g}"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", slowly(["g_bionet_t2_noint"]))
 def test_evaluation_in_single_precision(golden, name):
     file = golden(name)
@@ -73,6 +74,7 @@ def test_evaluation_in_single_precision(golden, name):
     assert_near(probability, file, "eval_prob", file["tol/eval_prob"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in DEEP_TRAINING])
 def test_training_in_single_precision(golden, name):
     file = golden(name)
@@ -100,6 +102,7 @@ def statistics(file):
     return [key.removeprefix("out64/") for key in file if key.startswith("out64/after_train/")]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SETTINGS)
 def test_what_was_imported_is_exported_tensor_by_tensor_in_the_official_order(golden, name):
     state = state_of(golden(name))
@@ -120,6 +123,7 @@ def num_parameters(make, **options):
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, image)["params"]))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "multiplier", [1.0, *(pytest.param(m, marks=pytest.mark.slow) for m in (0.5, 0.25))]
 )
@@ -133,6 +137,7 @@ def test_numbers_of_parameters_are_the_official_ones(golden, multiplier, integra
 
 
 # By the recipe, since no file has them: widths that are truncated, and the Keras version.
+@pytest.mark.deep
 @pytest.mark.parametrize("make", [torch_bionet, keras_bionet])
 @pytest.mark.parametrize("multiplier", [0.3])  # whose widths are truncated
 def test_numbers_of_parameters_follow_from_the_recipe(make, multiplier):
@@ -152,6 +157,7 @@ def test_numbers_of_parameters_follow_from_the_recipe(make, multiplier):
         assert num_parameters(make, **options) == size
 
 
+@pytest.mark.deep
 def test_the_table_of_the_official_code():
     for passes, integrate, multiplier, count in [
         (3, True, 1.0, 14_996_289),

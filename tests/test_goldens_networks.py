@@ -21,6 +21,7 @@ from scorejax.models import fir, layers, ncsnpp, refinenet
 from scorejax.models.instance_norm import InstanceNormPlus, VarianceNorm
 from scorejax.parameterize import noise_prediction, sigma_conditioned
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
+from tests.slow import deep_where
 
 TAPS = (1, 3, 3, 1)
 
@@ -177,6 +178,7 @@ VE = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("name", "options"),
     [("a_net_ddpmpp_vp", {}), ("a_net_ncsnpp_ve", VE | {"ch_mult": (1, 2, 2)})],
@@ -189,7 +191,7 @@ def test_whole_network(golden, precision, name, options):
     assert_golden(jax.jit(module.apply)(variables, x, labels), file, "y", precision)
 
 
-@pytest.mark.parametrize("name", ["vp", "subvp", "ve"])
+@pytest.mark.parametrize("name", deep_where(lambda name: name != "ve", ["vp", "subvp", "ve"]))
 def test_score_of_a_network(golden, precision, name):
     file = golden("a_scorefn_tinynet")
     prefix = "params/ve." if name == "ve" else "params/vp."

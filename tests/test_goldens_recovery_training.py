@@ -86,6 +86,7 @@ def conditional_and_score(net, params, spectral, y, t, x_next):
 ORDERS = slow_where(lambda suffix: not suffix, ["", "_converged"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("suffix", ORDERS)
 def test_chains_of_the_official_network(golden, precision, suffix):
     file = golden("j_langevin_net")
@@ -120,6 +121,7 @@ def test_sampling_with_the_official_network(golden, precision):
     assert_agrees(path, file, "progressive_converged", precision)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("suffix", ORDERS)
 def test_losses_and_all_their_gradients(golden, precision, suffix):
     file = golden("j_loss")

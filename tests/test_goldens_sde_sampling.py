@@ -287,6 +287,7 @@ def measurement(task, file, z, prior):
     return operator, y, z @ rotation.T, operator.pinv(y) + rest @ rotation.T
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["vp", "ve"])
 @pytest.mark.parametrize("task", ["inpaint", "colour"])
 def test_inpainting_and_colorization(golden, dtype, name, task):
@@ -346,6 +347,7 @@ def test_colour_matrix(golden):
     np.testing.assert_allclose(np.abs(matrix), np.abs(file["out64/M"]), atol=1e-6)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_probability_flow_samples(golden, dtype, name):
     file = golden(f"d_ode_likelihood_{name}")
@@ -365,6 +367,7 @@ def test_probability_flow_samples(golden, dtype, name):
     assert np.max(np.abs(x - tight_sample)) < 2 * official_error
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_the_final_denoising_of_the_probability_flow(golden, dtype, name):
     file = golden(f"d_ode_likelihood_{name}")

@@ -41,6 +41,7 @@ def test_the_guided_score_of_a_mixture_is_that_of_its_component(x64, sde, guidan
     np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-9)  # rounding of float64
 
 
+@pytest.mark.deep
 def test_samples_of_a_class_are_of_that_class():
     # Bayes' classifier of clean data names the class of a sample as often as that of exact draws of
     # the component; and without guidance the classes come as in the data. Two-sided binomial tests
@@ -105,6 +106,7 @@ def flat_score(gaussian, sde):
     return lambda x, t: score(x.reshape(len(x), -1), t).reshape(x.shape)
 
 
+@pytest.mark.deep
 @by_name
 @pytest.mark.parametrize("name", MEASUREMENTS)
 @pytest.mark.parametrize("noise_std", [0.1, 0.0])
@@ -127,6 +129,7 @@ def test_for_isotropic_data_the_guided_score_is_the_exact_one(x64, sde, name, no
         np.testing.assert_allclose(value[row], expected, atol=3e-5 * np.abs(expected).max())
 
 
+@pytest.mark.deep
 def test_samples_given_a_noisy_measurement_have_the_exact_posterior():
     # Means and variances of 2000 draws: at five standard errors of 16 pixels each, one false alarm
     # in 50 000. Heun's own error in the variance, 2 % at 40 steps, is allowed for.

@@ -69,6 +69,7 @@ def mortals():
     return {mode: make(mode) for mode in AUTORESETS}
 
 
+@pytest.mark.deep
 def test_all_autoreset_modes_give_the_same_whole_transitions(mortals):
     first = mortals["next_step"][0]
     require_whole(first)

@@ -201,6 +201,7 @@ def test_each_player_of_dice_has_the_gradient_of_its_own_loss_alone(x64):
     np.testing.assert_allclose(joint["actor"], -slope, rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_random_distillation_knows_the_rows_it_was_fitted_to():
     rng = np.random.default_rng(0)
     angle = 2 * np.pi * rng.random(400)

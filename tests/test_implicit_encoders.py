@@ -158,6 +158,7 @@ CSM = {name: parts | {"critic": False} for name, parts in OWN_PART.items()}
 CSM["score"] = {"encoder": False, "decoder": False, "critic": True}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "variant, expected",
     [

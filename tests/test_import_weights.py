@@ -80,6 +80,7 @@ CONFIG = "--config=configs/score_sde/digits.py:ve,debug"
 LADDER = "--config=configs/ncsnv2/digits.py:debug"
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["torch.pth", "checkpoint_9"])
 def test_a_published_file_becomes_a_run_that_sampling_goes_on_from(weights, files, tmp_path, name):
     said = run(

@@ -41,6 +41,7 @@ def path(tmp_path_factory):
     return path
 
 
+@pytest.mark.deep
 def test_every_block_gives_the_official_output(golden, path):
     file = golden("inception")
     network, variables = weights.load_inception(path)

@@ -22,7 +22,7 @@ from scorejax.numerics import expand
 from scorejax.samplers import correctors, predictors
 from scorejax.sdes import VESDE, VPSDE, SubVPSDE
 from tests.compilation import optimised_jit
-from tests.slow import slow_subvp
+from tests.slow import deep_where, slow_subvp
 
 SDES = {"vp": VPSDE(), "subvp": SubVPSDE(), "ve": VESDE(sigma_max=10.0)}
 SOME_SLOW = slow_subvp(SDES)
@@ -70,7 +70,9 @@ def test_replacement_is_the_definition(x64, name):
 
 
 @pytest.mark.parametrize("sde", SOME_SLOW)
-@pytest.mark.parametrize("name", ["mask", "blocks", "fourier"])
+@pytest.mark.parametrize(
+    "name", deep_where(lambda name: name != "mask", ["mask", "blocks", "fourier"])
+)
 def test_the_measurement_holds_at_the_end(sde, name):
     # A x = y to a few roundings of float32 at |y| near 3.
     sde, operator = SDES[sde], OPERATORS[name]
@@ -93,9 +95,9 @@ def test_the_measurement_holds_at_the_end(sde, name):
 @pytest.mark.parametrize(
     ("predictor", "corrector"),
     [
-        (predictors.euler_maruyama, correctors.no_corrector),
+        pytest.param(predictors.euler_maruyama, correctors.no_corrector, marks=pytest.mark.deep),
         (predictors.reverse_diffusion, correctors.annealed_langevin),
-        (predictors.ancestral, correctors.no_corrector),
+        pytest.param(predictors.ancestral, correctors.no_corrector, marks=pytest.mark.deep),
     ],
 )
 def test_unknown_coordinates_that_are_independent_keep_their_law(sde, predictor, corrector):
@@ -118,6 +120,7 @@ def test_unknown_coordinates_that_are_independent_keep_their_law(sde, predictor,
     assert stats.kstest(unknown, stats.norm(1, 0.5).cdf).pvalue > 1e-7
 
 
+@pytest.mark.deep
 def test_correlated_coordinates_follow_the_known_ones_with_a_bias_that_is_reported(
     record_property,
 ):

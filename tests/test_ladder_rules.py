@@ -213,6 +213,7 @@ def chain_variances(sigmas, sizes, steps, rng, num):
     return jax.lax.scan(level, start, (sigmas, sizes, keys))[1]
 
 
+@pytest.mark.deep
 def test_a_million_chains_have_the_variance_of_the_recursion_at_every_level():
     # A variance of 1e6 Gaussians has a relative standard error of sqrt(2e-6); four of them, at
     # twelve levels a false alarm in a thousand runs.
@@ -242,6 +243,7 @@ CLOUDS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", CLOUDS)
 def test_the_largest_distance_is_that_of_all_pairs(name):
     # Single precision of centred coordinates: 1e-6 of the distance.

@@ -73,6 +73,7 @@ def test_a_chain_has_the_law_of_its_recursion_at_the_smallest_level():
     assert stats.kstest(np.asarray(x)[:, 0], stats.norm(mu, np.sqrt(v)).cdf).pvalue > 1e-4
 
 
+@pytest.mark.deep
 def test_many_steps_lead_to_the_true_law_of_the_smallest_level():
     # 300 small steps a level: the recursion's variance is the true one to 1 %, which 4000 samples
     # do not tell apart; a two-sample test with 1e-4 false alarms.
@@ -133,6 +134,7 @@ def mixture(x, sigma):
     return jnp.sum(share * (MODES[None] - x), axis=1, keepdims=True) / variance
 
 
+@pytest.mark.deep
 def test_unequal_weights_of_a_mixture_are_found_with_annealing_and_not_without():
     # Binomial tests of 2000 chains, 1e-4 false alarms. Without annealing a chain stays near where
     # it starts, on either side alike; both have the same start.

@@ -33,6 +33,7 @@ def test_slerp_between_latents_that_are_nearly_one_is_a_line(x64):
     np.testing.assert_allclose(path[1], start * (1 + 0.25e-6), rtol=1e-12)
 
 
+@pytest.mark.deep
 def test_a_path_begins_and_ends_with_its_images():
     start, end = DATA.sample(jax.random.key(0), 2), DATA.sample(jax.random.key(1), 2)
     path = latent.interpolate(DATA.score_fn(SDE), start, end, 3, sde=SDE)
@@ -48,6 +49,7 @@ def test_a_path_begins_and_ends_with_its_images():
         latent.interpolate(DATA.score_fn(SDE), start, end, 1, sde=SDE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_temperature_scales_the_spread_of_gaussian_data(temperature):
     # The flow of Gaussian data is affine: the standard deviation is the temperature times that of

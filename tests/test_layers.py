@@ -26,6 +26,7 @@ def weighted(module, variables, x):
     return jnp.sum(jnp.cos(jnp.arange(x.size).reshape(x.shape)) * module.apply(variables, x) ** 3)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("num_groups", [1, 6, 24])
 def test_group_norm_is_that_of_flax(x64, num_groups):
     # The same function in another order of sums: float64 leaves 1e-16 times a few hundred terms.

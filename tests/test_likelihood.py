@@ -77,6 +77,7 @@ def test_log_prob_of_a_mixture_is_the_closed_form(sde):
     np.testing.assert_allclose(result.log_prob, expected, atol=1e-4 * data.dim, rtol=0)
 
 
+@pytest.mark.deep
 @by_name("ve")
 def test_a_smaller_tolerance_gives_a_smaller_error(sde, x64):
     data = DATA["correlated"]
@@ -89,6 +90,7 @@ def test_a_smaller_tolerance_gives_a_smaller_error(sde, x64):
     assert tight < loose / 100 and tight < 1e-5
 
 
+@pytest.mark.deep
 def test_subvp_is_accurate_where_its_std_is_a_millionth():
     # Data of std 1e-3 lie between std(t_min) = 1e-6 and one: the score reaches 1e3 near t_min.
     sde, data = SubVPSDE(), Gaussian.isotropic(0.3, 1e-3, 4)
@@ -158,6 +160,7 @@ def test_the_number_of_tangents_is_checked():
         likelihood.exact(RNG, jnp.zeros(3), num_tangents=0)
 
 
+@pytest.mark.deep
 def test_signs_are_exact_for_isotropic_gaussian_data():
     sde, data = VPSDE(), DATA["isotropic"]
     x = data.sample(jax.random.key(1), 4)
@@ -167,6 +170,7 @@ def test_signs_are_exact_for_isotropic_gaussian_data():
     assert np.isnan(estimated.standard_error).all()
 
 
+@pytest.mark.deep
 def test_standard_error_covers_the_exact_value():
     sde, data, rows = VPSDE(), mixture(8), 64
     x = data.sample(jax.random.key(1), rows)
@@ -177,6 +181,7 @@ def test_standard_error_covers_the_exact_value():
     assert stats.kstest(np.asarray(score), stats.t(15).cdf).pvalue > 1e-5
 
 
+@pytest.mark.deep
 def test_a_row_does_not_depend_on_its_batch():
     sde, data = VESDE(sigma_max=10.0), mixture(4)
     x = data.sample(jax.random.key(1), 5) * jnp.array([1.0, 1.0, 30.0, 1.0, 0.0])[:, None]
@@ -207,6 +212,7 @@ def test_nfe_is_the_number_of_calls(sde):
     assert nfe.tolist() == [len(calls)]
 
 
+@pytest.mark.deep
 def test_only_unfinished_rows_are_nan():
     sde, data = VPSDE(), mixture(4)
     x = data.sample(jax.random.key(1), 4)
@@ -218,6 +224,7 @@ def test_only_unfinished_rows_are_nan():
         np.testing.assert_array_equal(np.isfinite(field), result.success)
 
 
+@pytest.mark.deep
 def test_a_score_that_is_nan_ends_soon_and_is_reported():
     data, sde = mixture(4), VPSDE()
     score_fn = lambda x, t: jnp.where(t[:, None] > 0.5, jnp.nan, data.score_fn(sde)(x, t))

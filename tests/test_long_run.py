@@ -57,6 +57,7 @@ def test_records_do_not_change_the_chains():
     np.testing.assert_allclose(mean, once.acceptance[0], rtol=1e-6)
 
 
+@pytest.mark.deep
 def test_adapted_chains_accept_as_often_as_wanted():
     # 200 chains of 10 dimensions, 100 transitions: the error of a mean acceptance is 0.35 /
     # sqrt(20000) = 0.0025 for independent transitions. Eight of it, as they are not, and for the

@@ -71,6 +71,7 @@ def of(name):
     return {"dot_general": {name}, "convolution": {name}}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("exact", [False, True], ids=["hutchinson", "exact"])
 def test_likelihood_and_divergence(exact):
     rows = {"image": IMAGES, "rng": ROWS}
@@ -93,6 +94,7 @@ def test_the_option_reaches_the_network():
     assert found == {"dot_general": {"DEFAULT", "HIGHEST"}, "convolution": {"DEFAULT"}}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("default", ["default", "highest"])
 def test_other_samplers_and_training_follow_jax(default):
     model, x = make_model(), jnp.ones((2, 8, 8, 1))
@@ -102,6 +104,7 @@ def test_other_samplers_and_training_follow_jax(default):
         assert precisions(jax.grad(loss), VARIABLES[0]) == of(default.upper())
 
 
+@pytest.mark.deep
 def test_features_of_samples():
     network = Inception()
     weights = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))

@@ -110,6 +110,7 @@ def test_the_text_view_reads_the_nodes_and_the_graph_the_texts():
         assert np.abs(after[other] - before[other]).max() > 1e-4
 
 
+@pytest.mark.deep
 def test_the_table_is_computed_anew_every_so_many_steps():
     one = case()
     expected = one.model.learners.table(one.state.params, one.corpus)
@@ -120,6 +121,7 @@ def test_the_table_is_computed_anew_every_so_many_steps():
         np.testing.assert_allclose(aux.model_state["table"], table, atol=1e-6)
 
 
+@pytest.mark.deep
 def test_without_weights_each_learns_alone():
     # A7: the gradient of two views that do not weigh is that of each on its own half.
     one = case(co_teaching="none")
@@ -156,6 +158,7 @@ def test_without_a_matcher_texts_are_ranked_by_their_cosines():
     np.testing.assert_allclose(found, 5 * cosines, atol=1e-5)
 
 
+@pytest.mark.deep
 def test_selection_drops_the_negatives_of_largest_loss():
     one = case(co_teaching="select", forget_rate=0.5, forget_steps=1)
     state = one.state.replace(step=jnp.asarray(5))  # past the warm-up
@@ -166,6 +169,7 @@ def test_selection_drops_the_negatives_of_largest_loss():
         assert float(aux.metrics[f"kept_{name}"]) == kept / len(y)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("view", ["pjfnn", "bpjfnn", "apjfnn"])
 def test_published_networks_train_in_the_same_loop(view):
     # Thirty steps of Adam on one batch of 16 pairs: a network that learns fits it.
@@ -258,6 +262,7 @@ def test_doubtful_pairs_come_first():
     assert rows[0]["job"] == task.jobs.ids[train.job[worst]]
 
 
+@pytest.mark.deep
 def test_two_text_views_start_apart_and_have_no_graph():
     one = case(views=("text", "text"), graph_share=0.0)
     assert set(one.state.params) == {"text", "text_2"} and one.corpus.edges is None
@@ -316,6 +321,7 @@ def test_resumes_of_one_group_are_resampled_together():
     assert np.isnan(scalars["resume/mean/mrr_low"]) and np.isfinite(scalars["job/mean/mrr_low"])
 
 
+@pytest.mark.deep
 def test_two_text_views_drop_different_units():
     one = case(views=("text", "text"), graph_share=0.0, dropout=0.5, co_teaching="none")
     both = dict.fromkeys(("text", "text_2"), one.state.params["text"])

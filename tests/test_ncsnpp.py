@@ -81,6 +81,7 @@ def test_bfloat16_is_close_to_float32_and_keeps_the_parameters():
     assert 1e-5 < error < 0.03
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("resblock_type", ["biggan", "ddpm"])
 def test_remat_changes_neither_names_nor_values(resblock_type):
     x, label = inputs()

@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from scipy import stats
 
 from scorejax.density.autoregressive import flow_discrete_log_probs, flow_log_probs
@@ -61,6 +62,7 @@ def head_of_levels(u, c, sigma):
     return jnp.sum(shares * distance, axis=-1) / sigma**2
 
 
+@pytest.mark.deep
 def test_levels_have_their_probabilities_also_where_these_are_small():
     # A resolved level is a Gaussian of a sixth of the spacing: its peak times the spacing would be
     # 2.4 times its mass. Level k has the probability 10^-k, or all are small but those at the ends.
@@ -82,6 +84,7 @@ def test_levels_have_their_probabilities_also_where_these_are_small():
     np.testing.assert_allclose(np.exp(log_prob).sum(axis=1), 1, atol=1e-4)
 
 
+@pytest.mark.deep
 def test_samples_of_levels_are_drawn_by_the_table_of_their_probabilities():
     # One noise level: a table of 24 adaptive cells would miss some of these modes.
     bounds, num = (LEVELS[1:] + LEVELS[:-1]) / 2, 1024
@@ -95,6 +98,7 @@ def test_samples_of_levels_are_drawn_by_the_table_of_their_probabilities():
     np.testing.assert_allclose(counts / num, weights, atol=1.5 / num, rtol=0.01)
 
 
+@pytest.mark.deep
 def test_quantiles_come_down_from_the_largest_noise():
     v = jnp.linspace(0.01, 0.99, 50)
     u = flowed(head, **FLOW)(jnp.zeros((50, 1)), v)

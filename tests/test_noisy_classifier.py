@@ -62,6 +62,7 @@ def test_a_shortcut_averages_and_pads_with_zeros():
     assert np.all(value[..., 4:] == 0)
 
 
+@pytest.mark.deep
 def test_one_classifier_serves_every_sde_at_the_same_noise_level():
     config = importlib.import_module("configs.noisy_classifier.digits").get_config("debug")
     model = noisy_classifier.make_model(config)

@@ -26,6 +26,7 @@ from scorejax.density.bidirectional import (
 from scorejax.numerics import gaussian_log_prob
 from scorejax.random import row_keys
 from tests.compilation import optimised_jit
+from tests.slow import deep_where
 
 RNG = jax.random.key(0)
 NUM = 1000
@@ -105,7 +106,7 @@ def from_the_left_mode(share):
     return mixture_bounds(RNG, share, -MEAN, 0.8, num_betas=20)
 
 
-@pytest.mark.parametrize("name", ["mixture", "rings"])
+@pytest.mark.parametrize("name", deep_where(lambda name: name == "rings", ["mixture", "rings"]))
 def test_the_bounds_meet_at_the_normaliser(name):
     if name == "mixture":
         expected, found = LOG_Z, from_a_wide_base(SHARE)
@@ -124,6 +125,7 @@ def test_the_bounds_meet_at_the_normaliser(name):
     assert interval.low < expected < interval.high
 
 
+@pytest.mark.deep
 def test_bounds_fail_as_rarely_as_stated():
     # p~ = exp(-(x - 2)^2 / 2) from N(0, 1) in three steps, 20 walks by leapfrogs of two steps of
     # random length: far from equilibrium, so that weights vary by orders of magnitude (like those

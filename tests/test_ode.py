@@ -59,6 +59,7 @@ def test_the_state_keeps_its_precision(x64):
     assert solve(lambda x, t: -x, jnp.ones(2, jnp.float32)).state.dtype == jnp.float32
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf])
 @pytest.mark.parametrize("t_from, t_to", [(0.0, 1.0), (1.0, 0.0)])
 def test_a_drift_that_is_not_finite_from_some_time_on_ends_the_solve_soon(bad, t_from, t_to):
@@ -72,6 +73,7 @@ def test_a_drift_that_is_not_finite_from_some_time_on_ends_the_solve_soon(bad, t
     assert solved.steps.max() < 150
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_step_of_just_the_smallest_size_is_not_let_pass_for_ever(bad):
     # The first rejection takes 5 EPS to just EPS, which diffrax's dtmin = EPS would keep for ever.
@@ -86,6 +88,7 @@ def test_one_part_that_is_not_finite_spoils_the_other():
     assert all(np.isnan(leaf).all() for leaf in solved.state)
 
 
+@pytest.mark.deep
 def test_a_pole_is_not_walked_across():
     # The integral of 1 / (cut - t) does not exist; the values on either side are finite.
     solved = jax.vmap(lambda cut: solve(lambda x, t: 0 * x + 1 / (cut - t), jnp.ones(1)))(CUTS)
@@ -100,6 +103,7 @@ def test_a_trial_step_that_overflows_is_shortened():
     assert solved.success
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_start_that_is_not_finite_fails_alone(bad):
     start = jnp.ones((3, 2)).at[1, 0].set(bad)

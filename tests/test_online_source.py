@@ -58,6 +58,7 @@ def unkilled(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.deep
 def test_the_policy_learns_from_the_data_that_it_makes(unkilled):
     # 400 steps of gradient descent on (0.9 + gain)^2 E[x^2], E[x^2] >= 0.01: the noise of a step.
     # The factor 0.95 shrinks by at least 1 - 2 * 0.1 * 0.01 a step, to 0.43; it starts with
@@ -66,6 +67,7 @@ def test_the_policy_learns_from_the_data_that_it_makes(unkilled):
     assert abs(0.9 + gain) < 0.43
 
 
+@pytest.mark.deep
 def test_a_run_killed_anywhere_ends_where_one_never_killed_ends(unkilled, tmp_path):
     rng, latest = np.random.default_rng(0), 0
     for _ in range(2):
@@ -102,6 +104,7 @@ def on_two_devices(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("devices", [1, 4])
 def test_another_number_of_devices_goes_on_with_the_same_environments(
     on_two_devices, tmp_path, devices

@@ -75,6 +75,7 @@ def test_steps_on_two_devices_equal_steps_on_one_and_compile_once():
     assert traces == 1
 
 
+@pytest.mark.deep
 def test_steps_on_eight_devices_equal_steps_on_one_and_compile_once():
     script = ON_DEVICES.format(tests=str(HERE), num_devices=8)
     result = subprocess.run(
@@ -153,6 +154,7 @@ def test_a_batch_that_does_not_divide_is_refused(batch_size, accumulation, neare
     parallel.require_divisible(12, accumulation=3)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
 def test_any_batch_maps_over_devices_as_it_runs_on_one(size):
     def draw(shared, batch):

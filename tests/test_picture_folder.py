@@ -79,6 +79,7 @@ def test_an_epoch_holds_each_picture_once(folder):
         np.testing.assert_allclose(in_order(epoch), in_order(stored.astype(np.float64)), rtol=1e-5)
 
 
+@pytest.mark.deep
 def test_a_config_trains_on_a_folder(folder):
     root, _ = folder
     config = digits.get_config("vp,debug")

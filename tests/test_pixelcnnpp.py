@@ -111,6 +111,7 @@ def test_sampling_all_pixels_costs_one_pass():
     assert whole(net.clone(shape=(8, 12, 2))) == 6 * one_pass
 
 
+@pytest.mark.deep
 def test_layers_start_standardized_on_the_batch_of_init():
     net, x = PixelCNNPP((3, 4, 3), num_resolutions=1, **SMALL), images((3, 4, 3), b=4)
     x = x.at[..., 1].multiply(30.0) + 5.0
@@ -175,6 +176,7 @@ def test_a_spread_is_the_transposed_convolution(x64, size):
     np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.deep
 def test_dropout_is_each_examples_own_and_bfloat16_rounds():
     shape = (3, 4, 1)
     net, variables = network(1, shape)

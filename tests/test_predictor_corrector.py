@@ -230,6 +230,7 @@ def expected_moments(sde, predictor, corrector, num_steps=STEPS):
     return mean, variance
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", slow_where(lambda name: name != "vp", SDES))
 def test_every_pair_reaches_the_moments_of_its_recursion_and_a_normal_law(name):
     # 65 536 coordinates a pair; mean and variance within 5 standard errors. The recursion takes
@@ -279,6 +280,7 @@ MIXTURE = GaussianMixture(
 )
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SOME_SLOW)
 def test_every_pair_draws_from_a_mixture(name):
     # Two-sample Kolmogorov-Smirnov tests on four projections, 4 x 42 of them at p = 5e-7 each: a
@@ -364,6 +366,7 @@ def test_tuning_snr_does_not_compile_again():
     assert len(traces) == 1
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("num_steps", "num_frames", "denoise"), [(10, 4, True), (7, 7, False), (5, 1, True)]
 )

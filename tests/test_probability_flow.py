@@ -42,6 +42,7 @@ def test_decode_and_encode_are_the_closed_form_flow(x64, sde):
     np.testing.assert_allclose(back, z, atol=1e-6, rtol=1e-7)
 
 
+@pytest.mark.deep
 @by_name("ve")
 def test_the_error_follows_the_tolerance(x64, sde):
     z = sde.sample_prior(jax.random.key(1), (8, 3))
@@ -59,6 +60,7 @@ def test_the_error_follows_the_tolerance(x64, sde):
     assert errors[2] < 1e-6
 
 
+@pytest.mark.deep
 @by_name("vp")
 def test_encode_then_decode_returns_the_input_for_a_mixture(sde):
     data = GaussianMixture(
@@ -96,6 +98,7 @@ def test_nfe_is_the_number_of_calls(sde):
     assert min(calls) >= sde.sampling_t_min * (1 - 1e-6) and max(calls) <= sde.t_max
 
 
+@pytest.mark.deep
 def test_denoising_costs_one_more_evaluation():
     sde = SDES[0]
     z = sde.sample_prior(jax.random.key(3), (2, 3))
@@ -104,6 +107,7 @@ def test_denoising_costs_one_more_evaluation():
     np.testing.assert_array_equal(denoised, plain + 1)
 
 
+@pytest.mark.deep
 def test_a_solve_that_runs_out_of_steps_is_nan_and_its_batch_mates_are_not():
     sde = VESDE(sigma_max=50.0)
     score_fn = DATA.score_fn(sde)
@@ -134,6 +138,7 @@ def test_a_row_whose_score_turns_nan_is_nan_at_once_and_alone():
     np.testing.assert_array_equal(x[::2], calm[::2])
 
 
+@pytest.mark.deep
 @by_name("vp")
 def test_a_row_does_not_depend_on_its_batch_mates(x64, sde):
     score_fn = DATA.score_fn(sde)
@@ -150,6 +155,7 @@ def test_a_row_does_not_depend_on_its_batch_mates(x64, sde):
     np.testing.assert_allclose(together[:1], alone, atol=1e-9)
 
 
+@pytest.mark.deep
 @by_name("vp")
 def test_data_of_unit_variance_whose_flow_stands_still(sde):
     # VP leaves N(0, I) as it is: a solver that divides by the size of the drift would fail here.
@@ -174,6 +180,7 @@ def test_samples_of_a_mixture_have_its_law(sde):
         assert stats.ks_2samp(x @ direction, truth @ direction).pvalue > 1e-6
 
 
+@pytest.mark.deep
 def test_solving_there_and_back_between_any_two_times_is_the_identity(x64):
     sde = SDES[1]
     x = jax.random.normal(jax.random.key(10), (2, 3))

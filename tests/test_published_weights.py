@@ -122,6 +122,7 @@ def random_state(architecture, hyper):
     return {"sigmas": published_sigmas(hyper)} | draws
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", FAMILY)
 def test_all_layouts_are_the_same_network_and_exported_exactly(name):
     architecture, hyper = FAMILY[name]

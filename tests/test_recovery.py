@@ -211,6 +211,7 @@ def test_the_precision_that_short_chains_learn():
     np.testing.assert_allclose(long, 1 / data.tau2[1:5], rtol=0.05)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("t", [1, 4])
 def test_the_loss_is_stationary_where_short_chains_have_the_variance_of_the_data(t):
     data, num = Data(mean=0.0), 2**17

@@ -101,6 +101,7 @@ class NoisierEnergy(nn.Module):
         return -((x - (scale * DATA.mean)[:, None]) ** 2).sum(axis=1) / (2 * variance)
 
 
+@pytest.mark.deep
 def test_energies_learned_by_denoising_are_those_of_the_noisier_level(model):
     model = dataclasses.replace(
         model, objective="denoising", levels=FINE, network=NoisierEnergy(), num_chain_steps=0
@@ -161,6 +162,7 @@ def test_relaxation_says_that_short_chains_leave_no_densities():
     assert any("no log-densities" in sentence for sentence in systems.load_model(config).caveats())
 
 
+@pytest.mark.deep
 def test_long_chains_keep_exact_energies_and_report_it(model):
     chains = dataclasses.replace(model, long_chains=type(model.long_chains)(300, 64))
     evaluation = chains.metrics()["long_chains"]()(jax.random.key(0), VARIABLES)
@@ -195,6 +197,7 @@ def test_a_product_of_gaussian_experts_is_their_product():
     assert abs(drawn.var() / variance - 1) < 4 * math.sqrt(2 / drawn.size)
 
 
+@pytest.mark.deep
 def test_published_singular_vectors_are_those_of_the_averages():
     config = rings.get_config("recovery,debug")
     system = systems.load(config)

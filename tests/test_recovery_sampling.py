@@ -27,6 +27,7 @@ def test_rows_depend_on_their_own_keys():
     )
 
 
+@pytest.mark.deep
 def test_interpolation_ends_at_samples_of_its_streams():
     # Angles 0 and pi / 2 give the chains of the two streams alone; between them every noise has
     # variance 1, so that the law of the middle is that of samples.

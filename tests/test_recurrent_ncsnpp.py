@@ -36,6 +36,7 @@ def get_config(variant):
     return importlib.import_module("configs.score_sde.digits_recurrent").get_config(variant)
 
 
+@pytest.mark.deep
 def test_the_number_of_parameters_does_not_depend_on_that_of_passes():
     shapes = [
         jax.eval_shape(Recurrent(NETWORK, recurrence).init, jax.random.key(0), X, LABEL)
@@ -50,6 +51,7 @@ def two_passes(variables):
     return lambda x: apply(variables, x, LABEL)
 
 
+@pytest.mark.deep
 def test_passes_are_one_network_that_is_given_what_it_decoded(two_passes, one_pass):
     first, levels = one_pass(None, 0)
     assert [level.shape for level in levels] == [(2, 4, 4, 8), (2, 2, 2, 16)]

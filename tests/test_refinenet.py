@@ -42,6 +42,7 @@ def test_the_first_ncsn_computes_the_official_numbers(golden, precision):
     assert_golden(jax.jit(module.apply)(variables, x, labels), file, "y", precision)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("averaged", [True, False])
 def test_the_official_checkpoint_computes_the_official_numbers(
     golden, precision, tmp_path, averaged
@@ -113,6 +114,7 @@ SMALL = {
 X = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "kind", [refinenet.NCSNv2, pytest.param(refinenet.NCSN, marks=pytest.mark.slow)]
 )
@@ -128,6 +130,7 @@ def test_recomputed_blocks_have_the_same_gradients(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * scale), *gradients)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", SMALL)
 def test_only_the_first_ncsn_sees_its_label(kind):
     variables = jax.jit(SMALL[kind].init)(jax.random.key(1), X, jnp.zeros(2))

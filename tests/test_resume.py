@@ -160,6 +160,7 @@ def signalling(signals: dict[int, int]) -> Source:
     return Signalling(CONFIG["batch_size"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_notice_just_before_an_evaluation_saves_and_the_evaluation_follows(
     number, tmp_path, capfd
@@ -189,6 +190,7 @@ def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
     assert steps_in(tmp_path) == []
 
 
+@pytest.mark.deep
 def test_a_run_that_dies_in_an_evaluation_tries_it_again_and_then_goes_on_without(tmp_path, capfd):
     expected = train(build(CONFIG), CONFIG, tmp_path / "whole")
     whole = metrics_of(tmp_path / "whole")
@@ -238,6 +240,7 @@ def test_an_evaluation_that_was_logged_but_not_recorded_is_in_the_log_once(tmp_p
     assert metrics_of(tmp_path) == before
 
 
+@pytest.mark.deep
 def test_the_best_checkpoint_is_that_of_the_evaluation_and_a_nan_never_deletes_it(tmp_path):
     sizes = {10: 3.0, 20: 1.0, 30: math.nan, 40: 2.0}
 
@@ -315,6 +318,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_logged(tmp_path):
     assert metrics_of(parts) == metrics_of(tmp_path / "whole")
 
 
+@pytest.mark.deep
 def test_a_run_that_stopped_at_a_loss_that_is_not_finite_can_go_on(tmp_path):
     config = CONFIG | {"poison_step": (27,), "eval_every": 0}
     with pytest.raises(
@@ -335,6 +339,7 @@ def test_a_finished_run_is_left_as_it_is(tmp_path):
     assert metrics_of(tmp_path) == before
 
 
+@pytest.mark.deep
 def test_a_run_may_be_prolonged(tmp_path):
     whole = train(build(CONFIG), CONFIG | {"eval_every": 0}, tmp_path / "whole")
     short = CONFIG | {"eval_every": 0, "num_train_steps": 12}

@@ -80,6 +80,7 @@ def test_bounds_and_rewards_are_their_sums(own):
     close(shifted, expected)  # a constant in f does not matter
 
 
+@pytest.mark.deep
 def test_a_transition_that_is_drawn_twice_is_no_negative_of_itself():
     twice = np.repeat(np.arange(len(STATE)), 2)
     for bound in (entropy.nwj_bound, entropy.donsker_varadhan_bound):

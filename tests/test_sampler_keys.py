@@ -169,6 +169,7 @@ SAMPLERS = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_row_is_a_function_of_its_own_key(x64, name):
     sample = jax.jit(lambda rngs: SAMPLERS[name](rngs, len(rngs)))
@@ -269,6 +270,7 @@ ONE_OF_A_KIND = {
 assert set(LAWS) >= ONE_OF_A_KIND
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", slow_where(lambda name: name not in ONE_OF_A_KIND, LAWS))
 def test_rows_of_their_own_keys_have_the_right_law(name):
     # 5000 rows: five standard errors of the mean and of the variance, and the slack for the bias

@@ -71,6 +71,7 @@ def test_the_divergence_is_the_trace_of_the_jacobian(x64):
     np.testing.assert_allclose(found[1], np.trace(jacobian, axis1=1, axis2=2), rtol=1e-10)
 
 
+@pytest.mark.deep
 def test_at_the_score_of_a_gaussian_it_is_the_density_of_the_gaussian(x64):
     x = rows(5)
     found = jax.jit(lambda x: score_flow.log_prob(exact_flow(), x, rtol=1e-8, atol=1e-8))(x)

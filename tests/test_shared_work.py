@@ -6,12 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import shared_work
 from commands import free_port
 
 PROGRAM = pathlib.Path(shared_work.__file__)
 
 
+@pytest.mark.deep
 def test_two_processes_share_the_rows_and_get_what_one_gets(tmp_path):
     port = str(free_port())
     processes = [

@@ -53,6 +53,7 @@ def state_of(file):
     return {key.removeprefix("params/"): file[key] for key in file if key.startswith("params/")}
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("precision", SINGLE_AND_DOUBLE)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_gives_the_official_output(golden, name, precision):
@@ -138,6 +139,7 @@ def shapes_of(network, size, labels):
 
 
 # By default one of each kind, of which one has labels.
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "name",
     slow_where(
@@ -160,6 +162,7 @@ def test_full_size_networks_have_their_number_of_parameters(name):
     assert shapes_of(network, size, labels) == expected
 
 
+@pytest.mark.deep
 def test_the_imagenet_network_has_its_number_of_parameters():
     nf, labels, mult = 192, 1000, (1, 2, 3, 4)
     expected = (nf + 1) * 4 * nf + (4 * nf + 1) * 4 * nf + labels * 4 * nf
@@ -191,6 +194,7 @@ def test_a_network_begins_at_zero(kind):
     assert jnp.abs(out).max() < 1e-4
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", [SongUNet, pytest.param(DhariwalUNet, marks=pytest.mark.slow)])
 def test_labels_act_and_missing_ones_are_zeros(kind):
     network = tiny(kind, label_dim=3, augment_dim=2)
@@ -218,6 +222,7 @@ def test_a_class_is_withheld_in_training_only(kind):
     assert jnp.abs(apply(classes) - trained).max() > 1e-4
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("kind", [SongUNet, pytest.param(DhariwalUNet, marks=pytest.mark.slow)])
 def test_bfloat16_and_remat_keep_names_and_nearly_the_values(kind):
     network = tiny(kind)
@@ -230,6 +235,7 @@ def test_bfloat16_and_remat_keep_names_and_nearly_the_values(kind):
     assert 1e-5 < error < 0.05
 
 
+@pytest.mark.deep
 def test_other_options_keep_the_size_of_the_image():
     x = jax.ShapeDtypeStruct((1, 32, 32, 2), "float32")
     for encoder in ("none", "input_skip", "residual"):

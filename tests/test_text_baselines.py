@@ -124,6 +124,7 @@ def test_padding_changes_no_logit(golden, x64, name):
     np.testing.assert_allclose(RUN[name](variables, resume, job), RUN[name](variables, *cut), 1e-12)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["bpjfnn", "apjfnn"])
 def test_an_empty_document_has_a_logit_and_a_gradient(golden, name):
     file = golden("h_textnets")

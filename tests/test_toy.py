@@ -42,6 +42,7 @@ def cell_masses(log_prob, edges, num_nodes=24):
     return weighted.reshape(shape).sum(axis=(1, 3))  # rows of y, columns of x
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", TOYS)
 def test_draws_follow_the_density(name, x64):
     # Pearson's test over 12 x 12 cells, those with fewer than ten expected draws as one. Five toys
@@ -68,6 +69,7 @@ def test_noised_draws_are_scaled_draws_with_noise(name):
         assert scipy.stats.ks_2samp(noised[:, axis], x[:, axis]).pvalue > 1e-5
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", TOYS)
 def test_single_precision_holds_near_the_data_and_scores_are_finite_everywhere(name):
     log_prob = jax.jit(toy_distribution(name).log_prob)

@@ -70,7 +70,7 @@ def all_images(levels: GreyLevels) -> jax.Array:
 @pytest.mark.parametrize("head", [pytest.param("score", marks=pytest.mark.slow), "mixture"])
 def test_probabilities_of_all_images_sum_to_one(head):
     model, variables = two_pixels(head)
-    terms = model.conditionals(variables, all_images(model.levels))
+    terms = jax.jit(model.conditionals)(variables, all_images(model.levels))
     probabilities = jnp.exp(sum_except_batch(terms.log_prob))
     assert np.ptp(probabilities) > 0.05, "these weights make all images equally likely"
     assert float(probabilities.sum()) == pytest.approx(1, abs=1e-5)  # nine sums in float32

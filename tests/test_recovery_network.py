@@ -232,7 +232,7 @@ def test_in_bfloat16_the_sum_over_pixels_keeps_single_precision():
 def test_a_fresh_network_is_its_shortcuts():
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 1)).astype(np.float32)
     network = TINY.clone(ch_mult=(1, 1), attn_resolutions=(2,))
-    variables = network.init(jax.random.key(0), x, LABELS)
+    variables = jax.jit(network.init)(jax.random.key(0), x, LABELS)
     # The last layers of blocks and of attention start at 1e-5 of the others.
     params = dict(variables["params"])
     for name in [name for name in params if "level" in name]:

@@ -242,13 +242,14 @@ def test_one_loss_is_three_optimisers_that_read_old_parameters(x64):
     states = {name: tx.init(params[name]) for name, tx in optimisers.items()}
     carry, critic_losses = jax.lax.scan(separate, (0, params, params["critic"], states), batches)
     # Rounding of sums in another order, through 20 updates of Adam.
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
-    jax.tree.map(close, joint.params, carry[1])
-    jax.tree.map(close, joint.ema_params["critic"], carry[2])
-    close(metrics["critic_loss"], critic_losses)
-    close(metrics["alpha"][-1], np.exp(joint.params["log_alpha"]), rtol=2.1e-3)  # a step before
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+    jax.tree.map(assert_close, joint.params, carry[1])
+    jax.tree.map(assert_close, joint.ema_params["critic"], carry[2])
+    assert_close(metrics["critic_loss"], critic_losses)
+    # Logged a step before the last update.
+    assert_close(metrics["alpha"][-1], np.exp(joint.params["log_alpha"]), rtol=2.1e-3)
     total = metrics["critic_loss"] + metrics["actor_loss"] + metrics["temperature_loss"]
-    close(metrics["loss"], total)
+    assert_close(metrics["loss"], total)
 
 
 def test_a_players_update_does_not_move_when_anothers_loss_is_scaled():

@@ -22,6 +22,7 @@ from scorejax.objectives.co_teaching import (
     weighted_mean,
 )
 from tests.official import assert_agrees
+from tests.trees import assert_equal
 
 RNG = np.random.default_rng(0)
 cross_entropy = optax.sigmoid_binary_cross_entropy
@@ -198,7 +199,7 @@ def test_without_strength_or_filter_it_is_independent_training(name):
             jax.tree.map(lambda p, g: p - 0.5 * g, params, step(params))
             for params, step in zip((found, expected), steps, strict=True)
         )
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("exchange", ["disjoint", "same"])

@@ -54,8 +54,7 @@ def final_state(workdir: pathlib.Path) -> TrainState:
 
 def metrics_of(workdir: pathlib.Path) -> list[dict]:
     """The lines of the log without the rate, which no two runs share."""
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in row.items() if k != "train/steps_per_second"} for row in rows]
 
 
@@ -386,7 +385,7 @@ def test_a_config_without_a_key_is_refused(tmp_path):
         train(build(CONFIG), config, tmp_path / "run")
 
 
-@pytest.mark.slow  # a full disk is one of the mistakes of test_bad_input.py
+@pytest.mark.slow  # full disks are among the mistakes of test_bad_input.py
 def test_a_disk_that_fills_up_stops_the_run_with_one_line(tmp_path):
     with mounted(tmp_path, "-t", "tmpfs", "-o", "size=800k", "tmpfs"):
         assert finish(tmp_path, "--num_train_steps=8")[0] == 0
@@ -395,9 +394,7 @@ def test_a_disk_that_fills_up_stops_the_run_with_one_line(tmp_path):
         status, stderr = finish(tmp_path)
         assert status == 1
         lines = [line for line in stderr.splitlines() if not line.startswith("step ")]
-        assert len(lines) == 1, stderr
-        assert "No space left on device" in lines[0]
+        assert len(lines) == 1 and "No space left on device" in lines[0], stderr
         (tmp_path / "ballast").unlink()
-        assert 8 in steps_in(tmp_path)
-        assert finish(tmp_path)[0] == 0
+        assert 8 in steps_in(tmp_path) and finish(tmp_path)[0] == 0
         assert max(steps_in(tmp_path)) == 40

@@ -71,13 +71,14 @@ def test_bounds_and_rewards_are_their_sums(own):
         )
 
     nwj, centred_bound, reward, centred, shifted = ours()
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)  # float32 sums
-    close(nwj, f.mean() - np.exp(both - 1))
-    close(centred_bound, f.mean() - both)
-    close(reward, GAMMA * (f - np.exp(by_state - 1) - np.exp(by_next - 1)))
+    # float32 sums
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    assert_close(nwj, f.mean() - np.exp(both - 1))
+    assert_close(centred_bound, f.mean() - both)
+    assert_close(reward, GAMMA * (f - np.exp(by_state - 1) - np.exp(by_next - 1)))
     expected = GAMMA * (f + 1 - both - np.exp(by_state - both) - np.exp(by_next - both))
-    close(centred, expected)
-    close(shifted, expected)  # a constant in f does not matter
+    assert_close(centred, expected)
+    assert_close(shifted, expected)  # a constant in f does not matter
 
 
 @pytest.mark.deep

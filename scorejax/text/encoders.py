@@ -9,15 +9,15 @@ from jaxtyping import Float32
 
 
 class SentenceEncoder(Protocol):
-    """Maps each sentence to a vector that depends on that sentence alone."""
+    """Maps each sentence to a vector of `dim` numbers that depends on that sentence alone.
+
+    `checksum` is a hexadecimal digest of all that the vectors depend on, weights and settings.
+    """
 
     @property
-    def dim(self) -> int:
-        """Length of a vector."""
+    def dim(self) -> int: ...
 
     @property
-    def checksum(self) -> str:
-        """Hexadecimal digest of all that the vectors depend on, weights and settings."""
+    def checksum(self) -> str: ...
 
-    def encode(self, sentences: Sequence[str]) -> Float32[np.ndarray, "n dim"]:
-        """The vectors of n sentences."""
+    def encode(self, sentences: Sequence[str]) -> Float32[np.ndarray, "n dim"]: ...

@@ -115,7 +115,7 @@ PRINTED = {
 def run_by_default(path):
     # These compile for half a minute or more. What they call is in test_launch.py, test_ncsnv2.py,
     # test_fd_score_matching.py, test_bionet_system.py, test_recovery.py, test_ar_csm.py,
-    # test_failure_detector.py, test_density_imitation.py and test_mv_con.py.
+    # test_failure_detector.py, test_imitation_runs.py and test_mv_con.py.
     marks = [pytest.mark.slow] * (path.stem != "04_brepartition")
     return pytest.param(path, id=path.stem, marks=marks)
 

@@ -142,7 +142,7 @@ def test_a_variant_takes_the_words_that_it_lacks_from_the_default():
 # In full: official networks of score SDEs are shaped in test_score_sde_configs.py, those of NCSNv2
 # in test_refinenet.py; finite-difference score matching, with losses, in test_fd_score_matching.py;
 # energies in test_recovery_network.py; conditional scores in test_ar_csm.py;
-# classifiers in test_classifier_mistakes.py; agents in test_density_imitation.py; matchers of
+# classifiers in test_classifier_mistakes.py; agents in test_imitation_runs.py; matchers of
 # documents in test_mv_con.py.
 IN_FULL = [
     f"{name}:{variant}"
@@ -176,7 +176,7 @@ def test_a_network_in_full_takes_its_images(case):
     assert output.shape == ((2, config.num_classes) if classified else image.shape)
 
 
-# Agents, which make their own data, take steps in test_density_imitation.py. The wheels of ESCO may
+# Agents, which make their own data, take steps in test_imitation_runs.py. The wheels of ESCO may
 # not be installed, and the files of mv_con/tables are the user's own.
 ELSEWHERE = ("density_imitation/", "mv_con/esco", "mv_con/tables")
 DEBUG = [

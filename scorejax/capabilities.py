@@ -4,7 +4,7 @@
 A system's `make_model(config)` returns an object with the methods of those that it has.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -109,6 +109,13 @@ class IsEvaluated(Protocol):
     """launch.evaluate --workdir: metrics by name."""
 
     def metrics(self) -> Metrics: ...
+
+
+@runtime_checkable
+class DrawsTraining(Protocol):
+    """launch.evaluate --workdir: pictures by name of a run's records, its metrics by step."""
+
+    def training_pictures(self, records: Sequence[Mapping]) -> dict[str, Any]: ...
 
 
 @runtime_checkable

@@ -57,6 +57,16 @@ def open(workdir: str | os.PathLike, step: int | None = None) -> Run:
     return Run(config, variables, int(sound.name))
 
 
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | None]]:
+    """The metrics of the run's steps and evaluations, oldest first; none if it has no log.
+
+    Names are train/<name> and eval/<name>; None stands for a value that is not finite.
+    """
+    from scorejax.train import logging  # Imported here: its writers take a second.
+
+    return logging.read_metrics(files.absolute(workdir) / logging.METRICS)
+
+
 def require_same_inputs(
     workdir: str | os.PathLike, inputs: Mapping[str, Array], origins: Mapping[str, str]
 ) -> None:

@@ -15,7 +15,7 @@ from scorejax.data.matching import Documents
 from scorejax.evaluate import ranking
 from scorejax.objectives import co_teaching
 from scorejax.systems.mv_con import serving
-from scorejax.systems.mv_con.evaluation import judged, mean_directions
+from scorejax.systems.mv_con.evaluation import judged, mean_directions, selection_curves
 from scorejax.text import lexical
 from scorejax.train.state import TrainState
 from tests.trees import assert_equal
@@ -256,6 +256,28 @@ def test_doubtful_pairs_come_first():
     worst = np.argmax(np.where(train.label > 0, -np.log(scores), -np.log1p(-scores)))
     assert rows[0]["resume"] == task.resumes.ids[train.resume[worst]]
     assert rows[0]["job"] == task.jobs.ids[train.job[worst]]
+
+
+def test_what_each_view_learnt_from_is_drawn_where_labels_are_known_to_be_wrong():
+    clean = {"train/clean_text": 0.8, "train/true_text": 0.7}
+    records = [
+        {"step": 10, **clean, "train/clean_relation": None, "train/true_relation": 0.6},
+        {"step": 10, "eval/mrr": 0.5},
+        {"step": 20, **clean, "train/clean_relation": 0.9, "train/true_relation": 0.5},
+    ]
+    curves = selection_curves(records, ("text", "relation"))
+    steps, shares = curves["relation"]
+    assert steps.tolist() == [20] and curves["text"][0].tolist() == [10, 20]
+    assert {name: values.tolist() for name, values in shares.items()} == {
+        "weighed by the peer": [0.9], "all rows": [0.5],
+    }  # fmt: skip
+    noisy = case(noise_rate=0.3).model
+    drawn = noisy.training_pictures(records)
+    assert set(drawn) == {"selection_text", "selection_relation"}
+    assert all(picture.dtype == np.uint8 for picture in drawn.values())
+    assert noisy.training_pictures([]) == {}
+    sure = dataclasses.replace(noisy.task, flipped=np.zeros(len(noisy.task.train), bool))
+    assert dataclasses.replace(noisy, make_task=lambda: sure).training_pictures(records) == {}
 
 
 def test_two_text_views_start_apart_and_have_no_graph():

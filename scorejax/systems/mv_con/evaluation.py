@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a model ranks held-out pairs, both ways, beside scores that need no training."""
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -178,6 +179,47 @@ def noise_metric(model: "DocumentMatcher") -> Metric:
         return Evaluation(scalars, {}, {"noise": rows})
 
     return metric
+
+
+def selection_curves(
+    records: Sequence[Mapping[str, float | None]], views: Sequence[str]
+) -> dict[str, tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """By view, steps (n,), and at each the share of true labels among the rows it learnt from.
+
+    "weighed by the peer" counts rows by their weight, "all rows" does not. Records are those of a
+    run's metrics file; one without a finite share, or of an evaluation, is left out.
+    """
+    curves = {}
+    for view in views:
+        names = {"weighed by the peer": f"train/clean_{view}", "all rows": f"train/true_{view}"}
+        kept = [r for r in records if None not in map(r.get, names.values())]
+        steps = np.array([record["step"] for record in kept], int)
+        shares = {label: np.array([r[name] for r in kept]) for label, name in names.items()}
+        curves[view] = steps, shares
+    return curves
+
+
+def selection_pictures(
+    model: "DocumentMatcher", records: Sequence[Mapping[str, float | None]]
+) -> dict[str, np.ndarray]:
+    """The `selection_curves` of two views that teach each other, "selection_<view>" of each.
+
+    A level line is the share of true labels among all pairs. There are no pictures without two
+    views, known noise and records.
+    """
+    views, wrong = tuple(model.learners.learners), float(model.task.flipped.mean())
+    if len(views) < 2 or not wrong:
+        return {}
+    from scorejax.evaluate.pictures import curve_picture  # Imported here: it takes a second.
+
+    drawn = {}
+    for view, (steps, shares) in selection_curves(records, views).items():
+        if len(steps):
+            title = f"{view} view: {wrong:.1%} of all labels to learn from are wrong"
+            shares["all pairs"] = np.full(len(steps), 1 - wrong)
+            options = {"ylabel": "share of true labels", "title": title}
+            drawn[f"selection_{view}"] = curve_picture(steps, shares, **options)
+    return drawn
 
 
 def _cross_entropy(

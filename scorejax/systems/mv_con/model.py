@@ -266,6 +266,12 @@ class DocumentMatcher:
             "noise": lambda: evaluation.noise_metric(self),
         }
 
+    def training_pictures(
+        self, records: Sequence[Mapping[str, float | None]]
+    ) -> dict[str, np.ndarray]:
+        """What each view learnt from, see `evaluation.selection_pictures`."""
+        return evaluation.selection_pictures(self, records)
+
     def ranker(self, *, top: int, num_candidates: int) -> Callable[..., dict[str, Table]]:
         """(variables, resumes, jobs) -> rankings of new documents, see `serving.rank`."""
         options = {"top": top, "num_candidates": num_candidates}

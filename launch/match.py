@@ -41,7 +41,12 @@ def prepare() -> command.Job:
 
     config = runs.read_config(WORKDIR.value)
     model = systems.require(config, RanksDocuments)
-    runs.require_same_inputs(WORKDIR.value, model.inputs(), model.origins())
+    kept = runs.kept(WORKDIR.value)
+    if kept:
+        model = model.of_kept(kept)
+    # A run that an earlier version trained keeps nothing: its files are read again.
+    origins = {"kept": "kept.npz"} if kept else model.origins()
+    runs.require_same_inputs(WORKDIR.value, model.inputs(), origins)
     rank = model.ranker(top=TOP.value, num_candidates=CANDIDATES.value)
     out = command.output(OUT.value, WORKDIR.value, "matches")
     columns = DocumentColumns(ID.value, tuple(TEXT.value), CATEGORY.value)

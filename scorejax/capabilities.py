@@ -99,7 +99,12 @@ class Segments(Protocol):
 
 @runtime_checkable
 class RanksDocuments(Protocol):
-    """launch.match: rank(variables, resumes, jobs) -> a table of the best for each, by side."""
+    """launch.match: rank(variables, resumes, jobs) -> a table of the best for each, by side.
+
+    `of_kept` is the model with what a run keeps, see `runs.kept`, in the place of its data.
+    """
+
+    def of_kept(self, arrays: Mapping[str, Array]) -> "RanksDocuments": ...
 
     def ranker(self, *, top: int, num_candidates: int) -> Callable: ...
 

@@ -16,7 +16,7 @@ from scorejax.files import AnyPath
 from scorejax.train import integrity, parallel
 from scorejax.train.checkpoint import DIRECTORY, silence_orbax
 from scorejax.train.damage import describe, saved_steps, warn
-from scorejax.train.workdir import Config, load_config, require_same_arrays
+from scorejax.train.workdir import Config, load_config, load_kept, require_same_arrays
 from scorejax.typing import Array, Variables
 
 
@@ -65,6 +65,14 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | None]]:
     from scorejax.train import logging  # Imported here: its writers take a second.
 
     return logging.read_metrics(files.absolute(workdir) / logging.METRICS)
+
+
+def kept(workdir: str | os.PathLike) -> dict[str, Array]:
+    """The arrays that the run keeps for commands, see `System.kept`; {} if it keeps none.
+
+    Raises: ValueError with one line that names the file if it is damaged.
+    """
+    return load_kept(workdir)
 
 
 def require_same_inputs(

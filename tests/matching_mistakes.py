@@ -100,6 +100,10 @@ CASES |= {
         "unknown column of {tmp}/resumes.csv 'txt': did you mean 'text'?",
     ),
     "match: no checkpoint": ("match", [RUN, *DOCUMENTS], 2, "no checkpoint"),
+    "match: what the run kept is damaged": (
+        "match", ["--workdir={tmp}/forgetful", *DOCUMENTS], 2,
+        "{tmp}/forgetful/kept.npz is damaged (No data left in file); restore it, or delete it to",
+    ),
     "match: no run": ("match", ["--workdir={tmp}/nowhere", *DOCUMENTS], 2, "{tmp}/nowhere"),
     "match: a score model": (
         "match", ["--workdir={tmp}/run", *DOCUMENTS], 2,

@@ -357,3 +357,28 @@ def test_texts_without_a_known_word_are_no_near_ones():
     for query, row in zip(queries, found, strict=True):
         cosines = points[row] @ query
         assert (np.diff(cosines) <= 1e-6).all()
+
+
+def test_what_a_run_keeps_ranks_new_documents_as_its_files_do():
+    # Bit for bit: the same documents in the same order make the same encoder, graph and arrays.
+    one = case()
+    kept = {name: np.array(array) for name, array in one.model.kept().items()}
+    refuse = lambda: pytest.fail("the data of training are read")
+    again = dataclasses.replace(one.model, make_task=refuse).of_kept(kept)
+    variables = one.state.params, one.state.model_state
+    options = {"top": 2, "num_candidates": 10}
+    new = new_documents(one.model)
+    expected = one.model.ranker(**options)(variables, *new)
+    assert again.ranker(**options)(variables, *new) == expected
+    digests = one.model.inputs()
+    assert again.inputs().keys() == {"documents"}
+    np.testing.assert_array_equal(again.inputs()["documents"], digests["documents"])
+
+
+def test_documents_kept_of_another_encoder_are_refused_in_one_line():
+    one = case()
+    kept = one.model.kept()
+    with pytest.raises(ValueError, match="trained on vectors of the encoder 0123, this one is"):
+        _ = one.model.of_kept(kept | {"encoder": np.array("0123")}).encoder
+    with pytest.raises(ValueError, match="kept documents lack encoder, interactions"):
+        one.model.of_kept({"documents": kept["documents"]})

@@ -28,7 +28,7 @@ from scorejax.models.text_baselines import APJFNN, BPJFNN, PJFNN
 from scorejax.models.text_matching import DocumentEncoder, Matcher
 from scorejax.objectives import co_teaching
 from scorejax.objectives.co_teaching import Weigh
-from scorejax.systems.mv_con.corpus import ENCODERS
+from scorejax.systems.mv_con.corpus import ENCODERS, make_encoder
 from scorejax.systems.mv_con.learners import (
     Learner,
     Learners,
@@ -95,6 +95,7 @@ def build(config: ConfigDict) -> System:
         # Training goes on, and is evaluated, with the same documents and pairs alone.
         frozen={"corpus": model.corpus, **model.inputs()},
         paths=("data_dir", "vectors_dir", *TABLES),
+        kept=model.kept,
     )
 
 
@@ -128,8 +129,9 @@ def make_model(config: ConfigDict) -> DocumentMatcher:
     return DocumentMatcher(
         make_task=functools.partial(make_task, config),
         text=TextOptions(
-            config.encoder, config.encoder_dim, config.vectors_dir, config.max_sentences,
-            config.max_words, config.vocabulary_size, any(view in WORD_VIEWS for view in views),
+            functools.partial(make_encoder, config.encoder, config.encoder_dim),
+            config.vectors_dir, config.max_sentences, config.max_words, config.vocabulary_size,
+            uses_words=any(view in WORD_VIEWS for view in views),
         ),
         rules=GraphRules(config.neighbours, config.neighbours, config.num_keywords)
         if related

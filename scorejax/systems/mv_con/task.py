@@ -72,14 +72,20 @@ class Task:
         """Resume and job of every pair with a label, whichever it is."""
         return np.concatenate([_rows(part) for part in (self.train, self.valid, self.test)])
 
-    def digests(self) -> dict[str, Int[np.ndarray, "32"]]:
-        """SHA-256 of the documents and of all pairs, 32 bytes each."""
-        documents = json.dumps(
+    def documents_text(self) -> str:
+        """All documents as JSON: ids, sentences and categories of the resumes, and of the jobs."""
+        return json.dumps(
             [[kind.ids, kind.sentences, kind.categories] for kind in (self.resumes, self.jobs)]
         )
+
+    def digests(self) -> dict[str, Int[np.ndarray, "32"]]:
+        """SHA-256 of the documents, and of all pairs where there are any, 32 bytes each."""
+        documents = {"documents": digest_bytes(self.documents_text().encode())}
+        if not len(self.train):
+            return documents
         parts = self.train, self.valid, self.test
         arrays = [*map(_rows, parts), *(part.label for part in parts), self.interactions]
-        return {"documents": digest_bytes(documents.encode()), "pairs": digest(arrays)}
+        return documents | {"pairs": digest(arrays)}
 
 
 def make_task(config: Mapping[str, Any]) -> Task:

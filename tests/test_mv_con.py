@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from configs.mv_con import generated
 from scorejax import systems
 from scorejax.data.matching import Documents
 from scorejax.evaluate import ranking
 from scorejax.objectives import co_teaching
-from scorejax.systems.mv_con import serving
+from scorejax.systems.mv_con import evaluation, serving
+from scorejax.systems.mv_con import model as model_module
 from scorejax.systems.mv_con.evaluation import judged, mean_directions, selection_curves
 from scorejax.text import lexical
 from scorejax.train.state import TrainState
@@ -382,3 +384,61 @@ def test_documents_kept_of_another_encoder_are_refused_in_one_line():
         _ = one.model.of_kept(kept | {"encoder": np.array("0123")}).encoder
     with pytest.raises(ValueError, match="kept documents lack encoder, interactions"):
         one.model.of_kept({"documents": kept["documents"]})
+
+
+def test_blocks_of_resumes_change_no_score(monkeypatch):
+    # Rows of a matrix product may be summed in another order where its height differs: a few units
+    # in the last place of single precision, of probabilities.
+    one = case()
+    variables, resumes = (one.state.params, one.state.model_state), np.arange(7)
+    whole = evaluation.matrices(one.model, variables, one.corpus, resumes)
+    monkeypatch.setattr(evaluation, "PAIRS_LISTED", 130)  # of 60 jobs: two resumes, and one
+    blocks = evaluation.matrices(one.model, variables, one.corpus, resumes)
+    assert whole.keys() == blocks.keys() and whole["mean"].shape == (7, 60)
+    for name, matrix in whole.items():
+        np.testing.assert_allclose(blocks[name], matrix, atol=1e-6)
+
+
+def largest(function, *arguments):
+    """Elements of the largest array that a function computes, of abstract arguments."""
+    sizes = []
+
+    def visit(jaxpr):
+        for equation in jaxpr.eqns:
+            sizes.extend(variable.aval.size for variable in equation.outvars)
+            for inner in jaxprs_in_params(equation.params):
+                visit(inner)
+
+    visit(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return max(sizes)
+
+
+def test_scoring_many_candidates_holds_no_features_of_all_pairs():
+    # Shapes alone, of a corpus of 10^3 documents and of 10^5.
+    one = case()
+    model, pairs = one.model, model_module.PAIRS_AT_ONCE
+    shape = jax.ShapeDtypeStruct
+    rows = dict.fromkeys(("resume", "job"), shape((pairs,), np.int32))
+    table_width, relations, graph_width = 16 + one.corpus.sentences.shape[2], 10, 16
+    for num in (1000, 100_000):
+        grown = lambda a, num=num: shape((num, *a.shape[1:]), a.dtype)
+        edges = one.corpus.edges
+        edge = shape((10 * num,), np.int32)
+        corpus = one.corpus.replace(
+            resumes=shape((num // 2,), np.int32),
+            jobs=shape((num // 2,), np.int32),
+            sentences=grown(one.corpus.sentences),
+            mask=grown(one.corpus.mask),
+            edges=edges.replace(source=edge, target=edge, relation=edge),
+        )
+        shared = jax.eval_shape(model._prepare, one.state.params, corpus)
+        assert shared.table.shape == (num, table_width)
+        # A pair has [job; resume; job - resume] of text and node vectors: 96 numbers. Node vectors
+        # of all documents appear where their gradient is stopped, which copies nothing.
+        scored = largest(
+            model._measure, (one.state.params, {"text": {}, "relation": {}}, shared, corpus), rows
+        )
+        assert scored == max(pairs * 3 * (16 + graph_width), num * graph_width)
+        # Of all documents the means by relation, and no sentence; 256 at a time are encoded.
+        prepared = largest(model._prepare, one.state.params, corpus)
+        assert prepared <= max(num * relations * graph_width, 256 * 20 * 20 * 64)

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from scorejax.evaluate import ranking
 from scorejax.evaluate.ranking import (
     auc,
     evaluate,
@@ -195,3 +197,20 @@ GOOD = {"scores": np.zeros((2, 3)), "relevant": np.eye(2, 3) == 1}
 def test_bad_input_is_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**{**GOOD, **changes})
+
+
+def test_blocks_of_queries_change_no_metric_and_bound_the_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 500, (40, 5000)).astype(np.float32)
+    relevant = rng.random(scores.shape) < 0.01
+    options = {"candidates": rng.random(scores.shape) < 0.9, "num_resamples": 9}
+    relevant &= options["candidates"]
+    whole = evaluate(scores, relevant, **options)
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 10_000)  # two queries
+    tracemalloc.start()
+    blocks = evaluate(scores, relevant, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blocks == whole
+    # Three Boolean arrays of the checks, and 100 bytes for each score of a block, with room.
+    assert peak < 4 * scores.size + 100 * 10_000

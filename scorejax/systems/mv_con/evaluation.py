@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well a model ranks held-out pairs, both ways, beside scores that need no training."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from scorejax.data.matching import Pairs
 from scorejax.evaluate import ranking
+from scorejax.evaluate.chunks import joined
 from scorejax.evaluate.progress import Metric
 from scorejax.report import Evaluation
 from scorejax.systems.mv_con.corpus import Corpus
@@ -19,6 +21,8 @@ from scorejax.typing import PRNGKeyArray, PyTree, Variables
 if TYPE_CHECKING:
     from scorejax.systems.mv_con.model import DocumentMatcher
 
+PAIRS_LISTED = 2**22
+"""Pairs of resumes and jobs whose numbers are in memory together, about 30 bytes for each."""
 MOST_VALIDATED = 1000
 """Resumes that are ranked in training."""
 
@@ -41,27 +45,38 @@ def judged(task: Task, pairs: Pairs, *others: Pairs) -> Judged:
     Where all matches are known, all of them are relevant. Observed positives to learn from, and
     those of `others`, are no candidates: nobody needs to find them.
     """
-    resumes, shape = np.unique(pairs.resume), (len(task.resumes), len(task.jobs))
-    relevant, known = np.zeros(shape, bool), np.zeros(shape, bool)
-    positive = pairs.take(pairs.positive)
-    relevant[positive.resume, positive.job] = True
-    if task.matches is not None:
-        relevant = task.matches.copy()
+    resumes = np.unique(pairs.resume)
+
+    def positives(part: Pairs) -> tuple[np.ndarray, np.ndarray]:
+        """Rows among `resumes` and jobs of the positive pairs of them."""
+        found = part.take(part.positive & np.isin(part.resume, resumes))
+        return np.searchsorted(resumes, found.resume), found.job
+
+    known = np.zeros((len(resumes), len(task.jobs)), bool)
+    if task.matches is None:
+        relevant = np.zeros_like(known)
+        relevant[positives(pairs)] = True
+    else:
+        relevant = task.matches[resumes]
     for part in (task.observed, *others):
-        found = part.take(part.positive)
-        known[found.resume, found.job] = True
-    known[positive.resume, positive.job] = False
-    return Judged(resumes, (relevant & ~known)[resumes], ~known[resumes])
+        known[positives(part)] = True
+    known[positives(pairs)] = False
+    return Judged(resumes, relevant & ~known, ~known)
 
 
 def matrices(
     model: "DocumentMatcher", variables: Variables, corpus: Corpus, resumes: Int[np.ndarray, "r"]
 ) -> dict[str, Float[np.ndarray, "r j"]]:
-    """Probabilities of resumes with all jobs, by learner and their mean."""
-    num_jobs = len(model.task.jobs)
-    pairs = model.nodes(np.repeat(resumes, num_jobs), np.tile(np.arange(num_jobs), len(resumes)))
-    scores = model.probabilities(variables, corpus, pairs)
-    return {name: values.reshape(-1, num_jobs) for name, values in scores.items()}
+    """Probabilities of resumes with all jobs, by learner and their mean.
+
+    Of about `PAIRS_LISTED` pairs the numbers are in memory at a time, beside the results.
+    """
+    jobs, score, blocks = np.arange(len(model.task.jobs)), model.scorer(variables, corpus), []
+    # Blocks of nearly one size: pairs of a small last one would be compiled anew.
+    for some in np.array_split(resumes, -(-len(resumes) * len(jobs) // PAIRS_LISTED)):
+        pairs = model.nodes(np.repeat(some, len(jobs)), np.tile(jobs, len(some)))
+        blocks.append({k: v.reshape(len(some), len(jobs)) for k, v in score(pairs).items()})
+    return joined(blocks)
 
 
 def validation_metric(model: "DocumentMatcher") -> Metric:
@@ -85,21 +100,23 @@ def validation_metric(model: "DocumentMatcher") -> Metric:
 
 def untrained(
     model: "DocumentMatcher", corpus: Corpus, resumes: Int[np.ndarray, "r"]
-) -> dict[str, dict[str, Float[np.ndarray, "q d"]]]:
-    """By side, scores by TF-IDF, BM25, and the cosine of the means of sentence vectors.
+) -> Iterator[tuple[str, str, Float[np.ndarray, "q d"]]]:
+    """Side, name and scores by TF-IDF, BM25, and the cosine of the means of sentence vectors.
 
     Those of words differ by side: a query is looked up among documents, whose words are counted.
+    One matrix is in memory at a time.
     """
     vectors = mean_directions(corpus)
     jobs = len(model.task.resumes) + np.arange(len(model.task.jobs))
-    cosine = vectors[resumes] @ vectors[jobs].T
-    texts = [model.task.resumes.texts[i] for i in resumes], model.task.jobs.texts
-    by_words = {"tfidf": lexical.tfidf_scores, "bm25": lexical.bm25_scores}
-    sides = {"resume": (texts, cosine), "job": (texts[::-1], cosine.T)}
-    return {
-        side: {name: score(*both) for name, score in by_words.items()} | {"cosine": own}
-        for side, (both, own) in sides.items()
-    }
+    both = vectors[resumes], vectors[jobs]
+    of_resumes = model.task.resumes.texts
+    texts = [of_resumes[i] for i in resumes], model.task.jobs.texts
+    for side, order in (("resume", 1), ("job", -1)):
+        queries, documents = texts[::order]
+        yield side, "tfidf", lexical.tfidf_scores(queries, documents)
+        yield side, "bm25", lexical.bm25_scores(queries, documents)
+        first, second = both[::order]
+        yield side, "cosine", first @ second.T
 
 
 def mean_directions(corpus: Corpus) -> Float[np.ndarray, "n d"]:
@@ -119,19 +136,23 @@ def ranking_metric(model: "DocumentMatcher") -> Metric:
 
     def metric(rng: PRNGKeyArray, variables: Variables, *frozen: PyTree) -> Evaluation:
         corpus = model.given(*frozen)
-        trained = matrices(model, variables, corpus, part.resumes)
-        sides = untrained(model, corpus, part.resumes)
-        sides["resume"] |= trained
-        sides["job"] |= {name: matrix.T for name, matrix in trained.items()}
+        judge = {
+            "resume": functools.partial(
+                ranking.evaluate,
+                relevant=part.relevant,
+                candidates=part.candidates,
+                groups=groups,
+            ),
+            "job": functools.partial(
+                ranking.evaluate, relevant=part.relevant.T, candidates=part.candidates.T
+            ),
+        }
         scalars = {}
-        for name, matrix in sides["resume"].items():
-            found = ranking.evaluate(
-                matrix, part.relevant, candidates=part.candidates, groups=groups
-            )
-            scalars |= _scalars(f"resume/{name}", found)
-        for name, matrix in sides["job"].items():
-            found = ranking.evaluate(matrix, part.relevant.T, candidates=part.candidates.T)
-            scalars |= _scalars(f"job/{name}", found)
+        for side, name, matrix in untrained(model, corpus, part.resumes):
+            scalars |= _scalars(f"{side}/{name}", judge[side](matrix))
+        for name, matrix in matrices(model, variables, corpus, part.resumes).items():
+            scalars |= _scalars(f"resume/{name}", judge["resume"](matrix))
+            scalars |= _scalars(f"job/{name}", judge["job"](matrix.T))
         return Evaluation(scalars, {})
 
     return metric

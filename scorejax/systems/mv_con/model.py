@@ -258,17 +258,16 @@ class DocumentMatcher:
 
     @functools.cached_property
     def _stream(self) -> Callable:
-        """Compiled once for all pairs of one corpus."""
+        """`_measure` of pairs in chunks, compiled once for all pairs of one corpus."""
+        return make_stream(self._measure)
 
-        def measure(arguments: tuple, pairs: Batch) -> dict[str, Array]:
-            params, moments, shared, corpus = arguments
-            scores = {
-                name: jax.nn.sigmoid(one.logits(params[name], moments[name], shared, corpus, pairs))
-                for name, one in self.learners.learners.items()
-            }
-            return scores | {"mean": sum(scores.values()) / len(scores)}
-
-        return make_stream(measure)
+    def _measure(self, arguments: tuple, pairs: Batch) -> dict[str, Array]:
+        params, moments, shared, corpus = arguments
+        scores = {
+            name: jax.nn.sigmoid(one.logits(params[name], moments[name], shared, corpus, pairs))
+            for name, one in self.learners.learners.items()
+        }
+        return scores | {"mean": sum(scores.values()) / len(scores)}
 
     def metrics(self) -> Metrics:
         """By name: "mrr" on validation pairs; "ranking", the report on test pairs; "noise"."""

@@ -12,7 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from configs.mv_con import generated
 from scorejax import systems
-from scorejax.data.matching import Documents
+from scorejax.data.matching import Documents, Pairs
 from scorejax.evaluate import ranking
 from scorejax.objectives import co_teaching
 from scorejax.systems.mv_con import evaluation, serving
@@ -442,3 +442,32 @@ def test_scoring_many_candidates_holds_no_features_of_all_pairs():
         # Of all documents the means by relation, and no sentence; 256 at a time are encoded.
         prepared = largest(model._prepare, one.state.params, corpus)
         assert prepared <= max(num * relations * graph_width, 256 * 20 * 20 * 64)
+
+
+def test_queries_of_a_published_test_are_ranked_among_their_candidates():
+    # Reciprocal ranks by hand; lists may differ in length, and their rows stand in any order.
+    side, scores = "job", np.array([0.1, 0.9, 0.5, 0.4, 0.7])
+    pairs = Pairs([4, 1, 2, 3, 5], [8, 6, 8, 6, 8], [1, 0, 0, 1, 0])  # job 8: 1 of 3; job 6: 1 of 2
+    found = evaluation.rank_listed(side, pairs, scores)
+    assert found.num_queries == 2
+    assert found.metrics["mrr"].estimate == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def test_the_report_has_published_lists():
+    one = case()
+    lists = {"resume": one.model.task.test, "job": one.model.task.test}
+    task = dataclasses.replace(one.model.task, lists=lists)
+    model = dataclasses.replace(one.model, make_task=lambda: task)
+    variables = one.state.params, one.state.model_state
+    scalars = evaluation._listed_scalars(model, variables, one.corpus)
+    test = task.test
+    scores = model.probabilities(variables, one.corpus, model.nodes(test.resume, test.job))
+    for side in ("resume", "job"):
+        expected = evaluation.rank_listed(side, test, scores["text"]).metrics["ndcg@10"].estimate
+        assert scalars[f"listed/{side}/text/ndcg@10"] == expected
+        # The cosine of a pair is that of its documents, whichever side asks.
+        vectors = mean_directions(one.corpus)
+        nodes = model.nodes(test.resume, test.job)
+        cosines = (vectors[nodes["resume"]] * vectors[nodes["job"]]).sum(axis=1)
+        found = evaluation.rank_listed(side, test, cosines).metrics["map"].estimate
+        assert scalars[f"listed/{side}/cosine/map"] == pytest.approx(found, abs=1e-6)

@@ -18,6 +18,7 @@ from sklearn.metrics import (
 from scorejax.evaluate import ranking
 from scorejax.evaluate.ranking import (
     auc,
+    average_precision,
     evaluate,
     ndcg,
     rank,
@@ -33,6 +34,7 @@ METRICS = {
     "recall@9": lambda ranks: recall(ranks, 9),
     "mrr": reciprocal_rank,
     "auc": auc,
+    "map": average_precision,
 }
 
 
@@ -81,6 +83,8 @@ def by_hand(name, order, relevant):
         return gain(hits) / gain(sorted(hits, reverse=True))
     if name.startswith("recall"):
         return sum(hits[: int(name[7:])]) / num
+    if name == "map":
+        return sum(sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit) / num
     if name == "mrr":
         return 1 / (1 + hits.index(True))
     ahead = sum(a and not b for a, b in itertools.combinations(hits, 2))
@@ -146,7 +150,7 @@ def test_both_sides_are_evaluations_of_the_matrix_and_its_transpose():
     candidates = relevant | (np.random.default_rng(5).random(scores.shape) < 0.8)
     found = two_sided(scores, relevant, candidates=candidates, ks=(3,), num_resamples=9)
     assert set(found) == {"resume", "job"}
-    assert set(found["job"].metrics) == {"mrr", "auc", "ndcg@3", "recall@3"}
+    assert set(found["job"].metrics) == {"mrr", "map", "auc", "ndcg@3", "recall@3"}
     turned = rank(scores.T, relevant.T, candidates=candidates.T)
     assert found["job"].metrics["ndcg@3"].estimate == pytest.approx(np.nanmean(ndcg(turned, 3)))
     straight = rank(scores, relevant, candidates=candidates)

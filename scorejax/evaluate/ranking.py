@@ -142,6 +142,23 @@ def auc(ranks: Ranks) -> PerQuery:
     return won / _or_nan(num * (ranks.num_candidates - num))
 
 
+def average_precision(ranks: Ranks) -> PerQuery:
+    """Mean of the share of relevant documents up to the rank of each relevant one."""
+    result = np.full(len(ranks.above), np.nan)
+    for q in np.flatnonzero(ranks.num_relevant):
+        above, tied = (array[q][ranks.relevant[q]] for array in (ranks.above, ranks.tied))
+        first, index, counts = np.unique(above, return_index=True, return_counts=True)
+        earlier, total = np.cumsum(counts) - counts, 0.0
+        for start, num, relevant, before in zip(first, tied[index], counts, earlier, strict=True):
+            # Each place of a group of ties holds a relevant document with probability
+            # relevant / num, and the places before it then an even share of the others.
+            place = np.arange(num)
+            others = place * (relevant - 1) / max(num - 1, 1)
+            total += relevant / num * np.sum((before + 1 + others) / (start + 1 + place))
+        result[q] = total / len(above)
+    return result
+
+
 class Ranking(NamedTuple):
     """Means over queries with intervals, by the name of the metric."""
 
@@ -163,7 +180,7 @@ def evaluate(
     level: float = 0.95,
     seed: int = 0,
 ) -> Ranking:
-    """Metrics "mrr", "auc", and "ndcg@k" and "recall@k" for each k, by bootstrap over queries.
+    """Metrics "mrr", "map", "auc", "ndcg@k" and "recall@k" for each k, by bootstrap over queries.
 
     Queries of one group, such as resumes of one person, are resampled together; by default each is
     independent. The ends are NaN for a single group. Ranks of about `SCORES_AT_ONCE` scores are in
@@ -189,7 +206,7 @@ def evaluate(
 
 
 def _values(ranks: Ranks, ks: Sequence[int]) -> dict[str, PerQuery]:
-    values = {"mrr": reciprocal_rank(ranks), "auc": auc(ranks)}
+    values = {"mrr": reciprocal_rank(ranks), "map": average_precision(ranks), "auc": auc(ranks)}
     for k in ks:
         values |= {f"ndcg@{k}": ndcg(ranks, k), f"recall@{k}": recall(ranks, k)}
     return values

@@ -153,9 +153,41 @@ def ranking_metric(model: "DocumentMatcher") -> Metric:
         for name, matrix in matrices(model, variables, corpus, part.resumes).items():
             scalars |= _scalars(f"resume/{name}", judge["resume"](matrix))
             scalars |= _scalars(f"job/{name}", judge["job"](matrix.T))
-        return Evaluation(scalars, {})
+        return Evaluation(scalars | _listed_scalars(model, variables, corpus), {})
 
     return metric
+
+
+def _listed_scalars(
+    model: "DocumentMatcher", variables: Variables, corpus: Corpus
+) -> dict[str, float]:
+    """Metrics of queries among the candidates that a published test lists for them."""
+    lists, scalars = model.task.lists, {}
+    if not lists:
+        return scalars
+    score = model.scorer(variables, corpus)
+    resumes = np.unique(np.concatenate([pairs.resume for pairs in lists.values()]))
+    for side, name, matrix in untrained(model, corpus, resumes):
+        if side in lists:
+            places = np.searchsorted(resumes, lists[side].resume), lists[side].job
+            values = matrix[places if side == "resume" else places[::-1]]
+            scalars |= _scalars(f"listed/{side}/{name}", rank_listed(side, lists[side], values))
+    for side, pairs in lists.items():
+        for name, values in score(model.nodes(pairs.resume, pairs.job)).items():
+            scalars |= _scalars(f"listed/{side}/{name}", rank_listed(side, pairs, values))
+    return scalars
+
+
+def rank_listed(side: str, pairs: Pairs, scores: Float[np.ndarray, "n"]) -> ranking.Ranking:
+    """Ranks the listed candidates of each query, which are those of one document of a side."""
+    _, query = np.unique(getattr(pairs, side), return_inverse=True)
+    order = np.argsort(query, kind="stable")
+    starts = np.searchsorted(query[order], query[order])
+    column = np.empty(len(query), int)
+    column[order] = np.arange(len(query)) - starts
+    arrays = np.zeros((3, query.max() + 1, column.max() + 1))
+    arrays[:, query, column] = scores, pairs.positive, np.ones(len(query))
+    return ranking.evaluate(arrays[0], arrays[1] > 0, candidates=arrays[2] > 0)
 
 
 def _scalars(prefix: str, found: ranking.Ranking) -> dict[str, float]:

@@ -67,10 +67,13 @@ class Task:
     matches: Bool[np.ndarray, "r j"] | None = None
     groups: Int[np.ndarray, "r"] | None = None
     """Of resumes that are not independent, such as those made from one occupation."""
+    lists: Mapping[str, Pairs] = dataclasses.field(default_factory=dict)
+    """Candidates of published test queries, see `data.matching.Split`."""
 
     def supervised(self) -> Int[np.ndarray, "p 2"]:
         """Resume and job of every pair with a label, whichever it is."""
-        return np.concatenate([_rows(part) for part in (self.train, self.valid, self.test)])
+        parts = self.train, self.valid, self.test, *self.lists.values()
+        return np.concatenate([_rows(part) for part in parts])
 
     def documents_text(self) -> str:
         """All documents as JSON: ids, sentences and categories of the resumes, and of the jobs."""
@@ -83,7 +86,7 @@ class Task:
         documents = {"documents": digest_bytes(self.documents_text().encode())}
         if not len(self.train):
             return documents
-        parts = self.train, self.valid, self.test
+        parts = self.train, self.valid, self.test, *self.lists.values()
         arrays = [*map(_rows, parts), *(part.label for part in parts), self.interactions]
         return documents | {"pairs": digest(arrays)}
 
@@ -129,7 +132,7 @@ def make_task(config: Mapping[str, Any]) -> Task:
     require_both_labels(learnt)
     return Task(
         matching.resumes, matching.jobs, learnt, flipped, valid, test, _rows(noisy.take(apart)),
-        observed, matches, known.groups,
+        observed, matches, known.groups, split.lists,
     )  # fmt: skip
 
 

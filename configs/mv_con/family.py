@@ -15,6 +15,8 @@ def default() -> ConfigDict:
     config.data_dir = ""  # folder of a published layout; empty: $SCOREJAX_DATA_DIR
     config.resumes = config.jobs = config.pairs = ""  # files, of dataset = "tables"
     config.id_column, config.text_columns, config.category_column = "id", ("text",), "category"
+    config.job_id_column, config.job_text_columns = "", ()  # empty: those of resumes
+    config.job_category_column = ""
     config.resume_column, config.job_column = "resume_id", "job_id"
     config.label_columns, config.time_column = ("label",), "time"
     config.damaged = "raise"  # skip: rows that cannot be used are left out

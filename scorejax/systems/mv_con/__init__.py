@@ -37,7 +37,7 @@ from scorejax.systems.mv_con.learners import (
     WordLearner,
 )
 from scorejax.systems.mv_con.model import DocumentMatcher, TextOptions
-from scorejax.systems.mv_con.task import COLUMNS, DATASETS, TABLES, make_task
+from scorejax.systems.mv_con.task import COLUMNS, DATASETS, JOB_COLUMNS, TABLES, make_task
 from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
 from scorejax.typing import Array
@@ -61,7 +61,7 @@ TRAINING_KEYS = (
 )  # fmt: skip
 KEYS = (*TASK_KEYS, *TEXT_KEYS, *NETWORK_KEYS, *TRAINING_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = ADAM_OPTIONS
+OPTIONS = (*JOB_COLUMNS, *ADAM_OPTIONS)
 
 WORD_VIEWS: dict[str, Callable[[int, int], Learner]] = {
     "pjfnn": lambda vocabulary, width: WordLearner(PJFNN(vocabulary, width)),

@@ -33,6 +33,8 @@ COLUMNS = (
     "resume_column", "job_column", "label_columns", "time_column",
 )  # fmt: skip
 """Keys of the names of their columns: those of both files of documents, and of the pairs."""
+JOB_COLUMNS = ("job_id_column", "job_text_columns", "job_category_column")
+"""Keys of the names in the file of jobs; one that is missing or empty is that of both files."""
 
 
 class Known(NamedTuple):
@@ -181,17 +183,17 @@ def _tables(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
     missing = [key for key in TABLES if not config[key]]
     if missing:
         raise ValueError(f"set --config.{missing[0]} to a .csv, .jsonl or .parquet file")
-    documents = DocumentColumns(
-        config["id_column"], tuple(config["text_columns"]), config["category_column"]
-    )
+    of_both = config["id_column"], tuple(config["text_columns"]), config["category_column"]
+    of_jobs = (config.get(key) for key in JOB_COLUMNS)
+    of_jobs = (own or common for own, common in zip(of_jobs, of_both, strict=True))
     pairs = PairColumns(
         config["resume_column"], config["job_column"], tuple(config["label_columns"]),
         config["time_column"],
     )  # fmt: skip
     reading = matching_files.read_tables(
         *(config[key] for key in TABLES),
-        resume_columns=documents,
-        job_columns=documents,
+        resume_columns=DocumentColumns(*of_both),
+        job_columns=DocumentColumns(*of_jobs),
         pair_columns=pairs,
         damaged=config["damaged"],
     )

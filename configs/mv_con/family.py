@@ -29,6 +29,7 @@ def default() -> ConfigDict:
     config.num_resumes, config.num_jobs, config.num_pairs = 400, 400, 4000  # of "generated"
 
     config.encoder, config.encoder_dim = "lexical", 256  # minilm has 384
+    config.encoder_dir = ""  # of encoder = "bert": config.json, model.safetensors, tokenizer.json
     config.vectors_dir = ""  # keeps sentence vectors, so that each is computed once
     config.max_sentences, config.max_words = 20, 50
     config.vocabulary_size = 20_000

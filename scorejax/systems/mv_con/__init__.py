@@ -61,7 +61,7 @@ TRAINING_KEYS = (
 )  # fmt: skip
 KEYS = (*TASK_KEYS, *TEXT_KEYS, *NETWORK_KEYS, *TRAINING_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = (*JOB_COLUMNS, *ADAM_OPTIONS)
+OPTIONS = (*JOB_COLUMNS, "encoder_dir", *ADAM_OPTIONS)
 
 WORD_VIEWS: dict[str, Callable[[int, int], Learner]] = {
     "pjfnn": lambda vocabulary, width: WordLearner(PJFNN(vocabulary, width)),
@@ -94,7 +94,7 @@ def build(config: ConfigDict) -> System:
         evaluate=make_evaluate(metrics, config.best_metric),
         # Training goes on, and is evaluated, with the same documents and pairs alone.
         frozen={"corpus": model.corpus, **model.inputs()},
-        paths=("data_dir", "vectors_dir", *TABLES),
+        paths=("data_dir", "vectors_dir", "encoder_dir", *TABLES),
         kept=model.kept,
     )
 
@@ -129,7 +129,9 @@ def make_model(config: ConfigDict) -> DocumentMatcher:
     return DocumentMatcher(
         make_task=functools.partial(make_task, config),
         text=TextOptions(
-            functools.partial(make_encoder, config.encoder, config.encoder_dim),
+            functools.partial(
+                make_encoder, config.encoder, config.encoder_dim, config.get("encoder_dir", "")
+            ),
             config.vectors_dir, config.max_sentences, config.max_words, config.vocabulary_size,
             uses_words=any(view in WORD_VIEWS for view in views),
         ),

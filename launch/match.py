@@ -55,7 +55,6 @@ def prepare() -> command.Job:
     # A run that an earlier version trained keeps nothing: its files are read again.
     origins = {"kept": "kept.npz"} if kept else model.origins()
     runs.require_same_inputs(WORKDIR.value, model.inputs(), origins)
-    rank = model.ranker(top=TOP.value, num_candidates=CANDIDATES.value)
     out = command.output(OUT.value, WORKDIR.value, "matches")
     of_both = ID.value, TEXT.value, CATEGORY.value
     of_jobs = (
@@ -67,6 +66,7 @@ def prepare() -> command.Job:
         read_documents(path, DocumentColumns(name, tuple(text), category), damaged=DAMAGED.value)
         for path, (name, text, category) in ((RESUMES.value, of_both), (JOBS.value, of_jobs))
     )
+    rank = model.ranker(top=TOP.value, num_candidates=CANDIDATES.value)
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:

@@ -22,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 Job = Callable[[], None]
+NO_CONFIG = "--config is missing, such as --config=configs/score_sde/digits.py"
 SHARES_WORK = "Share the work with the other processes of a TPU slice or of srun; one writes."
 
 
@@ -42,7 +43,7 @@ def config(holder: flags.FlagHolder) -> ConfigDict:
     if isinstance(value, ConfigDict):
         return value
     if value is None:
-        raise ValueError("--config is missing, such as --config=configs/score_sde/digits.py")
+        raise ValueError(NO_CONFIG)
     raise ValueError(_no_config(config_flags.get_config_filename(flags.FLAGS["config"]), value))
 
 
@@ -168,14 +169,19 @@ def _explain(error: Exception, argv: list[str]) -> str:
         kind = "" if isinstance(broken, ValueError) else f"{type(broken).__name__}: "
         return f"--config={path[1]}: {kind}{reason}"
     if isinstance(loaded, ConfigDict):
-        for key, value in re.findall(r"^--?config\.([^=\n]+)=?(.*)$", text, re.MULTILINE):
+        for override in re.finditer(r"^--?config\.([^=\n]+)=?(.*)$", text, re.MULTILINE):
+            key, value = override.groups()
             if key not in loaded:
                 return f"the config has no key {key!r}{_nearest(key, loaded)}"
+            if override.start() < path.start():
+                return f"--config.{key} needs to stand after --config={path[1]}"
             if f".{key}=" in str(error):
                 kind, example = type(loaded[key]).__name__, f"--config.{key}={loaded[key]}"
                 return f"--config.{key} needs a value of type {kind}, as {example}; got {value!r}"
     elif path and not isinstance(error, flags.Error):
         return _no_config(path[1], loaded)
+    elif not path and "config" in flags.FLAGS and "flag 'config." in str(error):
+        return NO_CONFIG
     reason = str(error).strip().splitlines()[0]
     missing = re.match(r"flag --(\w+)=None", reason)
     return f"--{missing[1]} is missing" if missing else reason.removeprefix("flag ")

@@ -12,6 +12,8 @@ FID's InceptionV3. The reference is a file of mu and sigma, or else all training
 statistics are then saved to <out>_reference.npz. A killed call resumes at its last chunk of images.
 A sample that is not finite counts as a black image, and is reported.
 
+Pictures of training, such as which rows peers chose, are drawn from the run's metrics.jsonl.
+
 With --config in place of a run, only metrics of the data set are available, such as ladder.
 """
 
@@ -43,7 +45,8 @@ def prepare() -> command.Job:
 
     if CONFIG.value is not None:
         config = command.config(CONFIG)
-        builders, further = systems.require(config, capabilities.DescribesData).data_metrics(), ()
+        model = systems.require(config, capabilities.DescribesData)
+        builders, further = model.data_metrics(), ()
     else:
         config, further = runs.read_config(WORKDIR.value), sample_report.METRICS
         model = systems.require(config, capabilities.IsEvaluated)
@@ -69,6 +72,9 @@ def prepare() -> command.Job:
             options = {"seed": SEED.value, "batch_size": BATCH_SIZE.value, "out": out}
             scores, parts = sample_report.sample_report(judge, run, NUM_SAMPLES.value, **options)
             report |= scores
+        if run and command.writes() and isinstance(model, capabilities.DrawsTraining):
+            drawn = model.training_pictures(runs.read_metrics(WORKDIR.value))
+            reports.save_pictures(out, drawn)
         if command.writes():
             reports.save_and_print(f"{out}.json", report)
         for part in parts:

@@ -4,9 +4,12 @@
 python -m launch.match --workdir=runs/matching --resumes=resumes.csv --jobs=jobs.csv
 
 The files are .csv, .jsonl or .parquet with a row for each document: the columns id, text, which may
-be several, and category, where there is one. <out>_resume.csv has the best jobs of each resume, and
-<out>_job.csv the best resumes of each job: the score, that of each view, how far they disagree, the
-terms that both documents share, and those of the job that the resume lacks, the rarest first.
+be several, and category, where there is one. --id, --text and --category name others, and --job_id,
+--job_text and --job_category those of the jobs.
+
+<out>_resume.csv has the best jobs of each resume, and <out>_job.csv the best resumes of each job:
+the score, that of each view, how far they disagree, the terms that both documents share, and those
+of the job that the resume lacks, the rarest first.
 """
 
 import time
@@ -21,6 +24,11 @@ JOBS = flags.DEFINE_string("jobs", None, "File of jobs.", required=True)
 ID = flags.DEFINE_string("id", "id", "Column of the ids.")
 TEXT = flags.DEFINE_list("text", "text", "Columns of the text, in order.")
 CATEGORY = flags.DEFINE_string("category", "category", "Column of the category.")
+JOB_ID = flags.DEFINE_string("job_id", "", "Column of the ids of jobs, if another than --id.")
+JOB_TEXT = flags.DEFINE_list("job_text", "", "Columns of the text of jobs, if others than --text.")
+JOB_CATEGORY = flags.DEFINE_string(
+    "job_category", "", "Column of the category of jobs, if another than --category."
+)
 DAMAGED = flags.DEFINE_enum(
     "damaged", "raise", ["raise", "skip"], "What to do with rows that cannot be used."
 )
@@ -41,12 +49,24 @@ def prepare() -> command.Job:
 
     config = runs.read_config(WORKDIR.value)
     model = systems.require(config, RanksDocuments)
-    runs.require_same_inputs(WORKDIR.value, model.inputs(), model.origins())
-    rank = model.ranker(top=TOP.value, num_candidates=CANDIDATES.value)
+    kept = runs.kept(WORKDIR.value)
+    if kept:
+        model = model.of_kept(kept)
+    # A run that an earlier version trained keeps nothing: its files are read again.
+    origins = {"kept": "kept.npz"} if kept else model.origins()
+    runs.require_same_inputs(WORKDIR.value, model.inputs(), origins)
     out = command.output(OUT.value, WORKDIR.value, "matches")
-    columns = DocumentColumns(ID.value, tuple(TEXT.value), CATEGORY.value)
-    read = [read_documents(p.value, columns, damaged=DAMAGED.value) for p in (RESUMES, JOBS)]
-    (resumes, left_out), (jobs, others) = read
+    of_both = ID.value, TEXT.value, CATEGORY.value
+    of_jobs = (
+        JOB_ID.value or ID.value,
+        JOB_TEXT.value or TEXT.value,
+        JOB_CATEGORY.value or CATEGORY.value,
+    )
+    (resumes, left_out), (jobs, others) = (
+        read_documents(path, DocumentColumns(name, tuple(text), category), damaged=DAMAGED.value)
+        for path, (name, text, category) in ((RESUMES.value, of_both), (JOBS.value, of_jobs))
+    )
+    rank = model.ranker(top=TOP.value, num_candidates=CANDIDATES.value)
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:

@@ -4,7 +4,7 @@
 A system's `make_model(config)` returns an object with the methods of those that it has.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
@@ -99,7 +99,12 @@ class Segments(Protocol):
 
 @runtime_checkable
 class RanksDocuments(Protocol):
-    """launch.match: rank(variables, resumes, jobs) -> a table of the best for each, by side."""
+    """launch.match: rank(variables, resumes, jobs) -> a table of the best for each, by side.
+
+    `of_kept` is the model with what a run keeps, see `runs.kept`, in the place of its data.
+    """
+
+    def of_kept(self, arrays: Mapping[str, Array]) -> "RanksDocuments": ...
 
     def ranker(self, *, top: int, num_candidates: int) -> Callable: ...
 
@@ -109,6 +114,13 @@ class IsEvaluated(Protocol):
     """launch.evaluate --workdir: metrics by name."""
 
     def metrics(self) -> Metrics: ...
+
+
+@runtime_checkable
+class DrawsTraining(Protocol):
+    """launch.evaluate --workdir: pictures by name of a run's records, its metrics by step."""
+
+    def training_pictures(self, records: Sequence[Mapping]) -> dict[str, Any]: ...
 
 
 @runtime_checkable

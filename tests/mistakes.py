@@ -111,6 +111,13 @@ CASES = {
     ),
     "variant": ("train", [CONFIG + ",vx", NEW], 2, "unknown variant 'vx': did you mean 'vp'?"),
     "no config": ("train", [NEW], 2, "--config is missing"),
+    "a value and no config": (
+        "train", [NEW, "--config.batch_size=8"], 2, "--config is missing, such as --config=",
+    ),
+    "a value before the config": (
+        "train", ["--config.batch_size=8", CONFIG, NEW], 2,
+        "--config.batch_size needs to stand after --config=configs/score_sde/digits.py:debug",
+    ),
     "config file": (
         "train", ["--config=configs/score_sde/digit.py", NEW],
         2, "no such file; did you mean 'configs/score_sde/digits.py'?",

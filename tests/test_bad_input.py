@@ -49,6 +49,8 @@ def world(tmp_path_factory):
         ),
         "expert/config.json": json.dumps(expert),
         "matching/config.json": json.dumps(matcher),
+        "forgetful/config.json": json.dumps(matcher),
+        "forgetful/kept.npz": "",
         "foreign/letter.txt": "Dear reader",
         "garbled/config.json": "{",
         "other/config.json": '{"lr": 1}',

@@ -243,3 +243,17 @@ def test_rates_of_parts_that_there_are_not_are_refused_before_training(tmp_path)
     assert state.ema_params["bias"] == state.params["bias"] == 1.0
     longer = config | {"num_train_steps": 24}  # the rates survive JSON
     assert train(system(np.ones(1000, np.float32)), longer, tmp_path / "run").step == 24
+
+
+def test_a_run_keeps_arrays_from_its_start_and_names_a_damaged_file(tmp_path):
+    keeps = lambda value: system(np.zeros(3), kept=lambda: {"names": np.full(4, value)})
+    assert runs.kept(tmp_path) == {}
+    for value in (1, 2):  # what is there stays, as when a run resumes
+        preflight(keeps(value), CONFIG, tmp_path)
+        np.testing.assert_array_equal(runs.kept(tmp_path)["names"], np.ones(4))
+    path = tmp_path / "kept.npz"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"names.npy") + 140] ^= 1  # one bit of the array
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"kept\.npz is damaged \(Bad CRC-32 .*; restore it, or"):
+        runs.kept(tmp_path)

@@ -175,6 +175,56 @@ def test_published_layouts_come_with_their_split(tmp_path, layout, lay_out):
     assert matching.resumes.sentences[0] == first
 
 
+def rank_files(folder):
+    """Lists of candidates: a job is ranked by b and c, a resume among both jobs."""
+    jobs = {"b": {"jd_nos": ["2", 1], "satisfied": [-1, 1]}}
+    resumes = {"2": {"user_ids": ["c", "a"], "satisfied": [1, 0]}}
+    for name, lists in (("rank_job", jobs), ("rank_resume", resumes)):
+        (folder / f"{name}.json").write_text(json.dumps(lists), encoding="utf-8")
+
+
+def test_lists_of_candidates_come_with_the_split(tmp_path):
+    confit(tmp_path)
+    rows = lambda p: [*zip(p.resume.tolist(), p.job.tolist(), p.label.tolist(), strict=True)]
+    assert read(tmp_path, "confit").split.lists == {}
+    rank_files(tmp_path)
+    # b with job 2 is a pair to learn from, which a list must not hold.
+    with pytest.raises(ValueError, match=r"rank_job\.json, row 1: \('b', '2'\) needs one part"):
+        read(tmp_path, "confit")
+    found = read(tmp_path, "confit", damaged="skip")
+    assert len(found.skipped) == 1
+    assert {side: rows(pairs) for side, pairs in found.split.lists.items()} == {
+        "resume": [(1, 0, 1)],
+        "job": [(2, 1, 1), (0, 1, 0)],  # pairs of the test part may be listed
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "rank_job.json is no JSON: Expecting"),
+        ("[1]", "rank_job.json needs a JSON object; got list"),
+        ('{"b": {"jd_nos": ["1"]}}', "row 1: query 'b' needs lists 'jd_nos' and 'satisfied'"),
+        (
+            '{"b": {"jd_nos": ["1"], "satisfied": [1, 0]}}',
+            "row 1: query 'b' needs a label for each candidate; got 1 and 2",
+        ),
+        (
+            '{"b": {"jd_nos": ["1"], "satisfied": ["yes"]}}',
+            "row 1: query 'b' needs labels 1, 0 or -1; got 'yes'",
+        ),
+        ('{"z": {"jd_nos": ["1"], "satisfied": [1]}}', "row 1: resume 'z' is unknown"),
+        ('{"b": {"jd_nos": ["1"], "satisfied": [0]}}', "needs a candidate with label 1"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_named_in_one_line(tmp_path, text, message):
+    confit(tmp_path)
+    (tmp_path / "rank_job.json").write_text(text)
+    with pytest.raises(ValueError) as refused:
+        read(tmp_path, "confit")
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_atomic_files_have_a_row_for_each_sentence(tmp_path):
     recbole(tmp_path)
     matching, split, _ = read(tmp_path, "recbole")

@@ -93,18 +93,20 @@ def test_files_of_another_content_are_refused():
 
 
 def test_columns_of_tables_have_the_names_that_the_config_gives(tmp_path):
-    texts = {"a.csv": ("r", 12), "b.csv": ("j", 6)}
-    for name, (kind, num) in texts.items():
+    texts = {"a.csv": ("r", 12, "key,title,body"), "b.csv": ("j", 6, "nr,name,body")}
+    for name, (kind, num, header) in texts.items():
         rows = "".join(f"{kind}{i},title {i},skill{i} word\n" for i in range(num))
-        (tmp_path / name).write_text(f"key,title,body\n{rows}")
+        (tmp_path / name).write_text(f"{header}\n{rows}")
     pairs = "".join(f"r{i},j{i % 6},{i % 2}\n" for i in range(12))
     (tmp_path / "c.csv").write_text(f"who,what,hired\n{pairs}")
     files = {"resumes": "a.csv", "jobs": "b.csv", "pairs": "c.csv"}
     names = {"id_column": "key", "text_columns": ("title", "body"), "resume_column": "who"}
+    names |= {"job_id_column": "nr", "job_text_columns": ("body", "name")}
     names |= {"job_column": "what", "label_columns": ("hired",), "dataset": "tables"}
     shares = {"valid_share": 0.25, "test_share": 0.25, "graph_share": 0.0}
     paths = {key: str(tmp_path / name) for key, name in files.items()}
     task = make_task(config(**paths, **names, **shares))
     assert task.resumes.sentences[3] == ("title 3", "skill3 word")
+    assert task.jobs.sentences[3] == ("skill3 word", "title 3")
     judged = {*zip(task.valid.resume, task.valid.job, task.valid.label, strict=True)}
     assert judged <= {(i, i % 6, i % 2) for i in range(12)}

@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from scorejax.evaluate import ranking
 from scorejax.evaluate.ranking import (
     auc,
+    average_precision,
     evaluate,
     ndcg,
     rank,
@@ -31,6 +34,7 @@ METRICS = {
     "recall@9": lambda ranks: recall(ranks, 9),
     "mrr": reciprocal_rank,
     "auc": auc,
+    "map": average_precision,
 }
 
 
@@ -79,6 +83,8 @@ def by_hand(name, order, relevant):
         return gain(hits) / gain(sorted(hits, reverse=True))
     if name.startswith("recall"):
         return sum(hits[: int(name[7:])]) / num
+    if name == "map":
+        return sum(sum(hits[: i + 1]) / (i + 1) for i, hit in enumerate(hits) if hit) / num
     if name == "mrr":
         return 1 / (1 + hits.index(True))
     ahead = sum(a and not b for a, b in itertools.combinations(hits, 2))
@@ -144,7 +150,7 @@ def test_both_sides_are_evaluations_of_the_matrix_and_its_transpose():
     candidates = relevant | (np.random.default_rng(5).random(scores.shape) < 0.8)
     found = two_sided(scores, relevant, candidates=candidates, ks=(3,), num_resamples=9)
     assert set(found) == {"resume", "job"}
-    assert set(found["job"].metrics) == {"mrr", "auc", "ndcg@3", "recall@3"}
+    assert set(found["job"].metrics) == {"mrr", "map", "auc", "ndcg@3", "recall@3"}
     turned = rank(scores.T, relevant.T, candidates=candidates.T)
     assert found["job"].metrics["ndcg@3"].estimate == pytest.approx(np.nanmean(ndcg(turned, 3)))
     straight = rank(scores, relevant, candidates=candidates)
@@ -195,3 +201,20 @@ GOOD = {"scores": np.zeros((2, 3)), "relevant": np.eye(2, 3) == 1}
 def test_bad_input_is_refused_in_one_line(changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**{**GOOD, **changes})
+
+
+def test_blocks_of_queries_change_no_metric_and_bound_the_memory(monkeypatch):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(0, 500, (40, 5000)).astype(np.float32)
+    relevant = rng.random(scores.shape) < 0.01
+    options = {"candidates": rng.random(scores.shape) < 0.9, "num_resamples": 9}
+    relevant &= options["candidates"]
+    whole = evaluate(scores, relevant, **options)
+    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 10_000)  # two queries
+    tracemalloc.start()
+    blocks = evaluate(scores, relevant, **options)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blocks == whole
+    # Three Boolean arrays of the checks, and 100 bytes for each score of a block, with room.
+    assert peak < 4 * scores.size + 100 * 10_000

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from scorejax.systems.mv_con.corpus import make_encoder
 from scorejax.text import bert_encoder, minilm
 from scorejax.text.bert_encoder import batches
 from tests.huggingface_bert import SENTENCES, TINY
@@ -167,3 +168,11 @@ def test_minilm_tells_like_from_unlike(mini_vectors):
         others = [c for c in range(5) if c not in (a, b)]
         assert cosines[a, b] > cosines[[a, b]][:, others].max() + 0.2
     assert cosines[bread, [web, more_web, ward, nurse]].max() < 0.3
+
+
+def test_a_matching_task_takes_a_bert_from_a_folder(folder):
+    # By default as many tokens as the network takes, 40 here.
+    found, direct = make_encoder("bert", 0, str(folder), ()), bert_encoder.load(folder)
+    assert found.checksum == direct.checksum and found.max_length == 40
+    with pytest.raises(ValueError, match="set --config"):
+        make_encoder("bert", 0, "", ())

@@ -15,6 +15,8 @@ def default() -> ConfigDict:
     config.data_dir = ""  # folder of a published layout; empty: $SCOREJAX_DATA_DIR
     config.resumes = config.jobs = config.pairs = ""  # files, of dataset = "tables"
     config.id_column, config.text_columns, config.category_column = "id", ("text",), "category"
+    config.job_id_column, config.job_text_columns = "", ()  # empty: those of resumes
+    config.job_category_column = ""
     config.resume_column, config.job_column = "resume_id", "job_id"
     config.label_columns, config.time_column = ("label",), "time"
     config.damaged = "raise"  # skip: rows that cannot be used are left out
@@ -27,6 +29,7 @@ def default() -> ConfigDict:
     config.num_resumes, config.num_jobs, config.num_pairs = 400, 400, 4000  # of "generated"
 
     config.encoder, config.encoder_dim = "lexical", 256  # minilm has 384
+    config.encoder_dir = ""  # of encoder = "bert": config.json, model.safetensors, tokenizer.json
     config.vectors_dir = ""  # keeps sentence vectors, so that each is computed once
     config.max_sentences, config.max_words = 20, 50
     config.vocabulary_size = 20_000

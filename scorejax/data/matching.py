@@ -6,7 +6,7 @@ they do not, or if all that is known is that they did not meet. Rows number docu
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -168,11 +168,16 @@ def require_both_labels(pairs: Pairs) -> None:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Split:
-    """Pairs to learn from, to choose by, and to report on."""
+    """Pairs to learn from, to choose by, and to report on.
+
+    `lists` are, by the side of their queries, "resume" or "job", candidates among which each query
+    of a published test is ranked, with their labels.
+    """
 
     train: Pairs
     valid: Pairs
     test: Pairs
+    lists: Mapping[str, Pairs] = dataclasses.field(default_factory=dict)
 
 
 def split_by_time(matching: Matching, rng: np.random.Generator, valid: float, test: float) -> Split:

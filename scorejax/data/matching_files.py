@@ -8,11 +8,11 @@ the file and the row, or is left out and listed, as the caller chooses.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from scorejax.choices import choose
-from scorejax.data import matching_rows
+from scorejax.data import matching_lists, matching_rows
 from scorejax.data.matching import Documents, Matching, Split, concatenate
 from scorejax.data.matching_rows import (
     DOCUMENT_COLUMNS,
@@ -80,7 +80,9 @@ def read_confit(
     """Reads the layout of ConFit's published data, a column for each section of a document.
 
     all_resume.csv and all_jd.csv, with train_labeled_data.jsonl, valid_classification_data.jsonl
-    and test_classification_data.jsonl. Raises: as `read_tables`. Source: arXiv:2401.16349.
+    and test_classification_data.jsonl; and rank_job.json and rank_resume.json where they are there,
+    see `matching_lists`, without pairs of the first two. Raises: as `read_tables`, and as
+    `matching_lists.read_lists`. Source: arXiv:2401.16349.
     """
     folder, rows = pathlib.Path(folder).expanduser(), DamagedRows(damaged)
     documents = [
@@ -91,7 +93,8 @@ def read_confit(
     ]
     names = "train_labeled_data", "valid_classification_data", "test_classification_data"
     tables = [read_table(folder / f"{name}.jsonl", rows) for name in names]
-    return _reading(*documents, tables, PairColumns("user_id", "jd_no", ("satisfied",)), rows)
+    columns = PairColumns("user_id", "jd_no", ("satisfied",))
+    return _reading(*documents, tables, columns, rows, matching_lists.read_lists(folder, rows))
 
 
 def read_recbole(folder: str | os.PathLike, *, damaged: str = "raise") -> Reading:
@@ -174,13 +177,22 @@ def _reading(
     tables: Sequence[Table],
     columns: PairColumns,
     damaged: DamagedRows,
+    listed: Mapping[str, Table] | None = None,
 ) -> Reading:
-    """Joins pairs to documents; of three tables, the published split."""
+    """Joins pairs to documents; of three tables, the published split, with its lists."""
     rows = resumes.rows, jobs.rows
-    parts, earlier = [], {}
+    parts, earlier, before_test = [], {}, {}
     for table in tables:
+        before_test = dict(earlier)
         found = matching_rows.pairs(table, rows, columns, damaged, earlier)
         parts.append(matching_rows.as_pairs(found))
         earlier |= found
+    lists = {}
+    for side, table in (listed or {}).items():
+        listed_pairs = matching_rows.pairs(table, rows, columns, damaged, before_test)
+        lists[side] = matching_rows.as_pairs(listed_pairs)
+        if not lists[side].positive.any():
+            raise ValueError(f"{table.path} needs a candidate with label 1; there is none")
     matching = Matching(resumes, jobs, concatenate(parts))
-    return Reading(matching, Split(*parts) if len(parts) == 3 else None, tuple(damaged.lines))
+    split = Split(*parts, lists) if len(parts) == 3 else None
+    return Reading(matching, split, tuple(damaged.lines))

@@ -110,7 +110,7 @@ def _csv(path: pathlib.Path, damaged: DamagedRows) -> Table:
 def _delimited(
     path: pathlib.Path, damaged: DamagedRows, columns: Sequence[str] | None, **style: Any
 ) -> Table:
-    text = _text(path)
+    text = read_text(path)
     records = _records(path, text, damaged, style)
     if columns is None:
         number, columns = next(records, (1, []))
@@ -152,7 +152,7 @@ def _records(
 
 def _jsonl(path: pathlib.Path, damaged: DamagedRows) -> Table:
     rows = []
-    for number, line in enumerate(io.StringIO(_text(path)), start=1):
+    for number, line in enumerate(io.StringIO(read_text(path)), start=1):
         if not line.strip():
             continue
         if problem := _undecoded([("", line)]):
@@ -219,7 +219,8 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def _text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path) -> str:
+    """Text of UTF-8; of other bytes each is a surrogate. Raises: ValueError for UTF-16."""
     data = path.read_bytes()
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]:
         raise ValueError(f"{path}, row 1: needs UTF-8; got UTF-16 or no text. Save it as UTF-8")

@@ -18,6 +18,8 @@ from scorejax.choices import require
 from scorejax.evaluate.detection import Interval, bootstrap_interval
 
 PerQuery = Float[np.ndarray, "q"]
+SCORES_AT_ONCE = 2**22
+"""Scores whose ranks are in memory together, which takes about 50 bytes for each."""
 
 
 class Ranks(NamedTuple):
@@ -55,8 +57,17 @@ def rank(
     Raises: ValueError unless shapes agree, scores of candidates are finite, relevant documents are
     candidates, and there is a query and a document.
     """
-    s, relevant = np.asarray(scores, np.float64), np.asarray(relevant)
-    among = np.ones(s.shape, bool) if candidates is None else np.asarray(candidates)
+    return _ranks(*_checked(scores, relevant, candidates))
+
+
+def _checked(
+    scores: Real[ArrayLike, "q d"],
+    relevant: Bool[ArrayLike, "q d"],
+    candidates: Bool[ArrayLike, "q d"] | None,
+) -> tuple[Real[np.ndarray, "q d"], Bool[np.ndarray, "q d"], Bool[np.ndarray, "q d"]]:
+    """Scores, relevant documents and candidates as arrays. Raises: as `rank`."""
+    s, relevant = np.asarray(scores), np.asarray(relevant)
+    among = np.broadcast_to(True, s.shape) if candidates is None else np.asarray(candidates)
     if s.ndim != 2 or not s.size or not s.shape == relevant.shape == among.shape:
         raise ValueError(
             "scores, relevant and candidates need one shape (queries, documents); got "
@@ -73,7 +84,11 @@ def rank(
         if wrong.any():
             q, d = np.argwhere(wrong)[0]
             raise ValueError(f"{problem} document {d} of query {q} is not")
-    descending = -np.where(among, s, -np.inf)
+    return s, relevant, among
+
+
+def _ranks(s: np.ndarray, relevant: np.ndarray, among: np.ndarray) -> Ranks:
+    descending = -np.where(among, s.astype(np.float64), -np.inf)
     above, reached = np.empty(s.shape, np.int64), np.empty(s.shape, np.int64)
     for q, row in enumerate(descending):
         ordered = np.sort(row)
@@ -127,6 +142,23 @@ def auc(ranks: Ranks) -> PerQuery:
     return won / _or_nan(num * (ranks.num_candidates - num))
 
 
+def average_precision(ranks: Ranks) -> PerQuery:
+    """Mean of the share of relevant documents up to the rank of each relevant one."""
+    result = np.full(len(ranks.above), np.nan)
+    for q in np.flatnonzero(ranks.num_relevant):
+        above, tied = (array[q][ranks.relevant[q]] for array in (ranks.above, ranks.tied))
+        first, index, counts = np.unique(above, return_index=True, return_counts=True)
+        earlier, total = np.cumsum(counts) - counts, 0.0
+        for start, num, relevant, before in zip(first, tied[index], counts, earlier, strict=True):
+            # Each place of a group of ties holds a relevant document with probability
+            # relevant / num, and the places before it then an even share of the others.
+            place = np.arange(num)
+            others = place * (relevant - 1) / max(num - 1, 1)
+            total += relevant / num * np.sum((before + 1 + others) / (start + 1 + place))
+        result[q] = total / len(above)
+    return result
+
+
 class Ranking(NamedTuple):
     """Means over queries with intervals, by the name of the metric."""
 
@@ -148,17 +180,21 @@ def evaluate(
     level: float = 0.95,
     seed: int = 0,
 ) -> Ranking:
-    """Metrics "mrr", "auc", and "ndcg@k" and "recall@k" for each k, by bootstrap over queries.
+    """Metrics "mrr", "map", "auc", "ndcg@k" and "recall@k" for each k, by bootstrap over queries.
 
     Queries of one group, such as resumes of one person, are resampled together; by default each is
-    independent. The ends are NaN for a single group.
+    independent. The ends are NaN for a single group. Ranks of about `SCORES_AT_ONCE` scores are in
+    memory at a time.
     Raises: ValueError as `rank`, or if no query has a relevant document.
     """
-    ranks = rank(scores, relevant, candidates=candidates)
-    values = {"mrr": reciprocal_rank(ranks), "auc": auc(ranks)}
-    for k in ks:
-        values |= {f"ndcg@{k}": ndcg(ranks, k), f"recall@{k}": recall(ranks, k)}
-    num = int(np.count_nonzero(ranks.num_relevant))
+    arrays = _checked(scores, relevant, candidates)
+    at_once = max(SCORES_AT_ONCE // arrays[0].shape[1], 1)
+    blocks = [
+        _values(_ranks(*(array[start : start + at_once] for array in arrays)), ks)
+        for start in range(0, len(arrays[0]), at_once)
+    ]
+    values = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    num = int(np.count_nonzero(arrays[1].any(axis=1)))
     if not num:
         raise ValueError("ranking needs a query with a relevant document; there is none")
     of_query = np.arange(len(values["mrr"])) if groups is None else np.asarray(groups)
@@ -167,6 +203,13 @@ def evaluate(
     options = {"num_resamples": num_resamples, "level": level, "seed": seed}
     metrics = {name: _interval(v, of_query, **options) for name, v in values.items()}
     return Ranking(metrics, num, len(values["mrr"]) - num)
+
+
+def _values(ranks: Ranks, ks: Sequence[int]) -> dict[str, PerQuery]:
+    values = {"mrr": reciprocal_rank(ranks), "map": average_precision(ranks), "auc": auc(ranks)}
+    for k in ks:
+        values |= {f"ndcg@{k}": ndcg(ranks, k), f"recall@{k}": recall(ranks, k)}
+    return values
 
 
 def two_sided(

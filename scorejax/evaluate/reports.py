@@ -3,7 +3,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,11 +40,16 @@ def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: st
         evaluation = metric(rng, variables)
         report |= evaluation.scalars
         if jax.process_index() == 0:
-            for name, picture in evaluation.pictures.items():
-                save_picture(f"{out}_{name}", picture)
+            save_pictures(out, evaluation.pictures)
             for name, rows in evaluation.tables.items():
                 save_table(f"{out}_{name}.csv", rows)
     return report
+
+
+def save_pictures(out: str, drawn: Mapping[str, np.ndarray]) -> None:
+    """Writes pictures to <out>_<name>.png, or .gif. Raises: as `save_picture`."""
+    for name, picture in drawn.items():
+        save_picture(f"{out}_{name}", picture)
 
 
 def save_samples(out: str, samples: Arrays, *, step: int) -> str:

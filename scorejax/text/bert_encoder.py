@@ -100,10 +100,11 @@ def sentence_vectors(
     return mean / jnp.maximum(jnp.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
 
 
-def load(path: str | os.PathLike, *, max_length: int = 256) -> BertEncoder:
+def load(path: str | os.PathLike, *, max_length: int | None = None) -> BertEncoder:
     """The encoder in a folder with config.json, model.safetensors and tokenizer.json.
 
     States are averaged over tokens, whatever other files in the folder say of the model's pooling.
+    By default sentences are cut after 256 tokens, or what the network takes if that is less.
 
     Raises: FileNotFoundError that names the missing file; ValueError with one line if `tokenizers`
     is not installed, the files do not fit each other, or `max_length` is not in 2 .. the longest
@@ -124,6 +125,7 @@ def load(path: str | os.PathLike, *, max_length: int = 256) -> BertEncoder:
         "huggingface/bert", folder / "model.safetensors", averaged=False, **config
     )
     longest = network.max_length
+    max_length = min(256, longest) if max_length is None else max_length
     require(
         {"max_length": max_length}, ("max_length",), lambda v: 2 <= v <= longest,
         f"to lie in 2 .. {longest}",

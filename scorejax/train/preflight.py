@@ -15,7 +15,7 @@ from scorejax.train import integrity, parallel
 from scorejax.train.settings import Settings
 from scorejax.train.state import TrainState
 from scorejax.train.system import System
-from scorejax.train.workdir import open_workdir
+from scorejax.train.workdir import keep_arrays, open_workdir
 from scorejax.typing import OnlineSource
 
 
@@ -24,7 +24,8 @@ def preflight(
 ) -> tuple[Settings, AnyPath]:
     """Checks that a system can train in a directory; returns its settings and the absolute path.
 
-    Creates the directory and its config.json if there is no run.
+    Creates the directory, its config.json, and kept.npz if the system keeps arrays, unless they are
+    there.
     Raises: ValueError if the config is impossible or contradicts the run in workdir, if the rates
     of `ema_rate` are not those of parts of the parameters, if the rows of an online source do not
     divide over the devices, or if frozen arrays have changed; OSError if workdir cannot be written.
@@ -38,7 +39,10 @@ def preflight(
             start = lambda state: system.source.init(jax.random.key(0), state)
             parallel.require_spreadable(jax.eval_shape(start, state))
     checksums = integrity.tree_checksums(system.frozen)
-    return settings, open_workdir(workdir, config, paths=system.paths, frozen=checksums)
+    path = open_workdir(workdir, config, paths=system.paths, frozen=checksums)
+    if system.kept is not None:
+        keep_arrays(path, system.kept)
+    return settings, path
 
 
 def _require_prefix(ema_rate: Any, params: Any, name: str = "ema_rate") -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A system: all that the training loop needs to know of a paper."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from scorejax.report import Evaluation
@@ -47,6 +48,9 @@ class System(NamedTuple):
     use. It is traced for evaluations, and called with arrays of the host for checkpoints."""
     paths: tuple[str, ...] = ()
     """Keys of the config that are paths of data or of other runs, which may be moved."""
+    kept: Callable[[], Mapping[str, np.ndarray]] | None = None
+    """Returns arrays by name that a run keeps for commands after training, in kept.npz: documents
+    by which others are ranked, say, whose files may then be gone. See `runs.kept`."""
     divergence: str = ""
     """Why the run ends at the first step whose metric "diverged" is not 0, and what to change, in
     one line; for losses that report this metric."""

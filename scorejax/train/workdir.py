@@ -3,6 +3,7 @@
 
 config.json       the config, and checksums of the frozen arrays
 evaluations.json  the scalars of evaluations, which rank the checkpoints
+kept.npz          arrays that commands after training need, of some systems
 checkpoints/      one directory a step
 metrics.jsonl     one line per logged step or evaluation
 tensorboard/      the same as event files
@@ -14,10 +15,13 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from scorejax import files
@@ -25,6 +29,7 @@ from scorejax.files import AnyPath
 
 Config: TypeAlias = ConfigDict
 CONFIG = "config.json"
+KEPT = "kept.npz"
 FROZEN = "frozen"
 """Key of config.json that holds the checksums of a system's frozen arrays, by name."""
 # What a resumed run may change: how long it runs, how its steps are cut up, what it reports.
@@ -80,6 +85,36 @@ def open_workdir(
     except OSError as error:
         raise OSError(f"cannot write to workdir {path}: {files.reason(error)}") from error
     return path
+
+
+def keep_arrays(workdir: AnyPath, make: Callable[[], Mapping[str, np.ndarray]]) -> None:
+    """Writes the arrays by name that a run keeps, unless it has them.
+
+    Raises: OSError with one line if they cannot be written.
+    """
+    path = workdir / KEPT
+    if jax.process_index() == 0 and not files.exists(path):
+        try:
+            files.save_npz(path, **make())
+        except OSError as error:
+            raise OSError(f"cannot write to workdir {workdir}: {files.reason(error)}") from error
+
+
+def load_kept(workdir: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays that a run keeps; {} if it keeps none.
+
+    Raises: ValueError with one line that names the file if it is damaged.
+    """
+    path = files.absolute(workdir) / KEPT
+    if not files.exists(path):
+        return {}
+    try:
+        return files.load_npz(path)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = " ".join(str(error).split())[:80]
+        raise ValueError(
+            f"{path} is damaged ({reason}); restore it, or delete it to read the run's data again"
+        ) from None
 
 
 def require_new_workdir(workdir: str | os.PathLike) -> AnyPath:

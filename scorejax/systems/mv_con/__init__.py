@@ -28,7 +28,7 @@ from scorejax.models.text_baselines import APJFNN, BPJFNN, PJFNN
 from scorejax.models.text_matching import DocumentEncoder, Matcher
 from scorejax.objectives import co_teaching
 from scorejax.objectives.co_teaching import Weigh
-from scorejax.systems.mv_con.corpus import ENCODERS
+from scorejax.systems.mv_con.corpus import ENCODERS, make_encoder
 from scorejax.systems.mv_con.learners import (
     Learner,
     Learners,
@@ -37,7 +37,7 @@ from scorejax.systems.mv_con.learners import (
     WordLearner,
 )
 from scorejax.systems.mv_con.model import DocumentMatcher, TextOptions
-from scorejax.systems.mv_con.task import COLUMNS, DATASETS, TABLES, make_task
+from scorejax.systems.mv_con.task import COLUMNS, DATASETS, JOB_COLUMNS, TABLES, make_task
 from scorejax.train.optimizer import ADAM_OPTIONS, decaying_adam_from_config
 from scorejax.train.system import System
 from scorejax.typing import Array
@@ -61,7 +61,7 @@ TRAINING_KEYS = (
 )  # fmt: skip
 KEYS = (*TASK_KEYS, *TEXT_KEYS, *NETWORK_KEYS, *TRAINING_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = ADAM_OPTIONS
+OPTIONS = (*JOB_COLUMNS, "encoder_dir", *ADAM_OPTIONS)
 
 WORD_VIEWS: dict[str, Callable[[int, int], Learner]] = {
     "pjfnn": lambda vocabulary, width: WordLearner(PJFNN(vocabulary, width)),
@@ -94,7 +94,8 @@ def build(config: ConfigDict) -> System:
         evaluate=make_evaluate(metrics, config.best_metric),
         # Training goes on, and is evaluated, with the same documents and pairs alone.
         frozen={"corpus": model.corpus, **model.inputs()},
-        paths=("data_dir", "vectors_dir", *TABLES),
+        paths=("data_dir", "vectors_dir", "encoder_dir", *TABLES),
+        kept=model.kept,
     )
 
 
@@ -128,8 +129,11 @@ def make_model(config: ConfigDict) -> DocumentMatcher:
     return DocumentMatcher(
         make_task=functools.partial(make_task, config),
         text=TextOptions(
-            config.encoder, config.encoder_dim, config.vectors_dir, config.max_sentences,
-            config.max_words, config.vocabulary_size, any(view in WORD_VIEWS for view in views),
+            functools.partial(
+                make_encoder, config.encoder, config.encoder_dim, config.get("encoder_dir", "")
+            ),
+            config.vectors_dir, config.max_sentences, config.max_words, config.vocabulary_size,
+            uses_words=any(view in WORD_VIEWS for view in views),
         ),
         rules=GraphRules(config.neighbours, config.neighbours, config.num_keywords)
         if related

@@ -13,10 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from scorejax.data.matching import Documents
 from scorejax.models.relational_gcn import Edges
-from scorejax.text import lexical, minilm, vectors
+from scorejax.text import bert_encoder, lexical, minilm, vectors
 from scorejax.text.encoders import SentenceEncoder
 
-ENCODERS = ("lexical", "minilm")
+ENCODERS = ("lexical", "minilm", "bert")
 UNKNOWN = 1
 """Id of a word that is not in the vocabulary; 0 pads."""
 
@@ -33,13 +33,20 @@ class Corpus(flax.struct.PyTreeNode):
     """Ids of the words of each sentence, for networks that learn word vectors."""
 
 
-def make_encoder(name: str, dim: int, known: Sequence[Documents]) -> SentenceEncoder:
-    """The encoder of sentences: "minilm", or "lexical", fitted to those of known documents.
+def make_encoder(name: str, dim: int, folder: str, known: Sequence[Documents]) -> SentenceEncoder:
+    """The encoder of sentences, one of `ENCODERS`; "bert" is that in a folder.
 
-    `dim` is for the latter. Raises: ValueError as `minilm.load`.
+    "lexical" is fitted to the sentences of known documents, and has `dim` dimensions.
+    Raises: ValueError as `minilm.load`, or without a folder; as `bert_encoder.load`.
     """
+    if name == "minilm":
+        return minilm.load()
+    if name == "bert":
+        if not folder:
+            raise ValueError("set --config.encoder_dir to the folder of a BERT and its tokenizer")
+        return bert_encoder.load(folder)
     documents = [doc for kind in known for doc in kind.sentences]
-    return minilm.load() if name == "minilm" else lexical.fit(distinct_sentences(documents), dim)
+    return lexical.fit(distinct_sentences(documents), dim)
 
 
 def distinct_sentences(documents: Sequence[Sequence[str]]) -> list[str]:

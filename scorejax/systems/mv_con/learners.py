@@ -80,15 +80,15 @@ class TextLearner:
     def table(self, params: Params, corpus: Corpus) -> Array:
         """Text vectors (n, e) of all documents, without gradients or dropout."""
         variables = {"params": jax.lax.stop_gradient(params)}
-        vectors = jnp.zeros((len(corpus.sentences), self.table_width(corpus)))
+        sentences, mask = jnp.asarray(corpus.sentences), jnp.asarray(corpus.mask)
+        vectors = jnp.zeros((len(sentences), self.table_width(corpus)))
         for kind, nodes in (("resume", corpus.resumes), ("job", corpus.jobs)):
-            encode = lambda document, kind=kind: self.view.apply(
-                variables, kind, document[0][None], document[1][None], method="encode"
+            # Documents are gathered within: all at once would be a second copy of the corpus.
+            encode = lambda node, kind=kind: self.view.apply(
+                variables, kind, sentences[node][None], mask[node][None], method="encode"
             )[0]
-            documents = jnp.asarray(corpus.sentences)[nodes], jnp.asarray(corpus.mask)[nodes]
-            vectors = vectors.at[nodes].set(
-                jax.lax.map(encode, documents, batch_size=ENCODED_AT_ONCE)
-            )
+            encoded = jax.lax.map(encode, jnp.asarray(nodes), batch_size=ENCODED_AT_ONCE)
+            vectors = vectors.at[nodes].set(encoded)
         return vectors
 
     def train_logits(

@@ -20,10 +20,9 @@ from scorejax.objectives import co_teaching
 from scorejax.objectives.co_teaching import Lesson, Weigh
 from scorejax.random import fold_in
 from scorejax.report import Table
-from scorejax.systems.mv_con import evaluation, serving
+from scorejax.systems.mv_con import evaluation, kept, serving
 from scorejax.systems.mv_con.corpus import (
     Corpus,
-    make_encoder,
     sentence_arrays,
     vocabulary,
     word_ids,
@@ -53,9 +52,8 @@ WORDS_AT_ONCE = 128
 class TextOptions:
     """How documents become arrays."""
 
-    encoder: str
-    dim: int
-    """Of the lexical encoder's vectors."""
+    make_encoder: Callable[[Sequence[Documents]], SentenceEncoder]
+    """Known resumes and jobs -> the encoder of sentences, see `corpus.make_encoder`."""
     directory: str
     """Where sentence vectors are kept; "" keeps none."""
     max_sentences: int
@@ -91,7 +89,7 @@ class DocumentMatcher:
     @functools.cached_property
     def encoder(self) -> SentenceEncoder:
         """The encoder of sentences, frozen. Raises: ValueError if it is not installed."""
-        return make_encoder(self.text.encoder, self.text.dim, self.documents)
+        return self.text.make_encoder(self.documents)
 
     @property
     def documents(self) -> tuple[Documents, Documents]:
@@ -142,6 +140,20 @@ class DocumentMatcher:
     def origins(self) -> dict[str, str]:
         """The files that are read, by their keys in the config."""
         return dict(self.paths)
+
+    def kept(self) -> dict[str, np.ndarray]:
+        """What a run keeps to rank new documents, see the module `kept`."""
+        return kept.to_arrays(self.task, self.encoder)
+
+    def of_kept(self, arrays: Mapping[str, np.ndarray]) -> "DocumentMatcher":
+        """The model with the documents that a run keeps, which ranks new ones and reads no file.
+
+        Raises: ValueError, one line, if arrays are missing or the encoder is another one.
+        """
+        task = kept.task_of(arrays)
+        fitted = functools.partial(kept.encoder_of, arrays, self.text.make_encoder)
+        text = dataclasses.replace(self.text, make_encoder=fitted)
+        return dataclasses.replace(self, make_task=lambda: task, text=text, paths={})
 
     def nodes(
         self, resume: Int[np.ndarray, "n"], job: Int[np.ndarray, "n"]
@@ -246,17 +258,16 @@ class DocumentMatcher:
 
     @functools.cached_property
     def _stream(self) -> Callable:
-        """Compiled once for all pairs of one corpus."""
+        """`_measure` of pairs in chunks, compiled once for all pairs of one corpus."""
+        return make_stream(self._measure)
 
-        def measure(arguments: tuple, pairs: Batch) -> dict[str, Array]:
-            params, moments, shared, corpus = arguments
-            scores = {
-                name: jax.nn.sigmoid(one.logits(params[name], moments[name], shared, corpus, pairs))
-                for name, one in self.learners.learners.items()
-            }
-            return scores | {"mean": sum(scores.values()) / len(scores)}
-
-        return make_stream(measure)
+    def _measure(self, arguments: tuple, pairs: Batch) -> dict[str, Array]:
+        params, moments, shared, corpus = arguments
+        scores = {
+            name: jax.nn.sigmoid(one.logits(params[name], moments[name], shared, corpus, pairs))
+            for name, one in self.learners.learners.items()
+        }
+        return scores | {"mean": sum(scores.values()) / len(scores)}
 
     def metrics(self) -> Metrics:
         """By name: "mrr" on validation pairs; "ranking", the report on test pairs; "noise"."""
@@ -266,8 +277,18 @@ class DocumentMatcher:
             "noise": lambda: evaluation.noise_metric(self),
         }
 
+    def training_pictures(
+        self, records: Sequence[Mapping[str, float | None]]
+    ) -> dict[str, np.ndarray]:
+        """What each view learnt from, see `evaluation.selection_pictures`."""
+        return evaluation.selection_pictures(self, records)
+
     def ranker(self, *, top: int, num_candidates: int) -> Callable[..., dict[str, Table]]:
-        """(variables, resumes, jobs) -> rankings of new documents, see `serving.rank`."""
+        """(variables, resumes, jobs) -> rankings of new documents, see `serving.rank`.
+
+        Raises: ValueError, one line, as `encoder`.
+        """
+        _ = self.encoder  # Loaded now: one that is missing is told before anything is computed.
         options = {"top": top, "num_candidates": num_candidates}
         return functools.partial(serving.rank, self, **options)
 

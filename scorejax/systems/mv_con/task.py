@@ -33,6 +33,8 @@ COLUMNS = (
     "resume_column", "job_column", "label_columns", "time_column",
 )  # fmt: skip
 """Keys of the names of their columns: those of both files of documents, and of the pairs."""
+JOB_COLUMNS = ("job_id_column", "job_text_columns", "job_category_column")
+"""Keys of the names in the file of jobs; one that is missing or empty is that of both files."""
 
 
 class Known(NamedTuple):
@@ -67,19 +69,28 @@ class Task:
     matches: Bool[np.ndarray, "r j"] | None = None
     groups: Int[np.ndarray, "r"] | None = None
     """Of resumes that are not independent, such as those made from one occupation."""
+    lists: Mapping[str, Pairs] = dataclasses.field(default_factory=dict)
+    """Candidates of published test queries, see `data.matching.Split`."""
 
     def supervised(self) -> Int[np.ndarray, "p 2"]:
         """Resume and job of every pair with a label, whichever it is."""
-        return np.concatenate([_rows(part) for part in (self.train, self.valid, self.test)])
+        parts = self.train, self.valid, self.test, *self.lists.values()
+        return np.concatenate([_rows(part) for part in parts])
 
-    def digests(self) -> dict[str, Int[np.ndarray, "32"]]:
-        """SHA-256 of the documents and of all pairs, 32 bytes each."""
-        documents = json.dumps(
+    def documents_text(self) -> str:
+        """All documents as JSON: ids, sentences and categories of the resumes, and of the jobs."""
+        return json.dumps(
             [[kind.ids, kind.sentences, kind.categories] for kind in (self.resumes, self.jobs)]
         )
-        parts = self.train, self.valid, self.test
+
+    def digests(self) -> dict[str, Int[np.ndarray, "32"]]:
+        """SHA-256 of the documents, and of all pairs where there are any, 32 bytes each."""
+        documents = {"documents": digest_bytes(self.documents_text().encode())}
+        if not len(self.train):
+            return documents
+        parts = self.train, self.valid, self.test, *self.lists.values()
         arrays = [*map(_rows, parts), *(part.label for part in parts), self.interactions]
-        return {"documents": digest_bytes(documents.encode()), "pairs": digest(arrays)}
+        return documents | {"pairs": digest(arrays)}
 
 
 def make_task(config: Mapping[str, Any]) -> Task:
@@ -123,7 +134,7 @@ def make_task(config: Mapping[str, Any]) -> Task:
     require_both_labels(learnt)
     return Task(
         matching.resumes, matching.jobs, learnt, flipped, valid, test, _rows(noisy.take(apart)),
-        observed, matches, known.groups,
+        observed, matches, known.groups, split.lists,
     )  # fmt: skip
 
 
@@ -172,17 +183,17 @@ def _tables(config: Mapping[str, Any], rng: np.random.Generator) -> Known:
     missing = [key for key in TABLES if not config[key]]
     if missing:
         raise ValueError(f"set --config.{missing[0]} to a .csv, .jsonl or .parquet file")
-    documents = DocumentColumns(
-        config["id_column"], tuple(config["text_columns"]), config["category_column"]
-    )
+    of_both = config["id_column"], tuple(config["text_columns"]), config["category_column"]
+    of_jobs = (config.get(key) for key in JOB_COLUMNS)
+    of_jobs = (own or common for own, common in zip(of_jobs, of_both, strict=True))
     pairs = PairColumns(
         config["resume_column"], config["job_column"], tuple(config["label_columns"]),
         config["time_column"],
     )  # fmt: skip
     reading = matching_files.read_tables(
         *(config[key] for key in TABLES),
-        resume_columns=documents,
-        job_columns=documents,
+        resume_columns=DocumentColumns(*of_both),
+        job_columns=DocumentColumns(*of_jobs),
         pair_columns=pairs,
         damaged=config["damaged"],
     )

@@ -51,7 +51,7 @@ def read_lists(folder: pathlib.Path, damaged: DamagedRows) -> dict[str, Table]:
 
 
 def _problem(listed: object, key: str) -> str:
-    """What is wrong with the entry of a query, or ""."""
+    """Names the fault of the entry of a query, or returns ""."""
     parts = [listed.get(name) for name in (key, "satisfied")] if isinstance(listed, dict) else []
     if len(parts) < 2 or not all(isinstance(part, list) for part in parts):
         return f"needs lists {key!r} and 'satisfied'"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run keeps of its documents, by which new ones are ranked without the files of training.
+"""Documents that a run keeps, by which new ones are ranked without the files of training.
 
 Arrays by name: "documents", the text of `task.Task.documents_text` in UTF-8; "interactions", pairs
 that are edges; "encoder", the checksum of the encoder of sentences; and, behind "lexical_", the

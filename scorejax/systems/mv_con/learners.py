@@ -40,7 +40,9 @@ class Shared(NamedTuple):
 class Learner(Protocol):
     """A view: parameters, running moments of normalisations ({} without any), logits of pairs.
 
-    Pairs are nodes: {"resume": (b,), "job": (b,)}.
+    Pairs are nodes: {"resume": (b,), "job": (b,)}. `train_logits` returns logits (b,) in training,
+    with dropout unless `rng` is None, and the new moments; `logits` returns logits (b,), and reads
+    texts from the table of `shared`.
     """
 
     def init(self, rng: PRNGKeyArray, corpus: Corpus, shared: Shared) -> tuple[Params, PyTree]: ...
@@ -53,13 +55,11 @@ class Learner(Protocol):
         corpus: Corpus,
         pairs: Batch,
         rng: Rng | None,
-    ) -> tuple[Array, PyTree]:
-        """Logits (b,) in training, with dropout unless `rng` is None, and the new moments."""
+    ) -> tuple[Array, PyTree]: ...
 
     def logits(
         self, params: Params, moments: PyTree, shared: Shared, corpus: Corpus, pairs: Batch
-    ) -> Array:
-        """Logits (b,), which reads texts from the table of `shared`."""
+    ) -> Array: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -142,7 +142,7 @@ class DocumentMatcher:
         return dict(self.paths)
 
     def kept(self) -> dict[str, np.ndarray]:
-        """What a run keeps to rank new documents, see the module `kept`."""
+        """Arrays that a run keeps to rank new documents, see the module `kept`."""
         return kept.to_arrays(self.task, self.encoder)
 
     def of_kept(self, arrays: Mapping[str, np.ndarray]) -> "DocumentMatcher":
@@ -280,7 +280,7 @@ class DocumentMatcher:
     def training_pictures(
         self, records: Sequence[Mapping[str, float | None]]
     ) -> dict[str, np.ndarray]:
-        """What each view learnt from, see `evaluation.selection_pictures`."""
+        """Pictures of the rows that each view learnt from, see `evaluation.selection_pictures`."""
         return evaluation.selection_pictures(self, records)
 
     def ranker(self, *, top: int, num_candidates: int) -> Callable[..., dict[str, Table]]:

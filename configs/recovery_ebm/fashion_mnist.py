@@ -7,7 +7,7 @@ Command   python -m launch.train --workdir=runs/new --config=configs/recovery_eb
           :debug or :denoising,debug for seconds
 Data      apt-get install dataset-fashion-mnist, or its four files in --config.data_dir
 Expected  samples of :denoising: see docs/results.md; the full size was not run by us
-Hardware  one GPU; :denoising takes 2 CPU cores half an hour
+Hardware  one GPU; :denoising takes 2 CPU cores ten minutes
 """
 
 from ml_collections import ConfigDict

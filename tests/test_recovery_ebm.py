@@ -14,13 +14,14 @@ from configs.recovery_ebm import digits, rings
 from scorejax import capabilities, runs, systems
 from scorejax.data.vectors import VectorView
 from scorejax.density.bidirectional import sandwich
+from scorejax.density.diffusion_importance import diffusion_normalizer
 from scorejax.energies import product_of_experts
 from scorejax.evaluate.density_report import Unit, energy_report
 from scorejax.models.spectral_norm import power_iteration
-from scorejax.objectives.recovery import recovery_denoising
+from scorejax.objectives.recovery import noised_data, recovery_denoising
 from scorejax.samplers import recovery as samplers
 from scorejax.schedules import fine_recovery_levels, recovery_levels
-from scorejax.systems.recovery_ebm import training
+from scorejax.systems.recovery_ebm import density, training
 from scorejax.systems.recovery_ebm.density import relaxation
 from scorejax.train.loop import train
 from scorejax.train.state import TrainState
@@ -123,6 +124,17 @@ def test_energies_learned_by_denoising_are_those_of_the_noisier_level(model):
     bounds = model.normalizer(**numbers)(VARIABLES, jax.random.key(1))
     assert bounds.met, bounds
     assert bounds.lower - 3 * bounds.lower_error < truth < bounds.upper + 3 * bounds.upper_error
+    ladder = density.noise_ladder(
+        model, VARIABLES, 600
+    )  # Walks of the model, of the same energies.
+    noisy = noised_data(jax.random.key(4), x, FINE, 1)
+    log_prob = density.data_log_prob(model, VARIABLES)
+    bounds = jax.jit(lambda rng: diffusion_normalizer(rng, ladder, log_prob, noisy, noisy))(
+        jax.random.key(5)
+    )
+    assert bounds.met, bounds
+    # The starts are draws of the density, whose mean and variance 300 rows have to 1 in 17.
+    assert abs(bounds.lower - truth) < 3 * bounds.lower_error and abs(bounds.upper - truth) < 0.2
     rows = {"x": jnp.asarray(model.data.test), "rng": jax.random.split(jax.random.key(2), 300)}
     measured = model.likelihood()(VARIABLES, rows)["log_prob"] - truth
     assert abs(measured.mean() + truth + DIM / 2) < 4 * math.sqrt(DIM / 2 / 300)

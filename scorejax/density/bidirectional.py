@@ -17,6 +17,7 @@ Source: Grosse et al. 2015, arXiv:1511.02543, and Grosse et al. 2016, arXiv:1606
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,6 +31,7 @@ from scorejax.density.annealed_importance import (
     make_hamiltonian_transition,
 )
 from scorejax.density.annealing_path import Path
+from scorejax.typing import PyTree
 
 NUM_ERRORS = 2.0
 
@@ -149,13 +151,22 @@ def walk(
     """
     transition = make_hamiltonian_transition(step_sizes, num_steps=num_steps, jitter=jitter)
     run = lambda rngs, x: annealed_importance(rngs, path, x, transition=transition)
-    if chunk is None:
-        return run(rngs, x)
-    if chunk < 1 or len(x) % chunk:
-        raise ValueError(f"chunk needs to divide {len(x)} walks; got {chunk}.")
-    cut = lambda rows: rows.reshape(-1, chunk, *rows.shape[1:])
-    log_weights, ends, acceptance = jax.lax.map(lambda rows: run(*rows), (cut(rngs), cut(x)))
+    log_weights, ends, acceptance = by_chunks(run, (rngs, x), chunk)
     return Annealed(log_weights.reshape(-1), ends.reshape(x.shape), acceptance.mean(axis=0))
+
+
+def by_chunks(run: Callable[..., PyTree], rows: tuple[Array, ...], chunk: int | None) -> PyTree:
+    """run(*rows) of `chunk` rows at a time, or of all: its results, stacked on a new first axis.
+
+    Raises: ValueError unless `chunk` divides the number of rows.
+    """
+    num = len(rows[0])
+    if chunk is None:
+        return jax.tree.map(lambda result: result[None], run(*rows))
+    if chunk < 1 or num % chunk:
+        raise ValueError(f"chunk needs to divide {num} walks; got {chunk}.")
+    cut = tuple(array.reshape(-1, chunk, *array.shape[1:]) for array in rows)
+    return jax.lax.map(lambda rows: run(*rows), cut)
 
 
 def bidirectional_normalizer(

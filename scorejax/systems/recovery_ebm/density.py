@@ -20,10 +20,11 @@ from scorejax.data.view import ImageView
 from scorejax.density.annealed_importance import NUM_TUNING, tuned_step_sizes
 from scorejax.density.annealing_path import Path, level_path
 from scorejax.density.bidirectional import Sandwich, bidirectional_normalizer
+from scorejax.density.diffusion_importance import NoiseLadder
 from scorejax.numerics import gaussian_log_prob
 from scorejax.objectives.recovery import noised_data
 from scorejax.random import normal, row_keys
-from scorejax.samplers.hamiltonian import LogProb
+from scorejax.samplers.hamiltonian import LogProb, value_and_score
 from scorejax.samplers.long_run import adapted_step_size, long_run
 from scorejax.schedules import RecoveryLevels
 from scorejax.typing import Array, Batch, PRNGKeyArray, Variables
@@ -104,6 +105,21 @@ def ladder_path(model: "RecoveryModel", variables: Variables, num_temperatures: 
 
     each = max(round(num_temperatures / num), 1)
     return level_path(log_prob, num, np.linspace(0, 1, each + 1))
+
+
+def noise_ladder(model: "RecoveryModel", variables: Variables, num_steps: int) -> NoiseLadder:
+    """The levels T - 1 .. 1 of energies by denoising in `num_steps` steps, one a level at most.
+
+    Energy t is that of x_{t+1}, so that energy 0 is the density of the lowest of them.
+    """
+    at_level, top = log_prob_at(model, variables), model.levels.num_energies - 1
+    kept = np.round(np.linspace(1, top, min(num_steps, top - 1) + 1)).astype(int)
+    energies = jnp.asarray(kept[1:] - 1)
+
+    def score(j: Array, x: Array) -> Array:
+        return value_and_score(lambda x: at_level(energies[j], x), x)[1]
+
+    return NoiseLadder(score, model.levels.scales[kept[1:]] / model.levels.scales[kept[:-1]])
 
 
 def normalizer(

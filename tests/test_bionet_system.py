@@ -170,7 +170,7 @@ def test_scores_are_those_of_one_segmentation(trained):
 
 
 def test_pictures_that_cannot_be_read_are_named_or_left_out(tmp_path):
-    with pytest.raises(ValueError, match="needs at least one picture"):
+    with pytest.raises(FileNotFoundError, match="has no pictures"):
         segmented_folder.readable(tmp_path)
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n")
@@ -302,7 +302,7 @@ MISTAKES = {
     "alpha": (training("see_through"), "needs opaque pixels; got transparent ones"),
     "one corrupt file": (training("corrupt"), "images/4.png is not a readable picture"),
     "no such layout": (training("empty"), "needs folders images/ and masks/"),
-    "empty folder": (training("half_empty"), "needs at least one picture"),
+    "empty folder": (training("half_empty"), "images has no pictures (.png"),
     "side": (training("sound", "--config.side=33"), "side to be a multiple of 8; got 33"),
     "pieces": (training("sound", "--config.side=48"), "40"),
     "run of another t": (
@@ -311,10 +311,10 @@ MISTAKES = {
     "16 bits to segment": (segmenting("deep/images"), "1.png needs 8-bit grey or RGB pixels"),
     "alpha to segment": (segmenting("see_through/images"), "1.png needs opaque pixels"),
     "corrupt to segment": (segmenting("corrupt/images"), "4.png is not a readable picture"),
-    "nothing to segment": (segmenting("empty"), "needs at least one picture"),
+    "nothing to segment": (segmenting("empty"), "empty has no pictures (.png"),
     "masks among the pictures": (
         segmenting("mine", "--damaged=skip", "--out={tmp}/run/../mine"),
-        "out needs to be another folder than images",
+        "out needs to be outside of images",
     ),
     "weights of another t": (
         importing("two", "t1"), "the file's tensors have num_passes=2; the config has 1",

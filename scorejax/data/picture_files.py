@@ -6,14 +6,12 @@ Here each of these is an error, unless the dropped data carry no information.
 """
 
 import os
-import pathlib
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
 LOSSY_GREYS = 0.02
@@ -21,12 +19,6 @@ LOSSY_GREYS = 0.02
 DARKEST = 32
 """A JPEG mask with varying levels up to this one is refused: it may be all black or not."""
 _BITS_PER_SAMPLE = 258
-
-
-def picture_paths(folder: pathlib.Path, *, deep: bool = False) -> list[pathlib.Path]:
-    """Picture files of a folder, sorted by path; with `deep`, of its subfolders too."""
-    paths = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:

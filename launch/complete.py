@@ -35,11 +35,12 @@ def prepare() -> command.Job:
 
     from scorejax import runs, systems
     from scorejax.capabilities import Completes
+    from scorejax.data.picture_files import load_known
     from scorejax.score_model import control
 
     model = systems.require(runs.read_config(WORKDIR.value), Completes)
     command.require_images(model)
-    mask = control.read_mask(MASK.value) if MASK.value else None
+    mask = load_known(MASK.value) if MASK.value else None
     options = {"mask": mask, "factor": FACTOR.value, "seed": SEED.value}
     operator = control.measurement(TASK.value, model.data.shape, **options)
     complete = model.completion(operator, num_steps=NUM_STEPS.value)

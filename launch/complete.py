@@ -57,6 +57,7 @@ def prepare() -> command.Job:
         completions["original"] = model.data.to_data(x)
         if command.writes():
             print(reports.save_completions(out, completions))
+        reports.require_finite(completions, "completions", out)
 
     return job
 

@@ -61,6 +61,7 @@ def prepare() -> command.Job:
         if command.writes():
             paths = reports.save_samples(out, samples, step=run.step)
             print(f"{NUM.value} samples, {samples['nfe'].mean():.0f} evaluations each: {paths}")
+        reports.require_finite(samples, "samples", out)
 
     return job
 

@@ -52,7 +52,8 @@ def whiten(variables, image):
     """One instance, found tile by tile."""
     network = parallel.map_over_devices(ones)
     tiles = np.float32(image.reshape(2, 4, 8, 3))
-    return SimpleNamespace(instances=np.int32(network(variables, tiles).reshape(8, 8)))
+    found = network(variables, tiles).reshape(8, 8)
+    return SimpleNamespace(probability=found, instances=np.int32(found))
 
 
 def work(directory):

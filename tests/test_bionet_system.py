@@ -183,6 +183,18 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(tmp_path):
         segmented_folder.readable(tmp_path)
 
 
+def test_a_picture_whose_probabilities_are_not_finite_gets_no_mask(tmp_path):
+    for name, grey in (("good", 9), ("bad", 0)):
+        Image.new("RGB", (4, 5), (grey,) * 3).save(tmp_path / f"{name}.png")
+    dark = lambda _, image: np.where(image[..., 0] > 0, 0.0, np.nan)
+    segment = lambda _, image: bionet.Segmented(dark(_, image), np.zeros((5, 4), np.int32))
+    readable = segmented_folder.readable(tmp_path)
+    with pytest.raises(RuntimeError, match=r"not finite for 1 of 2 pictures, first .*bad\.png"):
+        segmented_folder.segment_pictures(segment, {}, readable, tmp_path / "out")
+    kinds = {"good_instances.png", "good_mask.png", "good_overlay.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == kinds
+
+
 def test_what_is_written_numbers_the_instances(tmp_path):
     image, instances = (part[0] for part in nuclei(1, 32, seed=0))
     segmented_folder.save(tmp_path / "x", image, instances)

@@ -20,7 +20,7 @@ from scorejax.bregman.divergences.sided import Sided
 from scorejax.bregman.index import brepartition, store
 from scorejax.bregman.scan.ranking import Neighbours
 from scorejax.choices import require_known
-from scorejax.files import import_parquet, save_npz, written_whole
+from scorejax.files import disguise, import_parquet, save_npz, written_whole
 
 Job = Callable[[], None]
 
@@ -132,14 +132,15 @@ def read_rows(path: str, *, flag: str) -> Real[np.ndarray, "n d"]:
         try:
             table = pyarrow.parquet.read_table(path)
         except pyarrow.ArrowException:
-            raise ValueError(f"--{flag}={path} is no parquet file") from None
+            raise ValueError(f"--{flag}={path} is {disguise(path) or 'no parquet file'}") from None
         return np.stack([np.asarray(column) for column in table.columns], axis=1)
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError):
         rows = None
     if not isinstance(rows, np.ndarray):
-        raise ValueError(f"--{flag}={path} is no array in .npy or .parquet")
+        kind = disguise(path) or "no array in .npy or .parquet"
+        raise ValueError(f"--{flag}={path} is {kind}")
     return rows
 
 

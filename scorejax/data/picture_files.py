@@ -12,6 +12,8 @@ from jaxtyping import Bool, Int32, UInt8
 from PIL import Image, ImageOps
 from scipy import ndimage
 
+from scorejax.files import disguise
+
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
 LOSSY_GREYS = 0.02
@@ -138,7 +140,8 @@ def _decoded(path: str | os.PathLike) -> Image.Image:
             file.load()
             picture = ImageOps.exif_transpose(file)
     except Exception as error:  # Damaged files make Pillow raise exceptions of many types.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = disguise(path) and f"it is {disguise(path)}"
+        reason = reason or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is not a readable picture: {reason}") from None
     if num_pages > 1:
         raise ValueError(

@@ -89,17 +89,27 @@ def segment_pictures(
     Creates the folder `out`, with those that the pictures lie in. A bar on stderr shows the
     progress. With several processes all of them segment each picture, sharing its tiles, and the
     first one saves.
+    Raises: RuntimeError, one line, if the probabilities of pictures, which are not saved, are not
+    finite.
     """
     out, saves, variables = as_path(out), jax.process_index() == 0, parallel.share(variables)
     silent = None if saves else True
     if saves:
         out.mkdir(parents=True, exist_ok=True)
-    named = list(zip(pictures.paths, pictures.names, strict=True))
+    named, failed = list(zip(pictures.paths, pictures.names, strict=True)), []
     for path, name in tqdm.tqdm(named, unit=" pictures", file=sys.stderr, disable=silent):
         image = load_image(path)
         segmented = segment(variables, image)
-        if saves:
+        if not np.isfinite(segmented.probability).all():
+            failed.append(path)
+        elif saves:
             save(out / name, image, segmented.instances)
+    if failed:
+        raise RuntimeError(
+            f"the network's probabilities are not finite for {len(failed)} of {len(named)} "
+            f"pictures, first {failed[0]}, which are not saved. Look at the run's loss, or take an "
+            "earlier --step"
+        )
 
 
 def save(

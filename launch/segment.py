@@ -31,8 +31,8 @@ def prepare() -> command.Job:
 
     config = runs.read_config(WORKDIR.value)
     out = command.output(OUT.value, WORKDIR.value, "segmented")
-    segmented_folder.require_apart(IMAGES.value, out)
     segment = systems.require(config, Segments).segmenter()
+    segmented_folder.require_apart(IMAGES.value, out)
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
     run = runs.open(WORKDIR.value, STEP.value)
 

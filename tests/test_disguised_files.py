@@ -3,7 +3,7 @@
 
 import pytest
 
-from scorejax.bregman import index_files
+from scorejax.bregman.table_rows import read_rows
 from scorejax.data import picture_files
 from scorejax.evaluate import frechet
 from scorejax.files import disguise
@@ -18,8 +18,8 @@ READERS = {
     "statistics.npz": frechet.load_statistics,
     "picture.png": picture_files.load_image,
     "mask.png": picture_files.load_known,
-    "points.npy": lambda path: index_files.read_rows(str(path), flag="points"),
-    "points.parquet": lambda path: index_files.read_rows(str(path), flag="points"),
+    "points.npy": lambda path: read_rows(str(path), flag="points"),
+    "points.parquet": lambda path: read_rows(str(path), flag="points"),
 }
 
 

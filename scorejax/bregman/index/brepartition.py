@@ -9,8 +9,10 @@ float64.
 Source: arXiv:2006.00227.
 """
 
+import dataclasses
 import functools
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -48,14 +50,15 @@ def build_index(
     page_bytes: int = PAGE_BYTES,
     gauge: str | None = None,
     seed: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> BregmanIndex:
     """An index that answers by D(point, query), or by D(query, point) with side="query_first".
 
     `num_parts` and `gauge` are chosen by measurements on a sample if they are None. With `path`,
     the index is written to that folder, which must not exist, and opened from it. `points` may be a
-    memory map. Rows are kept as float32 if the points are, else as float64. Memory while building:
-    the rows, n (20 M + 8) bytes, and for a tree at a time 40 n bytes and 2 n d / M numbers of the
-    rows' type.
+    memory map; `columns` are names of coordinates, which the index keeps. Rows are kept as float32
+    if the points are, else as float64. Memory while building: the rows, n (20 M + 8) bytes, and for
+    a tree at a time 40 n bytes and 2 n d / M numbers of the rows' type.
     Raises: ValueError for points outside the divergence's domain and for invalid options.
     """
     space = Sided(get(divergence), side)
@@ -70,6 +73,8 @@ def build_index(
         build_few = lambda m: make(few, num_parts=m)
         num_parts = planning.measured_num_parts(build_few, num_columns=rows.shape[1])
     index = make(rows, num_parts=num_parts)
+    if columns is not None:
+        index = dataclasses.replace(index, columns=tuple(columns))
     if path is None:
         return index
     store.save(index, path)

@@ -25,7 +25,7 @@ NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps; 0: as in the config.", 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/<task> by default.")
+OUT = flags.DEFINE_string("out", "", "Folder, or path without suffix; <workdir>/<task> by default.")
 
 
 def prepare() -> command.Job:

@@ -19,7 +19,9 @@ NUM_FRAMES = flags.DEFINE_integer("num_frames", 9, "Images per row, with both en
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pairs at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the dequantisation.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/interpolation by default.")
+OUT = flags.DEFINE_string(
+    "out", "", "Folder, or path without suffix; <workdir>/interpolation by default."
+)
 
 
 def prepare() -> command.Job:

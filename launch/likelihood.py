@@ -33,7 +33,7 @@ CHAIN_STEPS = flags.DEFINE_integer(
 )
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string(
-    "out", "", "Path without suffix; <workdir>/likelihood_<split, or images> by default."
+    "out", "", "Folder, or path without suffix; <workdir>/likelihood_<split, or images> by default."
 )
 
 

@@ -30,7 +30,7 @@ def prepare() -> command.Job:
     from scorejax.evaluate import segmented_folder
 
     config = runs.read_config(WORKDIR.value)
-    out = command.output(OUT.value, WORKDIR.value, "segmented")
+    out = command.output(OUT.value, WORKDIR.value, "segmented", folder=True)
     segment = systems.require(config, Segments).segmenter()
     segmented_folder.require_apart(IMAGES.value, out)
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)

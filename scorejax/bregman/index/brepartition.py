@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -140,8 +140,9 @@ def range_search(
 ) -> Within:
     """All points whose divergence from a query is at most the radius.
 
-    Raises: ValueError unless radius >= 0 and the queries fit the index.
+    Raises: ValueError unless radius >= 0 and the queries fit the index, and for a scan in memory.
     """
+    _require_index(index, "range_search")
     if not radius >= 0:
         raise ValueError(f"range_search needs radius >= 0; got {radius}.")
     choose("bound", bound, BOUNDS)
@@ -174,6 +175,7 @@ def calibrate(
     least 1 / (1 - p) of them; with fewer it is exact.
     Raises: ValueError as `search`, and for a filter without a score.
     """
+    _require_index(index, "calibrate")
     require_known("filter with a calibration", filter, CALIBRATED)
     check_search(index, k, filter=filter, bound=bound)
     bound = bound or ("ball" if filter == "paper" else "box")
@@ -184,6 +186,15 @@ def calibrate(
     else:
         score = functools.partial(approximate.radius_score, index)
     return Calibration(filter, bound, k, np.array([*map(score, q, exact)]))
+
+
+def _require_index(index: Any, name: str) -> None:
+    """Raises ValueError for what `build_index` returns without `path` or `num_parts`."""
+    if not isinstance(index, BregmanIndex):
+        raise ValueError(
+            f"{name} needs an index of BrePartition; got {type(index).__name__}. Build it with "
+            "num_parts=8, say, or path= for one on disk"
+        )
 
 
 def _filtered(index, q, k, p, filter, bound, calibration):

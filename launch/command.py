@@ -47,21 +47,25 @@ def config(holder: flags.FlagHolder) -> ConfigDict:
     raise ValueError(_no_config(config_flags.get_config_filename(flags.FLAGS["config"]), value))
 
 
-def output(out: str, workdir: str, name: str) -> str:
+def output(out: str, workdir: str, name: str, *, folder: bool = False) -> str:
     """The path without suffix that a command writes to: --out, or <workdir>/<name>.
 
+    An --out that is a directory, or ends in a slash, holds <name>, unless the command writes a
+    `folder` of files and --out names it.
     Raises: ValueError for an unknown scheme; NotADirectoryError if a file or a directory is in the
     way.
     """
     from scorejax.files import as_path, is_local
 
     path = as_path(out) if out else as_path(workdir) / name
+    if out and not folder and (out.endswith("/") or (is_local(path) and path.is_dir())):
+        path = path / name
     if not is_local(path):
         return str(path)  # Nothing is in the way in a bucket: it has no directories.
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise NotADirectoryError(f"--out={path}: {nearest} is not a directory")
-    for suffix in (".png", ".npz", ".json"):
+    for suffix in () if folder else (".png", ".npz", ".json"):
         if path.with_name(path.name + suffix).is_dir():
             raise NotADirectoryError(f"--out={path}: {path}{suffix} is a directory, not a file")
     return str(path)

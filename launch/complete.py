@@ -25,7 +25,7 @@ NUM_STEPS = flags.DEFINE_integer("num_steps", 0, "Steps; 0: as in the config.", 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/<task> by default.")
+OUT = flags.DEFINE_string("out", "", "Folder, or path without suffix; <workdir>/<task> by default.")
 
 
 def prepare() -> command.Job:
@@ -35,11 +35,12 @@ def prepare() -> command.Job:
 
     from scorejax import runs, systems
     from scorejax.capabilities import Completes
+    from scorejax.data.picture_files import load_known
     from scorejax.score_model import control
 
     model = systems.require(runs.read_config(WORKDIR.value), Completes)
     command.require_images(model)
-    mask = control.read_mask(MASK.value) if MASK.value else None
+    mask = load_known(MASK.value) if MASK.value else None
     options = {"mask": mask, "factor": FACTOR.value, "seed": SEED.value}
     operator = control.measurement(TASK.value, model.data.shape, **options)
     complete = model.completion(operator, num_steps=NUM_STEPS.value)
@@ -56,6 +57,7 @@ def prepare() -> command.Job:
         completions["original"] = model.data.to_data(x)
         if command.writes():
             print(reports.save_completions(out, completions))
+        reports.require_finite(completions, "completions", out)
 
     return job
 

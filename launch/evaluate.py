@@ -33,7 +33,9 @@ NUM_SAMPLES = flags.DEFINE_integer("num_samples", 50_000, "Number of samples.", 
 SAMPLER = flags.DEFINE_string("sampler", "", "As in launch.sample.")
 NFE = flags.DEFINE_integer("nfe", 0, "As in launch.sample.", lower_bound=0)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples at a time, on all devices.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/evaluation by default.")
+OUT = flags.DEFINE_string(
+    "out", "", "Folder, or path without suffix; <workdir>/evaluation by default."
+)
 
 
 def prepare() -> command.Job:

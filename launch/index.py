@@ -44,10 +44,10 @@ def prepare(verb: str) -> command.Job:
 
     verbs = {"build": (files.prepare_build, BUILD), "search": (files.prepare_search, SEARCH)}
     prepare_verb, taken = choose("verb", verb, verbs | {"info": (files.prepare_info, [])})
-    job = prepare_verb(INDEX.value, **{flag.name: flag.value for flag in taken})
+    values = {flag.name: flag.value for flag in taken}
     if OUT.value:
-        command.output(OUT.value, "", "")
-    return job
+        values |= {"out": command.output(OUT.value, "", "found")} if OUT in taken else {}
+    return prepare_verb(INDEX.value, **values)
 
 
 if __name__ == "__main__":

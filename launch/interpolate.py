@@ -19,7 +19,9 @@ NUM_FRAMES = flags.DEFINE_integer("num_frames", 9, "Images per row, with both en
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Pairs at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the dequantisation.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/interpolation by default.")
+OUT = flags.DEFINE_string(
+    "out", "", "Folder, or path without suffix; <workdir>/interpolation by default."
+)
 
 
 def prepare() -> command.Job:
@@ -47,7 +49,7 @@ def prepare() -> command.Job:
         import jax
         import numpy as np
 
-        from scorejax.evaluate import pictures
+        from scorejax.evaluate import pictures, reports
         from scorejax.evaluate.chunks import in_chunks
         from scorejax.random import row_keys
 
@@ -57,12 +59,12 @@ def prepare() -> command.Job:
             x = model.data.dequantized(np.random.default_rng(SEED.value), stored)
             rows = {"start": x[0::2], "end": x[1::2]}
         frames = in_chunks(path, run.variables, rows, BATCH_SIZE.value, "pairs")["image"]
-        if not command.writes():
-            return
-        save_npz(f"{out}.npz", images=frames)
-        flat = frames.reshape(-1, *frames.shape[2:])
-        pictures.save_png(f"{out}.png", pictures.image_grid(flat, num_columns=NUM_FRAMES.value))
-        print(f"{len(frames)} pairs: {out}.png, {out}.npz")
+        if command.writes():
+            save_npz(f"{out}.npz", images=frames)
+            flat = frames.reshape(-1, *frames.shape[2:])
+            pictures.save_png(f"{out}.png", pictures.image_grid(flat, num_columns=NUM_FRAMES.value))
+            print(f"{len(frames)} pairs: {out}.png, {out}.npz")
+        reports.require_finite({"image": frames}, "interpolations", out)
 
     return job
 

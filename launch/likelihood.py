@@ -18,7 +18,7 @@ from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
 SPLIT = flags.DEFINE_string("split", "test", "test or train; valid, of tables.")
-IMAGES = flags.DEFINE_string("images", "", "Folder of pictures, in place of a split.")
+IMAGES = flags.DEFINE_string("images", "", "Folder of pictures, or a picture, in place of a split.")
 NUM = flags.DEFINE_integer("num", 0, "Number of examples, from the first; 0: all.", lower_bound=0)
 REPEATS = flags.DEFINE_integer("repeats", 1, "Draws of dequantisation and probe noise per example.")
 IMPORTANCE_WEIGHTED = flags.DEFINE_bool(
@@ -33,7 +33,7 @@ CHAIN_STEPS = flags.DEFINE_integer(
 )
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string(
-    "out", "", "Path without suffix; <workdir>/likelihood_<split, or images> by default."
+    "out", "", "Folder, or path without suffix; <workdir>/likelihood_<split, or images> by default."
 )
 
 

@@ -35,7 +35,9 @@ DAMAGED = flags.DEFINE_enum(
 TOP = flags.DEFINE_integer("top", 10, "Documents listed for each.")
 CANDIDATES = flags.DEFINE_integer("candidates", 100, "Nearest documents that the model scores.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/matches by default.")
+OUT = flags.DEFINE_string(
+    "out", "", "Folder, or path without suffix; <workdir>/matches by default."
+)
 
 
 def prepare() -> command.Job:

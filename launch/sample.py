@@ -26,7 +26,9 @@ GUIDANCE = flags.DEFINE_float("guidance", 1.0, "Strength; 1 is Bayes' rule.", lo
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Samples at a time, on all devices.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.", lower_bound=0)
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
-OUT = flags.DEFINE_string("out", "", "Path without suffix; <workdir>/samples by default.")
+OUT = flags.DEFINE_string(
+    "out", "", "Folder, or path without suffix; <workdir>/samples by default."
+)
 MOVED = [flags.DEFINE_string(name, "", "See launch.segment.") for name in ("images", "damaged")]
 
 
@@ -61,6 +63,7 @@ def prepare() -> command.Job:
         if command.writes():
             paths = reports.save_samples(out, samples, step=run.step)
             print(f"{NUM.value} samples, {samples['nfe'].mean():.0f} evaluations each: {paths}")
+        reports.require_finite(samples, "samples", out)
 
     return job
 

@@ -5,8 +5,8 @@ python -m launch.segment --workdir=runs/nuclei --images=my/sections
 
 For picture.png the folder <out> then holds picture_mask.png, black and white,
 picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png. More than
-65535 instances are numbered by picture_instances.tif instead, of 32 bits. <out> needs to be another
-folder than that of the pictures.
+65535 instances are numbered by picture_instances.tif instead, of 32 bits. Pictures in folders below
+that of --images are segmented too, to folders of the same names; <out> needs to lie outside of it.
 """
 
 from absl import flags
@@ -14,7 +14,9 @@ from absl import flags
 from launch import command
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run.", required=True)
-IMAGES = flags.DEFINE_string("images", None, "Folder of pictures to segment.", required=True)
+IMAGES = flags.DEFINE_string(
+    "images", None, "Folder of pictures to segment, or a picture.", required=True
+)
 DAMAGED = flags.DEFINE_enum(
     "damaged", "raise", ["raise", "skip"], "What to do with pictures that cannot be read."
 )
@@ -28,14 +30,14 @@ def prepare() -> command.Job:
     from scorejax.evaluate import segmented_folder
 
     config = runs.read_config(WORKDIR.value)
-    out = command.output(OUT.value, WORKDIR.value, "segmented")
-    segmented_folder.require_apart(IMAGES.value, out)
+    out = command.output(OUT.value, WORKDIR.value, "segmented", folder=True)
     segment = systems.require(config, Segments).segmenter()
+    segmented_folder.require_apart(IMAGES.value, out)
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
-        segmented_folder.segment_pictures(segment, run.variables, pictures.paths, out)
+        segmented_folder.segment_pictures(segment, run.variables, pictures, out)
         if not command.writes():
             return
         for line in pictures.skipped:

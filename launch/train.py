@@ -19,14 +19,16 @@ WORKDIR = flags.DEFINE_string(
 
 def prepare() -> command.Job:
     config = command.config(CONFIG)
-    from scorejax import files, systems
+    from scorejax import systems
+    from scorejax.train import lock
     from scorejax.train.preflight import preflight
     from scorejax.train.settings import Settings
 
-    files.as_path(WORKDIR.value)  # before any data are read, as the settings
+    lock.require_free(WORKDIR.value)  # before any data are read, as the settings
     Settings.from_config(config)
     system = systems.load(config)
-    preflight(system, config, WORKDIR.value)
+    with lock.held(WORKDIR.value):
+        preflight(system, config, WORKDIR.value)
 
     def job() -> None:
         from scorejax.train import loop  # Its writers of metrics take seconds to import.

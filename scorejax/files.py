@@ -150,6 +150,20 @@ def save_npz(path: str | os.PathLike, **arrays: ArrayLike) -> None:
         np.savez(file, **arrays)
 
 
+def disguise(path: str | os.PathLike) -> str:
+    """What a file is in place of what its name says: a pointer of Git LFS or a page of HTML.
+
+    Downloads leave such files. The answer completes "<path> is ..."; it is "" for any other file.
+    """
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        start = file.read(256).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+        if start.startswith(b"version https://git-lfs.github.com/spec/"):
+            return "a pointer of Git LFS, not the file itself: git lfs pull gets it"
+        if start.startswith((b"<!doctype html", b"<html", b"<head")):
+            return "a page of HTML, not the file itself: download that again, and look at the page"
+    return ""
+
+
 def sync(path: AnyPath) -> None:
     """Waits until a file's content, or the names in a directory, are on disk.
 

@@ -268,7 +268,12 @@ CASES = {
     ),
     "complete: no mask": ("complete", [RUN, "--mask={tmp}/none.png"], 2, "{tmp}/none.png"),
     "complete: mask is no image": (
-        "complete", [RUN, "--mask={tmp}/number.py"], 2, "mask {tmp}/number.py is no image",
+        "complete", [RUN, "--mask={tmp}/number.py"], 2, "{tmp}/number.py is not a readable picture",
+    ),
+    "complete: a mask of one level": (
+        "complete", [RUN, "--mask={tmp}/pictures/black.png"], 2,
+        "black.png needs two levels, dark where pixels are made up and light where they are known; "
+        "got 1: 0.",
     ),
     "complete: mask of another size": (
         "complete", [RUN, "--mask={tmp}/mask.png"], 2,

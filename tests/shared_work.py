@@ -16,7 +16,7 @@ import PIL.Image
 from scorejax.data.images import Records, Streamed
 from scorejax.evaluate import chunks, frechet, parts, segmented_folder
 from scorejax.evaluate.progress import held_out_loss
-from scorejax.evaluate.segmented_folder import segment_pictures
+from scorejax.evaluate.segmented_folder import readable, segment_pictures
 from scorejax.random import normal
 from scorejax.train import parallel
 
@@ -52,7 +52,8 @@ def whiten(variables, image):
     """One instance, found tile by tile."""
     network = parallel.map_over_devices(ones)
     tiles = np.float32(image.reshape(2, 4, 8, 3))
-    return SimpleNamespace(instances=np.int32(network(variables, tiles).reshape(8, 8)))
+    found = network(variables, tiles).reshape(8, 8)
+    return SimpleNamespace(probability=found, instances=np.int32(found))
 
 
 def work(directory):
@@ -78,7 +79,7 @@ def work(directory):
     kept.remove()
     picture, out = pathlib.Path(directory) / f"{jax.process_index()}.png", pathlib.Path(directory)
     PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(picture)
-    segment_pictures(whiten, variables, [picture], out / "segmented")
+    segment_pictures(whiten, variables, readable(picture), out / "segmented")
     computed = {"x": np.concatenate(streamed), "again": again, "loss": scalars["loss"]}
     return computed | running.moments()._asdict(), read
 

@@ -72,7 +72,7 @@ def world(tmp_path_factory):
         (tmp / name).write_bytes(text.encode("latin-1"))
     for name, arrays in demonstrations().items():
         np.savez(tmp / f"{name}.npz", **arrays)
-    PIL.Image.new("L", (3, 2)).save(tmp / "mask.png")
+    PIL.Image.linear_gradient("L").point(lambda v: v > 127).resize((3, 2)).save(tmp / "mask.png")
     (tmp / "pictures").mkdir()
     PIL.Image.new("RGB", (8, 8)).save(tmp / "pictures" / "black.png")
     np.savez_compressed(tmp / "inception.npz", mu=np.zeros(2048), sigma=np.eye(2048))

@@ -170,7 +170,7 @@ def test_scores_are_those_of_one_segmentation(trained):
 
 
 def test_pictures_that_cannot_be_read_are_named_or_left_out(tmp_path):
-    with pytest.raises(ValueError, match="needs at least one picture"):
+    with pytest.raises(FileNotFoundError, match="has no pictures"):
         segmented_folder.readable(tmp_path)
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n")
@@ -181,6 +181,18 @@ def test_pictures_that_cannot_be_read_are_named_or_left_out(tmp_path):
     Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "good.jpg")
     with pytest.raises(ValueError, match="different names; got 2 of 'good'"):
         segmented_folder.readable(tmp_path)
+
+
+def test_a_picture_whose_probabilities_are_not_finite_gets_no_mask(tmp_path):
+    for name, grey in (("good", 9), ("bad", 0)):
+        Image.new("RGB", (4, 5), (grey,) * 3).save(tmp_path / f"{name}.png")
+    dark = lambda _, image: np.where(image[..., 0] > 0, 0.0, np.nan)
+    segment = lambda _, image: bionet.Segmented(dark(_, image), np.zeros((5, 4), np.int32))
+    readable = segmented_folder.readable(tmp_path)
+    with pytest.raises(RuntimeError, match=r"not finite for 1 of 2 pictures, first .*bad\.png"):
+        segmented_folder.segment_pictures(segment, {}, readable, tmp_path / "out")
+    kinds = {"good_instances.png", "good_mask.png", "good_overlay.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == kinds
 
 
 def test_what_is_written_numbers_the_instances(tmp_path):
@@ -302,7 +314,7 @@ MISTAKES = {
     "alpha": (training("see_through"), "needs opaque pixels; got transparent ones"),
     "one corrupt file": (training("corrupt"), "images/4.png is not a readable picture"),
     "no such layout": (training("empty"), "needs folders images/ and masks/"),
-    "empty folder": (training("half_empty"), "needs at least one picture"),
+    "empty folder": (training("half_empty"), "images has no pictures (.png"),
     "side": (training("sound", "--config.side=33"), "side to be a multiple of 8; got 33"),
     "pieces": (training("sound", "--config.side=48"), "40"),
     "run of another t": (
@@ -311,10 +323,10 @@ MISTAKES = {
     "16 bits to segment": (segmenting("deep/images"), "1.png needs 8-bit grey or RGB pixels"),
     "alpha to segment": (segmenting("see_through/images"), "1.png needs opaque pixels"),
     "corrupt to segment": (segmenting("corrupt/images"), "4.png is not a readable picture"),
-    "nothing to segment": (segmenting("empty"), "needs at least one picture"),
+    "nothing to segment": (segmenting("empty"), "empty has no pictures (.png"),
     "masks among the pictures": (
         segmenting("mine", "--damaged=skip", "--out={tmp}/run/../mine"),
-        "out needs to be another folder than images",
+        "out needs to be outside of images",
     ),
     "weights of another t": (
         importing("two", "t1"), "the file's tensors have num_passes=2; the config has 1",

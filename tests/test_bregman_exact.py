@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 from sklearn.base import clone
-from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.exceptions import NotFittedError
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsTransformer, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
@@ -304,6 +305,25 @@ def test_it_drops_into_a_pipeline():
     assert pipeline.fit(points[:200], label[:200]).score(points[200:], label[200:]) > 0.85
 
 
+def test_as_a_transformer_it_is_scikit_learns():
+    rng = np.random.default_rng(14)
+    points, queries = rng.normal(size=(50, DIM)), rng.normal(size=(7, DIM))
+    theirs = KNeighborsTransformer(mode="distance", n_neighbors=4).fit(points)
+    ours = bregman.BregmanNeighbors(n_neighbors=4).fit(points)
+    for rows in (points, queries):
+        found, expected = ours.transform(rows), theirs.transform(rows)
+        assert found.nnz == 5 * len(rows)
+        assert (found.astype(bool) != expected.astype(bool)).nnz == 0
+        # Rounding as above; a point's distance to itself is 0 here and its root of that there.
+        np.testing.assert_allclose(np.sqrt(found.toarray()), expected.toarray(), atol=1e-7)
+    names = ours.get_feature_names_out()
+    assert names.tolist() == [f"bregmanneighbors{row}" for row in range(50)]
+    with pytest.raises(ValueError, match="k <= 3, the number of points; got 4"):
+        bregman.BregmanNeighbors(3).fit(POINTS).transform(POINTS)
+    with pytest.raises(NotFittedError):
+        bregman.BregmanNeighbors(3).get_feature_names_out()
+
+
 def test_fitted_neighbours_can_be_pickled_and_copied():
     points = np.random.default_rng(0).gamma(2.0, size=(50, 4))
     fitted = bregman.BregmanNeighbors(3, "generalized_kl", side="query_first").fit(points)
@@ -337,6 +357,8 @@ POINTS = np.full((3, DIM), 0.5)
         (lambda: _search(POINTS, 2.5), "a whole number 1 <= k <= 3.*got 2.5"),
         (lambda: _search(POINTS[:, :2], 1), "6 columns, as the points; got 2"),
         (lambda: _search(POINTS * 0, 1, "generalized_kl"), "queries > 0"),
+        (lambda: bregman.range_search(bregman.build_index(POINTS), POINTS, 1.0), "num_parts=8"),
+        (lambda: bregman.calibrate(bregman.build_index(POINTS), POINTS, 1), "got ExactIndex"),
         (lambda: bregman.BregmanNeighbors(3).fit(POINTS).kneighbors(), "k <= 2; got 3"),
         (lambda: bregman.BregmanNeighbors(1).fit(POINTS).kneighbors_graph(mode="x"), "mode"),
     ],

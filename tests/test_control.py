@@ -79,5 +79,7 @@ def test_a_measurement_that_cannot_be_is_named():
         measurement("colorize", (8, 8, 1))
     with pytest.raises(ValueError, match="factor needs to be 2 or more and to divide"):
         measurement("super_resolution", (8, 8, 1), factor=1)
+    with pytest.raises(ValueError, match="mask needs values of 0 and 1; got 0, 255"):
+        measurement("inpaint", (8, 8, 1), mask=255 * np.eye(8, dtype=int))
     with pytest.raises(ValueError, match="unknown task 'inpant': did you mean 'inpaint'"):
         measurement("inpant", (8, 8, 1))

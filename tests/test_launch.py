@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from launch.command import output
 from scorejax import runs, systems
 from scorejax.data.images import load
 from scorejax.evaluate import frechet
@@ -293,6 +294,18 @@ def test_commands_in_two_processes_write_what_they_write_in_one(workdir, tmp_pat
     for path in one.glob("*.png"):
         ours, theirs = (np.int16(PIL.Image.open(out / path.name)) for out in (one, two))
         assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("out", ["folder", "folder/", "new/", "new/deep/", ".", "./"])
+def test_results_lie_in_a_folder_that_out_names(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    found = pathlib.Path(output(out, "runs/x", "samples"))
+    assert found == pathlib.Path(out) / "samples"
+    assert output("folder/a", "runs/x", "samples") == "folder/a"
+    assert output("new", "runs/x", "samples") == "new"
+    as_folder = output(out, "runs/x", "segmented", folder=True)
+    assert pathlib.Path(as_folder) == pathlib.Path(out)
 
 
 def environment_after_launch(tmp_path, **variables):

@@ -10,8 +10,9 @@ from PIL import Image
 
 from configs.score_sde import digits
 from scorejax import systems
-from scorejax.data import images
+from scorejax.data import folder_contents, images, segmentation_folders
 from scorejax.data.view import ImageView
+from scorejax.evaluate import segmented_folder
 from scorejax.train import checkpoint, workdir
 from scorejax.train.state import TrainState
 from tests import commands
@@ -63,6 +64,73 @@ def test_pictures_without_folders_have_label_zero(tmp_path):
     save(tmp_path / "train/a.png", (8, 8), 0)
     found = images.load("folder", "train", image_size=8, data_dir=str(tmp_path))
     assert found.image.shape == (1, 8, 8, 3) and found.label.tolist() == [0]
+
+
+@pytest.fixture
+def littered(tmp_path):
+    """Two class folders and a linked one, of a picture each, among what programs leave behind."""
+    root = tmp_path / "root"
+    for name in ("train/a/1.png", "train/b/1.png", "elsewhere/1.png"):
+        save(root / name, (8, 8), 0)
+    (root / "train/c").symlink_to(root / "elsewhere")
+    (root / "train/b/above").symlink_to(root / "train")  # a loop
+    for name in (".ipynb_checkpoints/a-checkpoint", "__MACOSX/a/._1", "a/@eaDir/1", "a/._1"):
+        save(root / f"train/{name}.png", (8, 8), 1)
+    (root / "train/a/folder.png").mkdir()
+    save(root / "test/c/2.png", (8, 8), 2)
+    return root
+
+
+def test_hidden_folders_are_no_classes_and_linked_ones_are(littered):
+    found = images.load("folder", "train", image_size=8, data_dir=str(littered))
+    assert found.label.tolist() == [0, 1, 2]
+    test = images.load("folder", "test", image_size=8, data_dir=str(littered))
+    assert test.label.tolist() == [2]
+
+
+def test_every_reader_of_a_folder_takes_the_same_pictures(littered, tmp_path):
+    train = littered / "train"
+    expected = [train / name / "1.png" for name in "abc"]
+    assert folder_contents.picture_paths(train) == expected
+    assert ImageView("cifar10", 8).pictures(train).shape == (3, 8, 8, 3)
+    assert segmented_folder.readable(train).paths == tuple(expected)
+    assert segmented_folder.readable(train).names == ("a/1", "b/1", "c/1")
+    for name in ("a", "b", "c"):
+        Image.new("L", (8, 8)).save(train / name / "1.png")
+    (tmp_path / "pairs").mkdir()
+    for name in ("images", "masks"):
+        (tmp_path / "pairs" / name).symlink_to(train)
+    read = segmentation_folders.read(tmp_path / "pairs").annotated
+    inside = tmp_path / "pairs" / "images"
+    assert [one.name for one in read] == [str(inside / name / "1.png") for name in "abc"]
+
+
+def test_one_picture_stands_for_a_folder_of_it(littered):
+    path = littered / "train/a/1.png"
+    assert ImageView("cifar10", 8).pictures(path).shape == (1, 8, 8, 3)
+    assert segmented_folder.readable(path).names == ("1",)
+    (littered / "notes.txt").write_text("none")
+    with pytest.raises(FileNotFoundError, match=r"notes\.txt is no picture \(\.png"):
+        segmented_folder.readable(littered / "notes.txt")
+    with pytest.raises(FileNotFoundError, match=r"1\.png/train has no pictures .*it is a file"):
+        images.load("folder", "train", data_dir=str(path))
+
+
+def test_a_folder_whose_parts_are_missing_or_mixed_says_what_it_has(littered):
+    view = lambda root: ImageView("folder", 8, data_dir=str(root))
+    with pytest.raises(FileNotFoundError, match=r"has no pictures .*: it has a, b, c$"):
+        view(littered / "train").training_source(1)
+    save(littered / "train/loose.png", (8, 8), 3)
+    with pytest.raises(ValueError, match=r"loose\.png lies in no class folder, beside .*: a and"):
+        view(littered).training_source(1)
+    (littered / "train/loose.png").unlink()
+    (littered / "train/d").symlink_to(littered / "gone")
+    with pytest.raises(ValueError, match=r"train/d is a link to .*gone, not there"):
+        view(littered).training_source(1)
+    (littered / "train/d").unlink()
+    (littered / "test").rename(littered / "val")
+    with pytest.raises(FileNotFoundError, match=r"test has no pictures .*: it has .*, val$"):
+        view(littered).training_source(1)  # at once, not at the first evaluation
 
 
 def test_an_epoch_holds_each_picture_once(folder):

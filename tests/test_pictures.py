@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scorejax.evaluate import pictures
+from scorejax.evaluate import pictures, reports
 
 RNG = np.random.default_rng(0)
 
@@ -29,6 +29,14 @@ def test_grid_clips_what_is_out_of_range_and_marks_what_is_not_finite():
     grid = pictures.image_grid(image, scale=1)[2:4, 2:4]
     np.testing.assert_array_equal(grid[0], [[0] * 3, [128] * 3])
     np.testing.assert_array_equal(grid[1], [pictures.NOT_FINITE, [255] * 3])
+
+
+def test_rows_that_are_not_finite_are_counted_in_one_line():
+    rows = {"image": np.zeros((5, 2, 2, 1), np.float32), "nfe": np.arange(5)}
+    reports.require_finite(rows, "samples", "out")
+    rows["image"][1, 0, 1], rows["image"][3, 1, 0] = np.nan, np.inf
+    with pytest.raises(RuntimeError, match=r"^2 of 5 samples are not finite; all are in out\.npz"):
+        reports.require_finite(rows, "samples", "out")
 
 
 def test_small_images_are_enlarged_and_large_ones_are_not():

@@ -174,6 +174,13 @@ def test_samples_that_failed_are_counted():
     assert np.isfinite(found["mean"]).all()
 
 
+def test_few_images_are_a_caveat_of_fid_alone():
+    (line,) = sample_quality.caveats(("fid", "is"), 2047, 50_000)
+    assert line.startswith("FID of 2047 samples, fewer than its 2048 features, is biased")
+    assert len(sample_quality.caveats(("fid_infinity",), 100, 2000)) == 2
+    assert not sample_quality.caveats(("fid",), 2048) + sample_quality.caveats(("kid",), 100, 100)
+
+
 class Seen(NamedTuple):
     pool: jax.Array
     logits: jax.Array
@@ -186,7 +193,7 @@ class Pixels:
         return Seen(x[..., 0].sum(axis=1), x[..., 0].sum(axis=2))
 
 
-def test_a_report_is_of_all_samples_and_all_training_images_and_resumes(tmp_path):
+def test_a_report_is_of_all_samples_and_all_training_images_and_resumes(tmp_path, capsys):
     view, num, drawn = ImageView("digits", 8), 30, []
 
     def draw(variables, rngs):
@@ -198,6 +205,11 @@ def test_a_report_is_of_all_samples_and_all_training_images_and_resumes(tmp_path
     judge = sample_report.Judge(metrics, draw, {}, Pixels(), {}, view, train, None)
     run, out = Run(ConfigDict(), {}, 0), str(tmp_path / "fid")
     report, parts = sample_report.sample_report(judge, run, num, seed=5, batch_size=8, out=out)
+    said = capsys.readouterr().err
+    assert (
+        "warning: FID of 30 samples" in said and f"warning: FID of {len(train)} real images" in said
+    )
+    assert len(report["caveats"]) == 2
 
     rngs = row_keys(jax.random.key(5), num)
     x = np.floor(255 * np.asarray(draw({}, rngs)["image"][..., 0])) / 255

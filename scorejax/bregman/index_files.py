@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Indexes from files to files, as `launch.index` builds, searches and describes them.
 
-Points and queries are arrays (n, d) in .npy, which are mapped and not loaded, or in .parquet, whose
-columns are taken in order. Neighbours are written to .npz or .parquet. A `prepare_*` function
-checks everything first and returns a job, so that a mistake is found before the work begins; its
-errors name arguments as the command's flags.
+Points and queries are arrays (n, d) in .npy, which are mapped and not loaded, or tables in
+.parquet, see `table_rows`; an index keeps the names of its columns. Neighbours are written to .npz
+or .parquet. A `prepare_*` function checks everything first and returns a job, so that a mistake is
+found before the work begins; its errors name arguments as the command's flags.
 """
 
 import json
@@ -13,12 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Real
 
 from scorejax.bregman.divergences import get
 from scorejax.bregman.divergences.sided import Sided
 from scorejax.bregman.index import brepartition, store
 from scorejax.bregman.scan.ranking import Neighbours
+from scorejax.bregman.table_rows import in_order_of, read_rows
 from scorejax.choices import require_known
 from scorejax.files import import_parquet, save_npz, written_whole
 
@@ -49,12 +49,14 @@ def prepare_build(
         raise ValueError(f"--seed needs to be at least 0; got {seed}")
     chosen = get(divergence, **_json_object("options", options))
     store.require_free(index)
-    rows = read_rows(points, flag="points")
+    rows, columns = read_rows(points, flag="points")
     settings = {"num_parts": num_parts or None, "leaf_size": leaf_size, "page_bytes": page_bytes}
     brepartition.checked_rows(rows, Sided(chosen, side), **settings)
 
     def job() -> None:
-        brepartition.build_index(rows, chosen, path=index, side=side, seed=seed, **settings)
+        brepartition.build_index(
+            rows, chosen, path=index, side=side, seed=seed, columns=columns, **settings
+        )
         print(json.dumps(describe(index), indent=2))
 
     return job
@@ -73,7 +75,8 @@ def prepare_search(
     """Checks index, queries and settings; the job writes the k nearest points of each query.
 
     Answers are exact, unless `p` is given with a file of queries to learn its radius from, for the
-    filter "sums" (which "auto" stands for) or "paper".
+    filter "sums" (which "auto" stands for) or "paper". Columns are matched by name if both have
+    names.
     Raises: ValueError with one line, or FileNotFoundError for the queries.
     """
     _require_paths(queries=queries, out=out)
@@ -82,12 +85,15 @@ def prepare_search(
     if out.endswith(".parquet"):
         import_parquet()
     opened = store.open_index(index)
-    rows = read_rows(queries, flag="queries")
+    read = lambda path, flag: in_order_of(
+        read_rows(path, flag=flag), opened.columns, what=f"--{flag}={path}"
+    )
+    rows = read(queries, "queries")
     brepartition.check_search(opened, k, p=p, filter=filter)
     opened.coordinates(rows)
     examples, learner = None, "sums" if filter == "auto" else filter
     if calibration is not None:
-        examples = read_rows(calibration, flag="calibration")
+        examples = read(calibration, "calibration")
         opened.coordinates(examples)
         require_known("filter with --calibration", learner, brepartition.CALIBRATED)
 
@@ -120,27 +126,6 @@ def describe(index: str | os.PathLike) -> dict[str, Any]:
     names = ("k", "candidates", "pages")
     expected = [dict(zip(names, row, strict=True)) for row in zip(*shares, strict=True)]
     return meta | {"expected_shares": expected, "bytes": sizes, "total_bytes": sum(sizes.values())}
-
-
-def read_rows(path: str, *, flag: str) -> Real[np.ndarray, "n d"]:
-    """The array of a .npy file, mapped, or the columns of a .parquet file.
-
-    Raises: ValueError, which names the flag, for another kind of file; FileNotFoundError.
-    """
-    if path.endswith(".parquet"):
-        pyarrow = import_parquet()
-        try:
-            table = pyarrow.parquet.read_table(path)
-        except pyarrow.ArrowException:
-            raise ValueError(f"--{flag}={path} is no parquet file") from None
-        return np.stack([np.asarray(column) for column in table.columns], axis=1)
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError):
-        rows = None
-    if not isinstance(rows, np.ndarray):
-        raise ValueError(f"--{flag}={path} is no array in .npy or .parquet")
-    return rows
 
 
 def save_neighbours(out: str, neighbours: Neighbours) -> str:

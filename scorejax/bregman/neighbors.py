@@ -7,18 +7,19 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from scipy.sparse import csr_array
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from scorejax.bregman.divergences import Divergence
 from scorejax.bregman.scan import exact
 
 
-class BregmanNeighbors(TransformerMixin, BaseEstimator):
+class BregmanNeighbors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Exact nearest neighbours in memory by D(training row, query), or by the other order.
 
     Distances are divergences: "squared_euclidean" takes no root. In a pipeline, `transform` returns
-    the sparse matrix of distances that estimators with metric="precomputed" take.
+    the sparse matrix of distances that estimators with metric="precomputed" take, with a column for
+    each training row, whose names `get_feature_names_out` gives.
     """
 
     def __init__(
@@ -79,8 +80,19 @@ class BregmanNeighbors(TransformerMixin, BaseEstimator):
         return csr_array((values.ravel(), ids.ravel(), rows), shape=shape)
 
     def transform(self, X: Float[ArrayLike, "q d"]) -> csr_array:
-        """Sparse matrix (q, n) of distances; a training row counts as a neighbour of itself."""
-        return self.kneighbors_graph(X, mode="distance")
+        """Sparse matrix (q, n) of distances at n_neighbors + 1 training rows for each row of X.
+
+        There is one more, as of scikit-learn's KNeighborsTransformer, since a training row is its
+        own nearest neighbour, which estimators of a precomputed graph leave out.
+        Raises: ValueError as `kneighbors`, which also needs n_neighbors < n.
+        """
+        check_is_fitted(self)
+        return self.kneighbors_graph(X, self.n_neighbors + 1, mode="distance")
+
+    @property
+    def _n_features_out(self) -> int:
+        """Number of columns of `transform`, for `get_feature_names_out`."""
+        return len(self.index_.points)
 
     def _among_others(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Distances and row numbers of the k nearest other training rows of each training row."""

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from scorejax.data import images, transforms
-from scorejax.data.picture_files import SUFFIXES, load_image, picture_paths
+from scorejax.data.folder_contents import picture_paths
+from scorejax.data.picture_files import load_image
 
 
 def read_pictures(
@@ -16,9 +17,11 @@ def read_pictures(
 ) -> UInt8[np.ndarray, "n h w c"]:
     """The pictures below a folder, or the first `limit` by path, as images of a data set.
 
+    What a picture is, `folder_contents` says; `folder` may be a single one.
+
     Pictures of another size are cropped to their central square and shrunk, which changes their
     likelihood.
-    Raises: FileNotFoundError if there are no pictures; ValueError, one line, if a picture is
+    Raises: FileNotFoundError if there are none; ValueError, one line, if a picture is
     damaged, smaller than the set's, or in colour and those of the set are not, or if the set has
     other than 256 levels.
     """
@@ -28,9 +31,7 @@ def read_pictures(
             f"the model's data set {dataset} has {spec.levels} grey levels, pictures have 256; "
             f"measure those of {folder} by a model of images with 256 levels"
         )
-    paths = picture_paths(pathlib.Path(folder).expanduser(), deep=True)[:limit]
-    if not paths:
-        raise FileNotFoundError(f"{folder} has no pictures ({', '.join(SUFFIXES)})")
+    paths = picture_paths(folder)[:limit]
     return np.stack([_fitted(path, spec.channels, image_size) for path in paths])
 
 

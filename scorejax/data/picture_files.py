@@ -6,27 +6,23 @@ Here each of these is an error, unless the dropped data carry no information.
 """
 
 import os
-import pathlib
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Bool, Int32, UInt8
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+from scorejax.files import disguise
+
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
 LOSSY_GREYS = 0.02
-"""Largest fraction of grey pixels, neither nearly black nor nearly white, in a JPEG mask."""
+"""Largest fraction of grey pixels, neither nearly black nor nearly white, in a lossy mask."""
 DARKEST = 32
-"""A JPEG mask with varying levels up to this one is refused: it may be all black or not."""
+"""A lossy mask with varying levels up to this one is refused: it may be all black or not."""
+LOSSY_SPECKS = 0.02
+"""Largest fraction of an instance mask that is pixels of another level than all around them."""
 _BITS_PER_SAMPLE = 258
-
-
-def picture_paths(folder: pathlib.Path, *, deep: bool = False) -> list[pathlib.Path]:
-    """Picture files of a folder, sorted by path; with `deep`, of its subfolders too."""
-    paths = folder.rglob("*") if deep else folder.glob("*")
-    return sorted(path for path in paths if path.suffix.lower() in SUFFIXES)
 
 
 def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
@@ -53,15 +49,14 @@ def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
     fractional ones, or a JPEG mask is too dark to be told from a black one.
     """
     levels = _levels(path)
-    if str(path).lower().endswith((".jpg", ".jpeg")):
-        inside = _threshold_jpeg(path, levels)
+    if _is_jpeg(path):
+        inside = _threshold_lossy(path, levels)
     else:
         values = np.unique(levels)
         if len(values) > 2 or (len(values) == 2 and values[0] != 0):
-            listed = ", ".join(map(str, values[:4])) + (", …" if len(values) > 4 else "")
             raise ValueError(
-                f"{path} needs two levels, 0 and one other, to be a mask; got {len(values)}: "
-                f'{listed}. Read numbered instances with masks="instances".'
+                f"{path} needs two levels, 0 and one other, to be a mask; got {_listed(values)}. "
+                'Read numbered instances with masks="instances".'
             )
         inside = levels > 0
     return ndimage.label(inside)[0].astype(np.int32)
@@ -70,25 +65,83 @@ def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
 def load_instances(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
     """Reads a picture whose grey levels (up to 31 bits) are instance numbers.
 
-    Instances are renumbered from 1 without gaps. Raises: ValueError, one line, as `load_image`; and
-    if a level is negative or fractional.
+    Instances are renumbered from 1 without gaps. Raises: ValueError, one line, as `load_image`; if
+    a level is negative or fractional; and if levels are not exact, as in a JPEG or after smoothing.
     """
     levels = _levels(path)
+    if _is_jpeg(path) or _share_of_specks(levels) > LOSSY_SPECKS:
+        raise ValueError(
+            f"{path} needs exact levels to number instances; got {_listed(np.unique(levels))}, "
+            "which are lossy: JPEG and smooth resizing invent levels at edges, and so instances. "
+            "Write the mask anew, as PNG."
+        )
     values, numbers = np.unique(np.append(levels.ravel(), 0), return_inverse=True)
     if values[0] < 0:
         raise ValueError(f"{path} needs non-negative levels as instance numbers; got {values[0]}.")
     return numbers[:-1].reshape(levels.shape).astype(np.int32)
 
 
+def load_known(path: str | os.PathLike) -> Bool[np.ndarray, "h w"]:
+    """Reads a mask for inpainting: True where pixels are known, False where they are made up.
+
+    The lighter of two grey levels is known, whatever the levels: 0 and 1, 0 and 255, floats. Masks
+    with some grey pixels, as JPEGs and smooth edges have, are thresholded at half the highest
+    level. Of a picture with an alpha channel, what is opaque is known.
+    Raises: ValueError, one line, if the file is damaged or has colours, if its levels do not tell
+    the two kinds of pixels apart, or if a picture with alpha has another mask in its opaque pixels.
+    """
+    picture = _decoded(path)
+    if picture.mode == "RGBA":
+        opacity, colours = np.asarray(picture)[..., 3], np.asarray(picture)[..., :3]
+        shown = np.unique(colours[opacity > 0], axis=0)
+        if len(shown) == 2 or (len(shown) == 1 and shown.min() < 255):
+            raise ValueError(
+                f"{path} needs white or a picture in its opaque pixels to be a mask by its alpha "
+                f"channel; got {_listed(np.unique(shown))}, which may be meant as the mask. Save "
+                "it without transparency, white where pixels are known."
+            )
+        return _lighter(path, opacity, "levels of opacity")
+    levels = np.asarray(picture)
+    if levels.ndim == 3:
+        levels = _grey(path, levels)
+    return _lighter(path, levels, "levels")
+
+
+def _lighter(path: str | os.PathLike, levels: np.ndarray, kind: str) -> Bool[np.ndarray, "h w"]:
+    """Where levels (h, w) are the lighter of two. Raises: ValueError if they are not two."""
+    values, inside = np.unique(levels), None
+    if len(values) == 2 and np.isfinite(values).all() and not _is_jpeg(path):
+        inside = levels == values[1]
+    elif _is_jpeg(path) or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
+        inside = _threshold_lossy(path, levels)
+    if inside is None or inside.all() or not inside.any():
+        raise ValueError(
+            f"{path} needs two {kind}, dark where pixels are made up and light where they are "
+            f"known; got {_listed(values)}."
+        )
+    return inside
+
+
 def _opened(path: str | os.PathLike) -> Image.Image:
-    """Decodes a picture: upright, palette resolved, opaque alpha channel dropped."""
+    """Decodes a picture: upright, palette resolved. Raises: ValueError if it is transparent."""
+    picture = _decoded(path)
+    if picture.mode == "RGBA":
+        raise ValueError(
+            f"{path} needs opaque pixels; got transparent ones. Lay it over a background."
+        )
+    return picture
+
+
+def _decoded(path: str | os.PathLike) -> Image.Image:
+    """Decodes a picture: upright, palette resolved; RGBA if and only if it is transparent."""
     try:
         with Image.open(path) as file:
             num_pages, is_16_bit = getattr(file, "n_frames", 1), _loses_16_bits(file)
             file.load()
             picture = ImageOps.exif_transpose(file)
     except Exception as error:  # Damaged files make Pillow raise exceptions of many types.
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = disguise(path) and f"it is {disguise(path)}"
+        reason = reason or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is not a readable picture: {reason}") from None
     if num_pages > 1:
         raise ValueError(
@@ -100,12 +153,15 @@ def _opened(path: str | os.PathLike) -> Image.Image:
         picture = picture.convert("RGBA")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema()[0] < 255:
-            raise ValueError(
-                f"{path} needs opaque pixels; got transparent ones. Lay it over a background."
-            )
-        picture = picture.convert("RGB")
+        if picture.getchannel("A").getextrema()[0] == 255:
+            picture = picture.convert("RGB")
     return picture
+
+
+def _is_jpeg(path: str | os.PathLike) -> bool:
+    """Whether a readable picture is compressed by JPEG, whatever its name ends in."""
+    with Image.open(path) as file:
+        return file.format in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
 
 
 def _loses_16_bits(file: Image.Image) -> bool:
@@ -131,21 +187,43 @@ def _levels(path: str | os.PathLike) -> np.ndarray:
                 "first, since the threshold between fractional levels is unknown."
             )
     levels = levels.astype(np.int64)
-    if levels.ndim == 3:
-        if (levels != levels[..., :1]).any():
-            raise ValueError(f"{path} needs grey levels to be a mask; got colours.")
-        levels = levels[..., 0]
-    return levels
+    return _grey(path, levels) if levels.ndim == 3 else levels
 
 
-def _threshold_jpeg(path: str | os.PathLike, levels: np.ndarray) -> np.ndarray:
+def _grey(path: str | os.PathLike, levels: np.ndarray) -> np.ndarray:
+    """The channel (h, w) that all of (h, w, c) equal. Raises: ValueError if they do not."""
+    if (levels != levels[..., :1]).any():
+        raise ValueError(f"{path} needs grey levels to be a mask; got colours.")
+    return levels[..., 0]
+
+
+def _listed(values: np.ndarray) -> str:
+    """Count and first of some sorted levels: "17: 0, 1, 2, 3, …"."""
+    first = ", ".join(f"{value:g}" for value in values[:4])
+    return f"{len(values)}: {first}" + (", …" if len(values) > 4 else "")
+
+
+def _share_of_specks(levels: np.ndarray) -> float:
+    """Fraction of levels (h, w) above 0 that no neighbour has while some neighbour is above 0."""
+    inside = levels > 0
+    alone, touched = inside.copy(), np.zeros_like(inside)
+    for axis in (0, 1):
+        for there, here in ((slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None))):
+            there, here = ((slice(None),) * axis + (part,) for part in (there, here))
+            alone[here] &= levels[here] != levels[there]
+            touched[here] |= inside[there]
+    return float((alone & touched).sum() / max(1, inside.sum()))
+
+
+def _threshold_lossy(path: str | os.PathLike, levels: np.ndarray) -> np.ndarray:
     """Thresholds (h, w) at half the highest level. Raises: ValueError if that is ambiguous."""
     highest, lowest = levels.max(initial=0), levels.min(initial=255)
     if highest <= DARKEST:
         if highest > lowest:
             raise ValueError(
-                f"{path} needs a level above {DARKEST}, or a single level, to be a JPEG mask; its "
-                f"highest is {highest}, which may be a compression artefact. Save it as PNG."
+                f"{path} needs a level above {DARKEST}, or a single level, to be a lossy mask; its "
+                f"highest is {highest}, which may be a compression artefact. Save it as PNG, with "
+                "two levels."
             )
         return np.zeros(levels.shape, bool)  # Compression may turn black into a small constant.
     share = levels / max(1, highest)
@@ -153,6 +231,6 @@ def _threshold_jpeg(path: str | os.PathLike, levels: np.ndarray) -> np.ndarray:
     if between > LOSSY_GREYS:
         raise ValueError(
             f"{path} needs nearly black and white pixels to be a mask; {between:.0%} of them are "
-            "grey."
+            f"grey, of levels {_listed(np.unique(levels))}."
         )
     return levels > highest / 2

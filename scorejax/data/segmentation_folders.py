@@ -11,14 +11,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scorejax.choices import choose, require_known
-from scorejax.data.picture_files import (
-    DAMAGED,
-    SUFFIXES,
-    load_image,
-    load_instances,
-    load_mask,
-    picture_paths,
-)
+from scorejax.data.folder_contents import SUFFIXES, contents, files_below, picture_paths
+from scorejax.data.picture_files import DAMAGED, load_image, load_instances, load_mask
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
 
@@ -43,13 +37,14 @@ def read(
 ) -> Reading:
     """Reads all pairs of image and annotation below `root` into memory.
 
-    Layout "folders" has images/ and masks/, or x/ and y/, with equal file stems; "tnbc" has
-    Slide_01/ and GT_01/ and so on, with equal file stems; "monuseg" has an XML file of polygons
-    beside each image, of equal stem, anywhere below `root`. `masks` "regions" numbers the
-    4-connected regions of a mask; "instances" takes its grey levels as instance numbers. `damaged`
-    "skip" leaves out unreadable pairs and lists them in `skipped`; "raise" makes them an error.
+    Layout "folders" has images/ and masks/, or x/ and y/, with equal names but for the suffix;
+    "tnbc" has Slide_01/ and GT_01/ and so on, likewise; "monuseg" has an XML file of polygons for
+    each image, of equal stem, anywhere below `root`. What a picture is, `folder_contents` says.
+    `masks` "regions" numbers the 4-connected regions of a mask; "instances" takes its grey levels
+    as instance numbers. `damaged` "skip" leaves out unreadable pairs and lists them in `skipped`;
+    "raise" makes them an error.
     Raises: ValueError, one line, if a pair is unreadable, there is none, or two images share an
-    annotation.
+    annotation; FileNotFoundError, one line, if a folder has no picture.
     """
     list_pairs = choose("layout", layout, LAYOUTS)
     read_mask = choose("kind of masks", masks, MASKS)
@@ -68,15 +63,6 @@ def read(
     if not annotated:
         raise ValueError(f"{root} has no readable pair; the first error: {skipped[0]}")
     return Reading(tuple(annotated), tuple(skipped))
-
-
-def images(folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """Paths of the pictures of a folder, sorted. Raises: ValueError if there is none."""
-    folder = pathlib.Path(folder).expanduser()
-    paths = picture_paths(folder) if folder.is_dir() else []
-    if not paths:
-        raise ValueError(f"{folder} needs at least one picture ({', '.join(SUFFIXES)}); got none.")
-    return paths
 
 
 def _read_pair(
@@ -98,50 +84,60 @@ def _read_pair(
 def _folders(root: pathlib.Path) -> Pairs:
     for first, second in (("images", "masks"), ("x", "y")):
         if (root / first).is_dir() and (root / second).is_dir():
-            paths, masks = images(root / first), picture_paths(root / second)
-            return _match(root / first, paths, root / second, masks)
-    raise ValueError(f"{root} needs folders images/ and masks/, or x/ and y/; got neither.")
+            return _match_folders(root / first, root / second)
+    raise ValueError(f"{root} needs folders images/ and masks/, or x/ and y/; {contents(root)}.")
 
 
 def _tnbc(root: pathlib.Path) -> Pairs:
     slides = sorted(path for path in root.glob("Slide_*") if path.is_dir())
     if not slides:
-        raise ValueError(f"{root} needs folders Slide_01, GT_01 and so on; got none.")
+        raise ValueError(f"{root} needs folders Slide_01, GT_01 and so on; {contents(root)}.")
     pairs = []
     for slide in slides:
-        truth = root / slide.name.replace("Slide", "GT", 1)
-        pairs += _match(slide, images(slide), truth, picture_paths(truth))
+        pairs += _match_folders(slide, root / slide.name.replace("Slide", "GT", 1))
     return pairs
 
 
 def _monuseg(root: pathlib.Path) -> Pairs:
-    pictures = picture_paths(root, deep=True)
-    if not pictures:
-        raise ValueError(f"{root} needs images with XML files of polygons; got no image.")
-    return _match(root, pictures, root, sorted(root.rglob("*.xml")))
+    pictures, polygons = picture_paths(root), files_below(root, (".xml",))
+    name = lambda path: path.stem
+    return _match(
+        _by_name(root, pictures, "picture", name),
+        root,
+        _by_name(root, polygons, "annotation", name),
+    )
 
 
 LAYOUTS = {"folders": _folders, "monuseg": _monuseg, "tnbc": _tnbc}
 
 
+def _match_folders(folder: pathlib.Path, truth: pathlib.Path) -> Pairs:
+    """Pairs the pictures of a folder with those of another by their names within the folders."""
+    name = lambda path, within: path.relative_to(within).with_suffix("").as_posix()
+    pictures = _by_name(folder, picture_paths(folder), "picture", lambda p: name(p, folder))
+    masks = files_below(truth, SUFFIXES)
+    return _match(pictures, truth, _by_name(truth, masks, "annotation", lambda p: name(p, truth)))
+
+
 def _match(
-    folder: pathlib.Path,
-    pictures: list[pathlib.Path],
-    truth: pathlib.Path,
-    annotations: list[pathlib.Path],
+    pictures: dict[str, pathlib.Path], truth: pathlib.Path, annotations: dict[str, pathlib.Path]
 ) -> Pairs:
-    """Pairs each picture with the annotation of its stem. Raises: ValueError if there is none."""
-    _by_stem(folder, pictures, "picture")  # Two of one stem would share its annotation.
-    annotation_of = _by_stem(truth, annotations, "annotation")
-    for path in pictures:
-        if path.stem not in annotation_of:
-            raise ValueError(f"{path} needs an annotation {path.stem!r} in {truth}; got none.")
-    return [(path, annotation_of[path.stem]) for path in pictures]
+    """Pairs each picture with the annotation of its name. Raises: ValueError if there is none."""
+    for name, path in pictures.items():
+        if name not in annotations:
+            raise ValueError(f"{path} needs an annotation {name!r} in {truth}; got none.")
+    return [(path, annotations[name]) for name, path in pictures.items()]
 
 
-def _by_stem(folder: pathlib.Path, paths: list[pathlib.Path], kind: str) -> dict[str, pathlib.Path]:
-    by_stem = {path.stem: path for path in paths}
-    if len(by_stem) < len(paths):
-        twice = next(path for path in paths if by_stem[path.stem] != path)
-        raise ValueError(f"{folder} needs one {kind} per name; got two of {twice.stem!r}.")
-    return by_stem
+def _by_name(
+    folder: pathlib.Path,
+    paths: list[pathlib.Path],
+    kind: str,
+    name: Callable[[pathlib.Path], str],
+) -> dict[str, pathlib.Path]:
+    """Paths by name. Raises: ValueError for two of one name, which would share an annotation."""
+    by_name = {name(path): path for path in paths}
+    if len(by_name) < len(paths):
+        twice = next(path for path in paths if by_name[name(path)] != path)
+        raise ValueError(f"{folder} needs one {kind} per name; got two of {name(twice)!r}.")
+    return by_name

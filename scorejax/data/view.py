@@ -127,6 +127,8 @@ class ImageView:
         """Batches of the training split. Raises: as `images.load`."""
         if images.image_set(self.dataset).in_memory:
             return self.batches_of(self.stored("train"), batch_size)
+        if self.dataset == "folder":
+            self._records("test")  # or it would be missed when the first evaluation reads it
         transform = self._transform(self.random_flip, self.uniform_dequantization)
         return record_source(self._records("train"), batch_size, transform)
 

@@ -52,6 +52,22 @@ def save_pictures(out: str, drawn: Mapping[str, np.ndarray]) -> None:
         save_picture(f"{out}_{name}", picture)
 
 
+def require_finite(rows: Arrays, kind: str, out: str) -> None:
+    """Raises RuntimeError, one line with the count, if a row has numbers that are not finite.
+
+    `kind` names the rows, and `out` is where they were written, for whoever looks for the reason.
+    """
+    finite = np.ones(len(next(iter(rows.values()))), bool)
+    for values in map(np.asarray, rows.values()):
+        if values.dtype.kind == "f":
+            finite &= np.isfinite(values.reshape(len(finite), -1)).all(axis=1)
+    if not finite.all():
+        raise RuntimeError(
+            f"{(~finite).sum()} of {len(finite)} {kind} are not finite; all are in {out}.npz. "
+            "Look at the run's loss, take an earlier --step, or more steps of the sampler"
+        )
+
+
 def save_samples(out: str, samples: Arrays, *, step: int) -> str:
     """Writes <out>.npz with images (or vectors "x"), nfe and step; <out>.png is a grid of images.
 

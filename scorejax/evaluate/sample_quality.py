@@ -101,6 +101,22 @@ def load_reference(path: str | os.PathLike) -> Features:
     return Features(statistics)
 
 
+def caveats(metrics: Collection[str], num: int, num_real: int | None = None) -> list[str]:
+    """A line for each set of images that is too small for FID; None real images are moments.
+
+    The covariance of fewer images than there are features is singular, and the bias of FID is then
+    no longer small beside the distances of good models.
+    """
+    if not {"fid", "fid_infinity"} & set(metrics):
+        return []
+    return [
+        f"FID of {count} {kind}, fewer than its {NUM_FEATURES} features, is biased far upwards; "
+        "compare it only with FIDs of as many, and take 50000 for published ones."
+        for kind, count in (("samples", num), ("real images", num_real))
+        if count is not None and count < NUM_FEATURES
+    ]
+
+
 def _fid(reference: Features, samples: Features) -> dict[str, float]:
     return {"fid": frechet.gaussian_frechet_distance(reference.moments, samples.moments)}
 

@@ -7,6 +7,7 @@ of features is saved, so that a killed computation resumes.
 
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -92,9 +93,14 @@ def sample_report(
     """Metrics of `num` samples of a run, and parts of the computation, to be removed in the end.
 
     NaN pixels count as black; "num_not_finite" counts the samples with any non-finite pixel.
+    Stderr, and "caveats", tell of sets that are too small for FID.
     Without a reference, samples are compared with the training images, whose moments are saved to
     <out>_reference.npz.
     """
+    num_real = None if judge.real is None else len(judge.real)
+    caveats = sample_quality.caveats(judge.metrics, num, num_real)
+    for line in caveats if jax.process_index() == 0 else []:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     look = sample_quality.look_at_samples(
         sample_quality.inception_features(judge.network, **_precision(run)), judge.draw
     )
@@ -118,7 +124,7 @@ def sample_report(
     report = {"num_samples": num, "num_not_finite": int((~samples.finite).sum())}
     for name in judge.metrics:
         report |= METRICS[name](reference, samples)
-    return report, parts
+    return report | ({"caveats": caveats} if caveats else {}), parts
 
 
 def _precision(run: Run) -> dict[str, str]:

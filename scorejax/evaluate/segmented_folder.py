@@ -5,7 +5,7 @@ import collections
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,8 +15,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from scorejax.choices import require_known
+from scorejax.data.folder_contents import picture_paths
 from scorejax.data.picture_files import DAMAGED, load_image
-from scorejax.data.segmentation_folders import images
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.pictures import save_png
 from scorejax.files import as_path, is_local, written_whole
@@ -31,21 +31,29 @@ class Readable(NamedTuple):
 
     paths: tuple[pathlib.Path, ...]
     skipped: tuple[str, ...]
+    names: tuple[str, ...]
+    """Path of each readable picture within the folder, without its suffix."""
 
 
 def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
     """Reads every picture once, to detect damaged ones before a long computation.
 
+    `folder` may be a single picture, and has other folders' pictures below it: `folder_contents`.
     `damaged` "skip" leaves damaged pictures out; "raise" makes them an error.
-    Raises: ValueError, one line, if a picture is damaged, no picture is readable, or two pictures
-    differ only in their suffix, since their outputs would have the same name.
+    Raises: FileNotFoundError, one line, if there is no picture; ValueError, one line, if a picture
+    is damaged, no picture is readable, or two pictures differ only in their suffix, since their
+    outputs would have the same name.
     """
     require_known("way with damaged files", damaged, DAMAGED)
-    paths, kept, skipped = images(folder), [], []
-    stem, count = collections.Counter(path.stem for path in paths).most_common(1)[0]
+    folder, kept, skipped = pathlib.Path(folder).expanduser(), {}, []
+    top = folder.parent if folder.is_file() else folder
+    name_of = {
+        path: path.relative_to(top).with_suffix("").as_posix() for path in picture_paths(folder)
+    }
+    name, count = collections.Counter(name_of.values()).most_common(1)[0]
     if count > 1:
-        raise ValueError(f"{folder} needs pictures of different names; got {count} of {stem!r}.")
-    for path in paths:
+        raise ValueError(f"{folder} needs pictures of different names; got {count} of {name!r}.")
+    for path, name in name_of.items():
         try:
             load_image(path)
         except ValueError as error:
@@ -53,42 +61,55 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
                 raise
             skipped.append(str(error))
         else:
-            kept.append(path)
+            kept[path] = name
     if not kept:
         raise ValueError(f"{folder} has no readable picture; the first error: {skipped[0]}")
-    return Readable(tuple(kept), tuple(skipped))
+    return Readable(tuple(kept), tuple(skipped), tuple(kept.values()))
 
 
 def require_apart(folder: str | os.PathLike, out: str | os.PathLike) -> None:
     """Raises ValueError if what is written to `out` would lie among the pictures of `folder`."""
     out = as_path(out)
-    if is_local(out) and out.resolve() == pathlib.Path(folder).expanduser().resolve():
+    folder = pathlib.Path(folder).expanduser()
+    if is_local(out) and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
-            f"out needs to be another folder than images; both are {folder}. The next call would "
-            "segment the masks there as pictures."
+            f"out needs to be outside of images; {out} is {folder}, or lies in it. The next call "
+            "would segment the masks there as pictures."
         )
 
 
 def segment_pictures(
     segment: Callable[[Any, np.ndarray], Any],
     variables: Any,
-    paths: Sequence[pathlib.Path],
+    pictures: Readable,
     out: str | os.PathLike,
 ) -> None:
     """Saves what segment(variables, image (h, w, 3)).instances gives of each picture; see `save`.
 
-    Creates the folder `out`. A bar on stderr shows the progress. With several processes all of them
-    segment each picture, sharing its tiles, and the first one saves.
+    Creates the folder `out`, with those that the pictures lie in. A bar on stderr shows the
+    progress. With several processes all of them segment each picture, sharing its tiles, and the
+    first one saves.
+    Raises: RuntimeError, one line, if the probabilities of pictures, which are not saved, are not
+    finite.
     """
     out, saves, variables = as_path(out), jax.process_index() == 0, parallel.share(variables)
     silent = None if saves else True
     if saves:
         out.mkdir(parents=True, exist_ok=True)
-    for path in tqdm.tqdm(paths, unit=" pictures", file=sys.stderr, disable=silent):
+    named, failed = list(zip(pictures.paths, pictures.names, strict=True)), []
+    for path, name in tqdm.tqdm(named, unit=" pictures", file=sys.stderr, disable=silent):
         image = load_image(path)
         segmented = segment(variables, image)
-        if saves:
-            save(out / path.stem, image, segmented.instances)
+        if not np.isfinite(segmented.probability).all():
+            failed.append(path)
+        elif saves:
+            save(out / name, image, segmented.instances)
+    if failed:
+        raise RuntimeError(
+            f"the network's probabilities are not finite for {len(failed)} of {len(named)} "
+            f"pictures, first {failed[0]}, which are not saved. Look at the run's loss, or take an "
+            "earlier --step"
+        )
 
 
 def save(

@@ -2,13 +2,11 @@
 """Controlled sampling: completions of measured images, interpolations, samples of a class."""
 
 import dataclasses
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from scorejax import guidance as guidance_by
 from scorejax import inverse, latent
@@ -42,17 +40,6 @@ def measurement(
     Raises: ValueError for an unknown task, or one that such images do not allow.
     """
     return choose("task", task, TASKS)(shape, mask=mask, factor=factor, seed=seed)
-
-
-def read_mask(path: str | os.PathLike) -> np.ndarray:
-    """A mask for inpainting from a picture: bool (h, w), True where the picture is light.
-
-    Raises: FileNotFoundError; ValueError if the file is no picture.
-    """
-    try:
-        return np.asarray(Image.open(path).convert("L")) > 127
-    except UnidentifiedImageError:
-        raise ValueError(f"mask {path} is no image") from None
 
 
 Apply = Callable[[Variables, dict[str, Array]], dict[str, Array]]
@@ -134,6 +121,9 @@ def _inpaint(shape: Shape, *, mask: np.ndarray | None, **_: int) -> LinearOperat
         mask = np.arange(shape[0])[:, None] < shape[0] // 2 + np.zeros(shape[1])
     if mask.shape != shape[:2]:
         raise ValueError(f"mask needs the images' {shape[:2]} pixels; got {mask.shape}")
+    values = np.unique(mask)
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(f"mask needs values of 0 and 1; got {', '.join(map(str, values[:4]))}")
     return operators.mask_operator(np.asarray(mask, np.float32)[..., None])
 
 

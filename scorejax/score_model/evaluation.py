@@ -29,8 +29,9 @@ def likelihood(
 
     `log_prob` (b,) is in nats in the model's units; images have "bits_per_dim" (b,) too, and are as
     `ImageView.dequantized` returns them. Models of vectors read "x" (b, d) in place of "image". An
-    answer depends on its own example and key alone. The divergence is estimated with one random
-    probe, or `exact`.
+    answer depends on its own example and key, and on the batch by rounding alone, which the choice
+    of steps amplifies (docs/start.md). The divergence is estimated with one random probe, or
+    `exact`.
     """
     data, dim = model.data, math.prod(model.data.shape)
     solve = functools.partial(

@@ -15,6 +15,7 @@ import numpy as np
 
 from scorejax.train import parallel
 from scorejax.train.checkpoint import Checkpoints
+from scorejax.train.lock import held
 from scorejax.train.logging import RunLog
 from scorejax.train.preemption import notice_of_termination
 from scorejax.train.preflight import preflight
@@ -33,8 +34,16 @@ def train(system: System, config: Mapping[str, Any], workdir: str | os.PathLike)
     Raises: KeyboardInterrupt after it has saved, on the first Ctrl-C; ValueError if the config is
     impossible or contradicts the run in workdir; RuntimeError if the loss is not finite too often,
     a checkpoint has other arrays, or the processes of the run resume at different steps; OSError if
-    workdir cannot be written. Each is one line, and leaves existing checkpoints as they are.
+    workdir cannot be written, or another process trains there. Each is one line, and leaves
+    existing checkpoints as they are.
     """
+    with held(workdir):
+        return _train_alone(system, config, workdir)
+
+
+def _train_alone(
+    system: System, config: Mapping[str, Any], workdir: str | os.PathLike
+) -> TrainState:
     settings, workdir = preflight(system, config, workdir)
     keys = RunKeys(*jax.random.split(jax.random.key(settings.seed), len(RunKeys._fields)))
     ranking = {"best_metric": settings.best_metric, "best_mode": settings.best_mode}

@@ -52,6 +52,8 @@ class BregmanIndex:
     leaf_size: int
     shares: Shares | None = None
     path: str | None = None
+    columns: tuple[str, ...] | None = None
+    """Names of the coordinates, if the points had any."""
 
     @property
     def num_points(self) -> int:

@@ -9,9 +9,11 @@ float64.
 Source: arXiv:2006.00227.
 """
 
+import dataclasses
 import functools
 import os
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -48,14 +50,15 @@ def build_index(
     page_bytes: int = PAGE_BYTES,
     gauge: str | None = None,
     seed: int = 0,
+    columns: Sequence[str] | None = None,
 ) -> BregmanIndex:
     """An index that answers by D(point, query), or by D(query, point) with side="query_first".
 
     `num_parts` and `gauge` are chosen by measurements on a sample if they are None. With `path`,
     the index is written to that folder, which must not exist, and opened from it. `points` may be a
-    memory map. Rows are kept as float32 if the points are, else as float64. Memory while building:
-    the rows, n (20 M + 8) bytes, and for a tree at a time 40 n bytes and 2 n d / M numbers of the
-    rows' type.
+    memory map; `columns` are names of coordinates, which the index keeps. Rows are kept as float32
+    if the points are, else as float64. Memory while building: the rows, n (20 M + 8) bytes, and for
+    a tree at a time 40 n bytes and 2 n d / M numbers of the rows' type.
     Raises: ValueError for points outside the divergence's domain and for invalid options.
     """
     space = Sided(get(divergence), side)
@@ -70,6 +73,8 @@ def build_index(
         build_few = lambda m: make(few, num_parts=m)
         num_parts = planning.measured_num_parts(build_few, num_columns=rows.shape[1])
     index = make(rows, num_parts=num_parts)
+    if columns is not None:
+        index = dataclasses.replace(index, columns=tuple(columns))
     if path is None:
         return index
     store.save(index, path)
@@ -135,8 +140,9 @@ def range_search(
 ) -> Within:
     """All points whose divergence from a query is at most the radius.
 
-    Raises: ValueError unless radius >= 0 and the queries fit the index.
+    Raises: ValueError unless radius >= 0 and the queries fit the index, and for a scan in memory.
     """
+    _require_index(index, "range_search")
     if not radius >= 0:
         raise ValueError(f"range_search needs radius >= 0; got {radius}.")
     choose("bound", bound, BOUNDS)
@@ -169,6 +175,7 @@ def calibrate(
     least 1 / (1 - p) of them; with fewer it is exact.
     Raises: ValueError as `search`, and for a filter without a score.
     """
+    _require_index(index, "calibrate")
     require_known("filter with a calibration", filter, CALIBRATED)
     check_search(index, k, filter=filter, bound=bound)
     bound = bound or ("ball" if filter == "paper" else "box")
@@ -179,6 +186,15 @@ def calibrate(
     else:
         score = functools.partial(approximate.radius_score, index)
     return Calibration(filter, bound, k, np.array([*map(score, q, exact)]))
+
+
+def _require_index(index: Any, name: str) -> None:
+    """Raises ValueError for what `build_index` returns without `path` or `num_parts`."""
+    if not isinstance(index, BregmanIndex):
+        raise ValueError(
+            f"{name} needs an index of BrePartition; got {type(index).__name__}. Build it with "
+            "num_parts=8, say, or path= for one on disk"
+        )
 
 
 def _filtered(index, q, k, p, filter, bound, calibration):

@@ -101,6 +101,7 @@ def open_index(
         leaf_size=meta["leaf_size"],
         shares=meta["shares"] and Shares(*map(np.array, meta["shares"])),
         path=str(path),
+        columns=tuple(meta["columns"]) if meta.get("columns") else None,  # Older ones lack the key.
     )
 
 
@@ -144,6 +145,7 @@ def _description(index: BregmanIndex) -> dict[str, Any]:
         "side": index.space.side,
         "num_points": index.num_points,
         "num_columns": index.num_columns,
+        "columns": index.columns and list(index.columns),
         "dtype": index.rows.records.dtype.str,
         "page_bytes": index.page_bytes,
         "leaf_size": index.leaf_size,

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scorejax.files import disguise
 from scorejax.interop.readers import edm_pickle, flax_msgpack, leveldb_table, tensor_bundle
 from scorejax.interop.readers.inert_pickle import Record, read_pickle
 from scorejax.interop.readers.safetensors import read_safetensors
@@ -67,6 +68,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     path = tensor_bundle.index_of(pathlib.Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"no file of weights at {path}.")
+    if kind := disguise(path):
+        raise ValueError(f"{path} is {kind}.")
     try:
         with path.open("rb") as file:
             return _read(file, path.stat().st_size)

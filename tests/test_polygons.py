@@ -3,20 +3,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from scorejax.data import polygons, segmentation_folders
-
-
-def region(*vertices):
-    inside = "".join(f'<Vertex X="{x}" Y="{y}" Z="0"/>' for x, y in vertices)
-    return f"<Region><Vertices>{inside}</Vertices></Region>"
-
-
-def annotations(path, *regions):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = "<Annotations><Annotation><Regions>{}</Regions></Annotation></Annotations>"
-    path.write_text(body.format("".join(regions)))
-    return path
+from tests.imagescope import annotations, region
 
 
 def test_polygons_of_known_area_cover_as_many_pixels(tmp_path):
@@ -87,7 +77,7 @@ def test_ellipses_and_rectangles_are_given_by_two_corners(tmp_path):
 
 def test_a_picture_without_nuclei_is_one(tmp_path):
     for name in ("a", "b"):
-        save(tmp_path / f"{name}.png", picture())
+        Image.new("RGB", (10, 12)).save(tmp_path / f"{name}.png")
     annotations(tmp_path / "a.xml")
     annotations(tmp_path / "b.xml", region((1.5, 2.5), (7.5, 2.5), (7.5, 8.5), (1.5, 8.5)))
     first, second = segmentation_folders.read(tmp_path, "monuseg").annotated

@@ -10,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from scorejax.data import picture_files, segmentation_folders
+from tests.imagescope import annotations, region
 
 
 def picture(seed=0, size=(12, 10)):

@@ -49,8 +49,10 @@ def test_what_is_written_numbers_the_instances(tmp_path):
 
 def test_more_instances_than_16_bits_number_are_all_written(tmp_path):
     num = segmented_folder.MOST_INSTANCES + 1
+    # Of four pixels each: instances of one pixel are what lossy files invent, and are refused.
     instances = np.arange(1, num + 1, dtype=np.int32).reshape(256, 256)
-    image = np.zeros((256, 256, 3), np.uint8)
+    instances = instances.repeat(2, axis=0).repeat(2, axis=1)
+    image = np.zeros((512, 512, 3), np.uint8)
     segmented_folder.save(tmp_path / "x", image, instances)
     assert {p.name for p in tmp_path.iterdir()} == {
         "x_instances.tif", "x_mask.png", "x_overlay.png"

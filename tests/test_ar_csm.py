@@ -205,6 +205,8 @@ def test_models_offer_what_the_commands_ask_for():
         (digits, "debug", {"sigma_min": 2.0}, "sigma_min"),
         (digits, "mixture,debug", {"objective": "denoising"}, "'gaussian'"),
         (eight_gaussians, "debug", {"model": "pixelcnnpp"}, "need model='made'"),
+        (eight_gaussians, "debug", {"num_trunk_frequencies": -1}, "num_frequencies needs to be at"),
+        (digits, "pixelcnnpp,debug", {"num_trunk_frequencies": 4}, "needs model='made', or to be"),
         (wine, "debug", {"dequantize": False, "data_noise": 0.0}, "dequantize=True"),
         (wine, "debug", {"noisy_context": True}, "needs objective='denoising'; got 'csm'"),
         (wine, "debug", {"hidden": 8}, "hidden needs a unit for each of 12 earlier"),

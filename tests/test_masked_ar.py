@@ -19,6 +19,11 @@ CASES = {
     "one dimension": ((1,), MaskedTrunk(5, 2, 3), False),
     "one dimension given another": ((1,), MaskedTrunk(5, 2, 3), True),
     "two dimensions": ((2,), MaskedTrunk(5, 1, 3, activation="softplus"), False),
+    "waves of dimensions in another order": (
+        (3,),
+        MaskedTrunk(6, 2, 3, order=(2, 0, 1), num_frequencies=2),
+        False,
+    ),
     "an image in another order": ((2, 3, 1), MaskedTrunk(16, 3, 3, order=IMAGE_ORDER), True),
 }
 

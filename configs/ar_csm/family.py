@@ -15,10 +15,12 @@ def default() -> ConfigDict:
     config.model = "made"  # pixelcnnpp, of images
     config.hidden, config.num_hidden = 128, 3
     config.order_seed = 0  # 0: dimensions in their order; else a random order by this seed
+    config.num_trunk_frequencies, config.max_trunk_frequency = 0, 1.0  # of the inputs of a MADE
     config.features = 32  # of a context
     config.head = "score"  # mixture
     config.head_hidden, config.num_head_hidden = 64, 2
     config.num_frequencies, config.max_frequency = 0, 1.0
+    config.min_variance = 1e-3  # of a score head, in squared units of the data
     config.num_components, config.mixture_kind = 10, "gaussian"  # logistic
 
     config.objective = "csm"  # denoising; likelihood, of mixtures
@@ -58,6 +60,15 @@ def plane(toy: str) -> ConfigDict:
     config.eval_every = config.save_every = 1000
     config.eval_examples = 10_000
     config.best_metric = "divergence"
+    return config
+
+
+def fine(config: ConfigDict) -> ConfigDict:
+    """A trunk and a head that follow curves which bend within a few hundredths of a unit."""
+    config.num_trunk_frequencies, config.max_trunk_frequency = 32, 8.0
+    config.num_frequencies, config.max_frequency = 32, 8.0
+    config.features, config.head_hidden = 64, 128
+    config.learning_rate = 2e-3
     return config
 
 

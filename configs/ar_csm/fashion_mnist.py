@@ -5,9 +5,9 @@ Paper     Meng et al. 2020, arXiv:2010.12810 (which has MNIST; sizes are ours)
 Data      apt-get install dataset-fashion-mnist, or its four files in --config.data_dir
 Command   python -m launch.train --workdir=runs/new --config=configs/ar_csm/fashion_mnist.py
           variants: pixelcnnpp (the default) or made; denoising (the default), mixture, csm, noisy;
-          :debug for seconds
-Expected  not run by us
-Hardware  one GPU
+          :small for minutes on a CPU, :debug for seconds
+Expected  3.16 bits/dim of grey levels by :small (3.04 by :mixture,small); not run by us in full
+Hardware  one GPU; :small 13 minutes of one CPU core
 """
 
 from ml_collections import ConfigDict
@@ -31,5 +31,18 @@ def get_config(variant: str = "") -> ConfigDict:
     config.eval_every = config.save_every = 5000
     config.eval_examples, config.eval_bits_examples = 1000, 100
     config.eval_samples, config.eval_frechet_samples = 16, 0
-    axes = family.OTHER_TRUNKS, family.IMAGE_OBJECTIVES, family.SIZES
+    axes = family.OTHER_TRUNKS, family.IMAGE_OBJECTIVES, family.SIZES | {"small": small}
     return variants.apply(config, variant, *axes)
+
+
+def small(config: ConfigDict) -> ConfigDict:
+    """A small trunk and head, for a short training on a CPU."""
+    config.num_filters, config.num_blocks, config.dropout = 12, 1, 0.0
+    config.features, config.head_hidden = 32, 32
+    # Half of the pixels are black: in z alone, an atom of one level is learned slowly.
+    config.num_frequencies, config.max_frequency, config.min_variance = 24, 24.0, 1e-5
+    config.num_train_steps, config.batch_size = 1000, 16
+    config.learning_rate, config.ema_rate = 2e-3, 0.995
+    config.eval_every = config.save_every = 1000
+    config.eval_examples = 200
+    return config

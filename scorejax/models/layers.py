@@ -7,6 +7,7 @@ Parameters are float32 (float64 where JAX runs in 64 bits); `dtype` is the type 
 
 import math
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import numpy as np
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
+from scorejax.choices import require
 from scorejax.models.convolution import Window, conv, same_window
 from scorejax.random import Rng, draw_rows, fold_in
 
@@ -251,6 +253,23 @@ def sinusoidal_embedding(
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
 
 
+def require_fourier_series(values: Mapping[str, Any]) -> None:
+    """Raises ValueError unless `num_frequencies` >= 0 and `max_frequency` is positive."""
+    require(values, ("num_frequencies",), lambda v: v >= 0, "to be at least 0")
+    require(values, ("max_frequency",), lambda v: 0 < v < math.inf, "to be a positive number")
+
+
+def series_frequencies(num: int, max_frequency: float, x: Float[Array, "*n"]) -> Array:
+    """Angular frequencies 2 pi max_frequency k / num of k = 1 .. num, along an axis after x's."""
+    steps = jnp.asarray(np.arange(1, num + 1) / num, x.dtype)
+    return 2 * math.pi * max_frequency * steps.reshape((1,) * x.ndim + (-1,))
+
+
+def waves(angles: Float[Array, "*n f"]) -> Float[Array, "*n 2*f"]:
+    """Sines, then cosines."""
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+
 class FourierEmbedding(nn.Module):
     """Sines, then cosines, of 2 pi f x at fixed random frequencies f ~ N(0, scale^2).
 
@@ -265,8 +284,7 @@ class FourierEmbedding(nn.Module):
     def __call__(self, x: Float[Array, "b"]) -> Float[Array, "b 2*features"]:
         init = nn.initializers.normal(self.scale)
         frequencies = jax.lax.stop_gradient(self.param("frequencies", init, (self.features,)))
-        angles = 2 * math.pi * x[:, None] * frequencies[None]
-        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        return waves(2 * math.pi * x[:, None] * frequencies[None])
 
 
 class TimeEmbedding(nn.Module):

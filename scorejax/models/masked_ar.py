@@ -4,7 +4,8 @@
 Every unit has a degree, the number of leading dimensions that it may see. The input at position p
 of the order (from 0) has degree p + 1, its context degree p, and the hidden units, in ascending
 order, the degrees between. Weights from a unit to one of a lower degree are zero. All hidden layers
-have the same degrees, so that each can be added to the one below it.
+have the same degrees, so that each can be added to the one below it. Sines and cosines of an input
+have its degree.
 
 Source: Germain et al. 2015, arXiv:1502.03509; residual layers after Nash & Durkan 2019,
 arXiv:1904.05626.
@@ -22,6 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from scorejax.choices import choose, require
 from scorejax.models.energy_resnet import ACTIVATIONS
+from scorejax.models.layers import require_fourier_series, series_frequencies, waves
 from scorejax.random import Rng
 
 
@@ -39,6 +41,7 @@ class MaskedWeights(NamedTuple):
 
     degrees: Int[np.ndarray, "hidden"]
     input_kernel: Float[Array, "d hidden"]
+    wave_kernel: Float[Array, "dw hidden"] | None
     condition_kernel: Float[Array, "e hidden"] | None
     hidden_kernels: list[Float[Array, "hidden hidden"]]
     hidden_biases: list[Float[Array, "hidden"]]
@@ -55,8 +58,13 @@ class MaskedTrunk(nn.Module):
     the dimensions right before them. `init_scale` multiplies the first weights of the last layer;
     with 0 the contexts of a new network are zero.
 
-    Raises: ValueError if a size is below 1, the activation is unknown, or the order is not a
-    permutation of the example's dimensions.
+    The first layer also sees `num_frequencies` pairs of sines and cosines of each dimension: the
+    Fourier series of period num_frequencies / max_frequency, which should exceed the range of the
+    data, up to `max_frequency` cycles per unit. With it contexts follow structure too fine to be
+    learned from the values alone.
+
+    Raises: ValueError if a size is below 1, the activation is unknown, a number of the series is
+    out of range, or the order is not a permutation of the example's dimensions.
     """
 
     hidden: int
@@ -65,6 +73,8 @@ class MaskedTrunk(nn.Module):
     order: Sequence[int] | None = None
     activation: str = "swish"
     init_scale: float = 1.0
+    num_frequencies: int = 0
+    max_frequency: float = 1.0
 
     def __post_init__(self) -> None:
         if self.order is not None:
@@ -72,6 +82,7 @@ class MaskedTrunk(nn.Module):
         super().__post_init__()
         sizes = {name: getattr(self, name) for name in ("hidden", "num_hidden", "features")}
         require(sizes, sizes, lambda v: v >= 1, "to be at least 1")
+        require_fourier_series(vars(self))
         choose("activation", self.activation, ACTIVATIONS)
 
     def dimension_order(self, num_dims: int) -> Int[np.ndarray, "d"]:
@@ -100,6 +111,10 @@ class MaskedTrunk(nn.Module):
         weights = self._weights(num_dims, condition)
         units = weights.degrees
         h = x_flat[:, order] @ _masked(weights.input_kernel, positions + 1, units)
+        if weights.wave_kernel is not None:
+            series = self._series(x_flat[:, order]).reshape(x.shape[0], -1)
+            degrees = self._series_degrees(num_dims)
+            h = h + series @ _masked(weights.wave_kernel, degrees, units)
         h = h + weights.hidden_biases[0][None]
         if condition is not None:
             h = h + condition @ weights.condition_kernel
@@ -159,7 +174,22 @@ class MaskedTrunk(nn.Module):
         known = x_flat[:, jnp.asarray(self.dimension_order(x_flat.shape[1]))[before]]
         known = jnp.where(position > 0, known, jnp.zeros_like(known))
         sees = jnp.asarray(weights.degrees) > before
-        return known[:, None] * jnp.where(sees, weights.input_kernel[before], 0)[None]
+        share = known[:, None] * jnp.where(sees, weights.input_kernel[before], 0)[None]
+        if weights.wave_kernel is None:
+            return share
+        # The cosines of position 0, which has no dimension before it, are not zero.
+        sees = sees & (position > 0)
+        kernels = weights.wave_kernel.reshape(x_flat.shape[1], -1, self.hidden)
+        return share + self._series(known) @ jnp.where(sees, kernels[before], 0)
+
+    def _series(self, x: Float[Array, "*n"]) -> Float[Array, "*n waves"]:
+        """Sines and cosines of each value."""
+        frequencies = series_frequencies(self.num_frequencies, self.max_frequency, x)
+        return waves(frequencies * x[..., None])
+
+    def _series_degrees(self, num_dims: int) -> Int[np.ndarray, "dw"]:
+        """Degrees of the sines and cosines of all dimensions, those of the dimensions."""
+        return np.repeat(np.arange(1, num_dims + 1), 2 * self.num_frequencies)
 
     @nn.compact
     def _weights(self, num_dims: int, condition: Array | None) -> MaskedWeights:
@@ -177,13 +207,16 @@ class MaskedTrunk(nn.Module):
         def bias(name: str, *shape: int) -> Array:
             return jnp.asarray(self.param(f"{name}_bias", nn.initializers.zeros, shape))
 
-        condition_kernel = None
+        wave_kernel = condition_kernel = None
+        if self.num_frequencies:
+            wave_kernel = kernel("wave", self._series_degrees(num_dims), units)
         if condition is not None:  # whose entries all units may see
             always = np.zeros(condition.shape[1], int)
             condition_kernel = kernel("condition", always, units)
         return MaskedWeights(
             units,
             kernel("input", inputs, units),
+            wave_kernel,
             condition_kernel,
             [kernel(f"hidden_{i}", units, units) for i in range(1, self.num_hidden)],
             [bias(f"hidden_{i}", self.hidden) for i in range(self.num_hidden)],

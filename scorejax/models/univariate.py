@@ -21,7 +21,15 @@ from scipy import special
 
 from scorejax.choices import choose, require
 from scorejax.models.energy_resnet import ACTIVATIONS
-from scorejax.models.layers import Dense, dense, fan_avg_uniform, softplus
+from scorejax.models.layers import (
+    Dense,
+    dense,
+    fan_avg_uniform,
+    require_fourier_series,
+    series_frequencies,
+    softplus,
+    waves,
+)
 
 SMOOTH = {name: ACTIVATIONS[name] for name in ("softplus", "swish")}
 """Activations with continuous second derivatives; training differentiates heads twice."""
@@ -64,8 +72,7 @@ class ScoreHead(nn.Module):
         super().__post_init__()
         values = vars(self)
         require(values, ("hidden", "num_hidden"), lambda v: v >= 1, "to be at least 1")
-        require(values, ("num_frequencies",), lambda v: v >= 0, "to be at least 0")
-        require(values, ("max_frequency",), lambda v: 0 < v < math.inf, "to be a positive number")
+        require_fourier_series(values)
         require(values, ("min_variance",), lambda v: 0 < v < 1, "to lie in (0, 1)")
         choose("activation", self.activation, SMOOTH)
 
@@ -110,16 +117,14 @@ class ScoreHead(nn.Module):
         return dense(1, init_scale=0.0, name="out")(jnp.tanh(h))[..., 0]
 
     def _fourier(self, u: Float[Array, "*n"], sigma: Array | None) -> Float[Array, "*k f"]:
-        steps = np.arange(1, self.num_frequencies + 1) / self.num_frequencies
-        frequencies = 2 * math.pi * self.max_frequency * _last_axis(steps, u)
-        angles = frequencies * u[..., None]
-        waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+        frequencies = series_frequencies(self.num_frequencies, self.max_frequency, u)
+        series = waves(frequencies * u[..., None])
         if sigma is None:
-            return waves
+            return series
         # As if convolved with noise of half the std: between modes that are several sigma apart,
         # scores vary faster than noise of the full std would let any density vary.
         damping = jnp.exp(-((frequencies * sigma[..., None] / 2) ** 2) / 2)
-        return waves * jnp.concatenate([damping, damping], axis=-1)
+        return series * jnp.concatenate([damping, damping], axis=-1)
 
 
 class StandardDensity(NamedTuple):

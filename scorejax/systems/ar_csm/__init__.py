@@ -51,6 +51,9 @@ OBJECTIVE_OPTIONS = {
     ),
     "likelihood": (),
 }  # fmt: skip
+DEFAULTS = {"num_trunk_frequencies": 0, "max_trunk_frequency": 1.0, "min_variance": 1e-3}
+"""Values of keys that a config may leave out: the Fourier series of a MADE's inputs, and the least
+variance of a score head."""
 TOY_OPTIONS = ("num_train_examples", "data_seed")
 TABLE_OPTIONS = ("split_seed", "held_out", "dequantize")
 KEYS = (
@@ -59,7 +62,7 @@ KEYS = (
 )  # fmt: skip
 """Keys that a config needs, beside `system`, those of its data, its network and the loop."""
 OPTIONS = (
-    *VIEW_OPTIONS, *TOY_OPTIONS, *TABLE_OPTIONS, *ADAM_OPTIONS, "eval_examples",
+    *VIEW_OPTIONS, *TOY_OPTIONS, *TABLE_OPTIONS, *ADAM_OPTIONS, *DEFAULTS, "eval_examples",
     "eval_bits_examples", "eval_samples", "eval_frechet_samples", "eval_features",
     "eval_matmul_precision",
     *(key for table in (TRUNK_OPTIONS, HEAD_OPTIONS, OBJECTIVE_OPTIONS)
@@ -238,6 +241,10 @@ def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
         require(config, ("hidden",), enough, wanted)
     elif config.get("order_seed", 0):
         raise ValueError(f"{config.model!r} has one order; order_seed needs 0 or model='made'")
+    elif _optional(config, "num_trunk_frequencies"):
+        raise ValueError(
+            f"num_trunk_frequencies needs model='made', or to be 0; got {config.model!r}"
+        )
     require_keys(config, choose("head", config.head, HEAD_OPTIONS))
     if config.head == "mixture":
         head = MixtureHead(config.num_components, config.mixture_kind)
@@ -247,6 +254,7 @@ def network(config: ConfigDict, data: DataView) -> AutoregressiveModel:
             config.num_head_hidden,
             num_frequencies=config.num_frequencies,
             max_frequency=config.max_frequency,
+            min_variance=_optional(config, "min_variance"),
         )
     return AutoregressiveModel(trunk(config, data), head)
 
@@ -258,6 +266,16 @@ def trunk(config: Mapping[str, Any], data: DataView) -> Any:
         if config["order_seed"]:
             rng = np.random.default_rng(config["order_seed"])
             order = rng.permutation(math.prod(data.shape))
-        return MaskedTrunk(config["hidden"], config["num_hidden"], config["features"], order)
+        sizes = config["hidden"], config["num_hidden"], config["features"]
+        return MaskedTrunk(
+            *sizes,
+            order,
+            num_frequencies=_optional(config, "num_trunk_frequencies"),
+            max_frequency=_optional(config, "max_trunk_frequency"),
+        )
     names = ("num_filters", "num_blocks", "num_resolutions", "features", "dropout")
     return PixelCNNPP(data.shape, **{name: config[name] for name in names})
+
+
+def _optional(config: Mapping[str, Any], name: str) -> Any:
+    return config.get(name, DEFAULTS[name])

@@ -151,7 +151,7 @@ def save_npz(path: str | os.PathLike, **arrays: ArrayLike) -> None:
 
 
 def disguise(path: str | os.PathLike) -> str:
-    """What a file is in place of what its name says: a pointer of Git LFS or a page of HTML.
+    """Names a file that is not what its name says: a pointer of Git LFS or a page of HTML.
 
     Downloads leave such files. The answer completes "<path> is ..."; it is "" for any other file.
     """

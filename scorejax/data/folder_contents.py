@@ -77,7 +77,7 @@ def class_of(picture: pathlib.Path, split: pathlib.Path) -> str:
 
 
 def contents(folder: pathlib.Path, most: int = 5) -> str:
-    """What a folder has, for the end of an error line: "it has cats, dogs"."""
+    """Names the contents of a folder, for the end of an error line: "it has cats, dogs"."""
     if not folder.is_dir():
         return "it is not there"
     names = sorted(name for name in os.listdir(folder) if not is_hidden(name))

@@ -113,7 +113,8 @@ def warn_of_unseen(preparation: FeaturePreparation, explained: float) -> None:
 
 def column_names(rows: ArrayLike | None) -> list | None:
     """Names of the columns of a data frame; None for arrays."""
-    columns = getattr(rows, "columns", None)
+    # Arrow's tables call the columns themselves `columns`.
+    columns = getattr(rows, "column_names", getattr(rows, "columns", None))
     return None if columns is None else list(columns)
 
 

@@ -44,7 +44,7 @@ def require_booleans(failed: Shaped[np.ndarray, "n"]) -> None:
 
 
 def p_value_array(
-    p_values: Real[ArrayLike, "n"], *, zero_allowed: bool = True
+    p_values: Real[ArrayLike, "..."], *, zero_allowed: bool = True
 ) -> Float[np.ndarray, "n"]:
     """p-values in double precision. Raises: ValueError unless (n,) in [0, 1], or (0, 1]."""
     array = np.asarray(p_values, np.float64)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conformal p-values and thresholds: exact by exchange of rows, and laws over calibration sets."""
 
+import inspect
 import math
 from functools import partial
 
@@ -14,6 +15,7 @@ from scorejax.density.hypothesis import (
     benjamini_hochberg,
     bonferroni,
     calibration_size,
+    conformal,
     conformal_p_values,
     false_alarm_law,
     marginal_rank,
@@ -220,6 +222,7 @@ def test_benjamini_hochberg_bounds_false_discoveries_among_p_values_of_one_calib
     assert np.mean(found) > 0.8
 
 
+untyped = inspect.unwrap  # A user's calls have no checks of types.
 ONES, NAN = np.ones(3), np.array([0, np.nan, 1])
 
 
@@ -235,6 +238,10 @@ ONES, NAN = np.ones(3), np.array([0, np.nan, 1])
         (partial(marginal_rank, 0, 0.1), "num_calibration needs to be at least 1; got 0"),
         (partial(FalseAlarmLaw, 4, 3), r"rank needs to lie in 0 .. 3; got 4"),
         (bonferroni, "at least one array of p-values"),
+        (partial(untyped(bonferroni), np.ones((2, 3))), r"one array \(n,\) .*; got \(2, 3\)"),
+        (partial(untyped(bonferroni), ONES, np.ones(2)), "match; got p_values 0 3, p_values 1 2"),
+        (partial(untyped(benjamini_hochberg), np.ones((2, 3))), r"one array \(n,\) .*\(2, 3\)"),
+        (partial(untyped(conformal.uniform), 0, 3), r"a key: jax.random.key\(0\), say; got 0"),
         (partial(mondrian_p_values, ONES, ONES, calibration_groups=np.zeros(3, int),
                  groups=np.array([0, 7, 0])), "group 7 has none"),
     ],

@@ -5,6 +5,7 @@ import pickle
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -96,10 +97,10 @@ def test_a_small_calibration_set_says_what_it_can_promise():
 def test_calibration_rows_that_were_fitted_to_are_noticed():
     x, _ = rows(300, 0)
     detector = FailureDetector("gaussian").fit(x)
-    with pytest.warns(UserWarning, match="40 of 100 calibration rows were fitted to"):
+    with pytest.warns(UserWarning, match="40 of 100 calibration rows equal a row of fit. If they"):
         detector.calibrate(np.concatenate([x[:40], rows(60, 1)[0]]))
     zero = FailureDetector("gaussian").fit(np.where(x > 0, x, np.float32(0)))
-    with pytest.warns(UserWarning, match="40 of 100 calibration rows were fitted to"):
+    with pytest.warns(UserWarning, match="40 of 100 calibration rows equal a row of fit. If they"):
         negative = np.where(x[:40] > 0, x[:40], np.float32(-0.0))
         zero.calibrate(np.concatenate([negative, rows(60, 1)[0]]))
     with warnings.catch_warnings():
@@ -138,7 +139,7 @@ def test_a_new_fit_needs_a_new_calibration_and_parameters_call_for_theirs():
             detector.predict(x)
         detector.set_params(**old)
     np.testing.assert_array_equal(detector.predict(x), before)
-    for changes in ({"density": "maf"}, {"explained": 0.5}):
+    for changes in ({"density": "maf"}, {"explained": 0.5}, {"density_options": {"ridge": 1.0}}):
         old = {name: getattr(detector, name) for name in changes}
         for call in (detector.calibrate, detector.predict, detector.density_scores):
             detector.set_params(**changes)
@@ -153,6 +154,104 @@ def test_a_new_fit_needs_a_new_calibration_and_parameters_call_for_theirs():
         detector.predict(x)
 
 
+def test_a_fit_that_fails_leaves_no_detector():
+    x, _ = rows(300, 0)
+    detector = FailureDetector("gaussian").fit(x).calibrate(rows(100, 1)[0])
+    detector.set_params(density_options={"ridge": -1.0})
+    with pytest.raises(ValueError, match="ridge"):
+        detector.fit(100 * x + 50)
+    # The preparation of the new rows beside the density of the old ones would answer wrongly.
+    for call in (detector.calibrate, detector.density_scores, detector.predict):
+        with pytest.raises(NotFittedError, match="not fitted"):
+            call(x)
+
+
+def test_a_calibration_that_is_interrupted_leaves_the_one_before(monkeypatch):
+    x, _ = rows(300, 0)
+    detector = FailureDetector("gaussian", alpha=0.2).fit(x).calibrate(rows(100, 1)[0])
+    before = detector.predict(x)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    detector.set_params(alpha=0.05)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("scorejax.failures.detector.measured", interrupted)
+        detector.calibrate(rows(100, 2)[0], logits=rows(100, 2)[1])
+    with pytest.raises(ValueError, match=r"alpha was 0.2 in .*: call calibrate again"):
+        detector.predict(x)
+    np.testing.assert_array_equal(detector.set_params(alpha=0.2).predict(x), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "explained", "seen"),
+    [
+        (lambda x: x * [1, 1, 0, 1], 1.0, 3),  # a constant unit
+        (lambda x: x * [1, 1, 0, 1], 0.9, 3),
+        (lambda x: x[:, [0, 1, 2, 2]], 1.0, 3),  # a unit twice
+        (lambda x: x[:3], 1.0, 2),  # rows that span a plane
+        (lambda x: x, 1.0, None),
+        (lambda x: x, 0.5, None),  # as asked
+    ],
+)
+def test_fit_says_once_which_dimensions_no_p_value_sees(change, explained, seen):
+    detector = FailureDetector("gaussian", explained=explained, density_options={"ridge": 0.01})
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        detector.fit(change(rows(300, 0)[0]))
+    messages = [str(warning.message) for warning in warned]
+    if seen is None:
+        assert not messages
+        return
+    (message,) = messages
+    assert "\n" not in message and "of 4 dimensions" in message and "in no p-value" in message
+    assert f"sees {detector.preparation_.directions.shape[1]} of 4" in message
+    assert detector.preparation_.directions.shape[1] <= seen
+
+
+def test_rows_too_far_for_the_arithmetic_of_a_density_are_the_least_likely(monkeypatch):
+    # A masked flow has NaN for 1e36, where inf meets inf.
+    flow = lambda params, x: jnp.where(jnp.abs(x).max(axis=1) > 1e30, jnp.nan, -(x[:, 0] ** 2))
+    monkeypatch.setattr("scorejax.density.gaussian.log_prob", flow)
+    x, far = rows(64, 0)[0], rows(19, 1)[0]
+    far = np.concatenate([np.full((1, DIM), 1e36, np.float32), far])
+    detector = FailureDetector("gaussian", alpha=0.5).fit(x)
+    assert detector.density_scores(far)["density"][0] == -np.inf
+    p = detector.calibrate(far).p_values(far)
+    # As low as the one calibration row that is as far: (1 + 1) / (20 + 1).
+    assert p[0] == 2 / 21 and (p[1:] > p[0]).all()
+
+
+def test_tables_are_matched_by_the_names_of_their_columns():
+    pyarrow = pytest.importorskip("pyarrow")
+    table = lambda values, names: pyarrow.table(dict(zip(names, values.T, strict=True)))
+    (x, _), (c, z), units, classes = rows(300, 0), rows(100, 1), list("abcd"), list("pqr")
+    with warnings.catch_warnings():
+        # scikit-learn's, of names that a second validation does not find.
+        warnings.simplefilter("error")
+        detector = FailureDetector("gaussian", alpha=0.2, held_out=0.3).fit(table(x, units))
+        detector.calibrate(table(c, units), logits=table(z, classes))
+        flagged = detector.predict(table(c, units), logits=table(z, classes))
+        np.testing.assert_array_equal(detector.predict(table(c, units), logits=z), flagged)
+    turned = table(z[:, ::-1], classes[::-1])
+    with pytest.raises(ValueError, match=r"columns of calibrate, .*'q', 'r'\]; got \['r', 'q'"):
+        detector.predict(table(c, units), logits=turned)
+
+
+def test_a_tiny_alpha_is_warned_of_in_few_digits():
+    detector = FailureDetector("gaussian", alpha=1e-300).fit(rows(300, 0)[0])
+    with pytest.warns(UserWarning, match="needs 1e\\+300 calibration rows; 100 can"):
+        detector.calibrate(rows(100, 1)[0])
+
+
+def test_calls_out_of_order_name_the_calls_that_are_missing():
+    x, _ = rows(50, 0)
+    with pytest.raises(NotFittedError, match="call fit, then calibrate"):
+        FailureDetector("gaussian").predict(x)
+    with pytest.raises(NotFittedError, match="call calibrate, or fit with held_out"):
+        FailureDetector("gaussian").fit_predict(x)
+
+
 def test_one_unit_that_is_much_larger_does_not_hide_the_others():
     rng = np.random.default_rng(0)
     draw = lambda num, shift: (rng.normal(size=(num, 9)) + shift) * [*[1.0] * 8, 1100.0]
@@ -164,12 +263,13 @@ def test_one_unit_that_is_much_larger_does_not_hide_the_others():
 
 def test_units_that_single_precision_cannot_tell_apart_are_named():
     x = np.random.default_rng(0).normal(size=(300, 3))
-    with pytest.warns(UserWarning, match="1 of 3 units, the first is 1, vary less than single"):
+    rounding = pytest.warns(
+        UserWarning, match="1 of 3 units, the first is 1, vary less than single"
+    )
+    with rounding, pytest.warns(UserWarning, match="sees 2 of 3 dimensions"):
         FailureDetector("gaussian").fit(x + np.array([0.0, 1e9, 0.0]))
     with pytest.raises(ValueError, match=r"varies in single precision.*Subtract their mean"):
         FailureDetector("gaussian").fit(x + 1e9)
-    # Constant units need no word.
-    FailureDetector("gaussian").fit(x * [1.0, 0.0, 1.0] + [0.0, 0.1, 0.0])
 
 
 def test_random_states_are_those_of_scikit_learn():
@@ -216,6 +316,14 @@ def quietly(call):
             "finite; got inf in row 0",
         ),
         (lambda d, x, z: FailureDetector("gausian").fit(x), "did you mean 'gaussian'"),
+        (
+            lambda d, x, z: FailureDetector("gaussian", density_options={"rige": 1}).fit(x),
+            "name in density_options 'rige': did you mean 'ridge'",
+        ),
+        (
+            lambda d, x, z: FailureDetector("gaussian", held_out=0.5).fit(x[:2]),
+            "held_out needs 3 rows or more.* got 2",
+        ),
         (lambda d, x, z: FailureDetector("gaussian").fit(x, z), "pass logits by name"),
         (lambda d, x, z: d.p_values(x, logits=z[:-1]), "5 rows need logits"),
         (lambda d, x, z: d.p_values(x), r"had logits \(n, 3\), .* need the same; got none"),

@@ -48,17 +48,19 @@ def checked_labels(
             f"labels need to lie in 0 .. {max(num_classes, 1) - 1}; got {labels.min()} .. "
             f"{labels.max()}"
         )
-    require_all_classes(labels, num_classes, "training rows")
+    remedy = ". Number the classes 0, 1, ... without gaps"
+    require_all_classes(labels, num_classes, "training rows", remedy)
     return labels, num_classes
 
 
-def require_all_classes(labels: Int[np.ndarray, "n"], num_classes: int, rows: str) -> None:
+def require_all_classes(
+    labels: Int[np.ndarray, "n"], num_classes: int, rows: str, remedy: str = ""
+) -> None:
     """Raises: ValueError naming the first class that has no label among these rows."""
     missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if len(missing):
         raise ValueError(
-            f"each class needs {rows}; class {missing[0]} of {num_classes} has none. Number the "
-            "classes 0, 1, ... without gaps"
+            f"each class needs {rows}; class {missing[0]} of {num_classes} has none{remedy}"
         )
 
 

@@ -169,6 +169,8 @@ def delong_interval(
     Rows need to be independent, and are one observation each whatever their weight. If failures
     and normal examples are all apart, or all scores are equal, the variance is 0; the interval is
     then Clopper-Pearson's for as many pairs as have no row in common, a tie being half a success.
+    It is too narrow with few of either kind and an AUROC near 1: at 0.96, the interval of 95 % has
+    a coverage of 75 % (5 failures, 400 normal rows), 88 % (22, 400) or 94 % (100, 855).
     Raises: ValueError as `auroc`, unless there are two of each, or level is inside (0, 1).
     Source: DeLong et al. 1988, Biometrics 44(3); Sun & Xu 2014 for the cost O(n log n).
     """
@@ -233,11 +235,8 @@ def bootstrap_interval(
     return Interval(estimate, float(interval.low), float(interval.high))
 
 
-def _rows(
-    scores: Real[ArrayLike, "n"],
-    failed: Bool[ArrayLike, "n"],
-    weights: Real[ArrayLike, "n"] | None,
-) -> tuple[Float[np.ndarray, "n"], Bool[np.ndarray, "n"], Float[np.ndarray, "n"]]:
+def _rows(scores, failed, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores and weights in double precision, and failures. Raises: ValueError as `auroc`."""
     s, failed = np.asarray(scores, np.float64), np.asarray(failed)
     w = np.ones(s.shape) if weights is None else np.asarray(weights, np.float64)
     if s.ndim != 1 or not s.shape == failed.shape == w.shape or not len(s):

@@ -10,7 +10,7 @@ Source: Shao, Song & Ermon 2020, arXiv:2010.02364, for the density of features; 
 arXiv:2104.08279, for the bounds.
 """
 
-import numbers
+import copy
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self
 
@@ -19,26 +19,31 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from sklearn.base import BaseEstimator, OutlierMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from scorejax.choices import choose, require
 from scorejax.data.features import FeaturePreparation
 from scorejax.density import get_density
 from scorejax.density.hypothesis import conformal
 from scorejax.failures.measured import measured
+from scorejax.failures.parameters import (
+    OF_CALIBRATION,
+    OF_FIT,
+    require_options,
+    require_parameters,
+    require_unchanged,
+    seed_of,
+)
 from scorejax.failures.promise import Promise
 from scorejax.failures.training_rows import (
+    column_names,
     finite_rows,
+    held_out_rows,
+    require_same_names,
     row_digests,
     warn_of_rounding,
     warn_of_seen,
+    warn_of_unseen,
 )
-
-LOGIT_SCORES = ("max_softmax", "negative_entropy", "max_logit", "energy")
-"""Scores of logits that are not fitted."""
-OF_FIT, OF_CALIBRATION = ("density", "explained"), ("alpha", "delta", "logit_score", "by_class")
-"""Parameters that `fit` and `calibrate` have read, and that later calls hold to."""
 
 
 class Scored(NamedTuple):
@@ -73,9 +78,13 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     random_state : seed of the fit, in which features with repeated values have a little noise; as
         scikit-learn's, an integer, None or a `RandomState`.
 
+    p-values ignore shifts that the density does not see: of units that are constant on the rows of
+    `fit`, and outside of their span, as with fewer rows than units. `fit` warns of both;
+    `density_scores` has them as "dead" and "residual".
+
     `alpha`, `delta`, `logit_score` and `by_class` are read by `calibrate`, the others by `fit`.
-    Where a level, a score or the density has been set anew since, calls refuse and name the method
-    to call again.
+    Where a level, a score, the density or its options have been set anew since, calls refuse and
+    name the method to call again.
     """
 
     def __init__(
@@ -104,30 +113,34 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
         """Fits the density to features (n, d); `logits` (n, k) only calibrate, by `held_out`.
 
-        Warns if single precision cannot tell the values of a unit apart. Raises: ValueError for a
+        Warns if the density does not see all dimensions, or single precision cannot tell the values
+        of a unit apart. A fit that fails leaves the detector without any. Raises: ValueError for a
         parameter out of range, rows that are not finite or do not vary, or features and logits of
         different lengths.
         """
-        self._require_options()
-        density, seed = get_density(self.density), self._seed()
+        require_parameters(self)
+        density, seed = get_density(self.density), seed_of(self.random_state)
+        require_options(density.fit, self.density_options or {})
+        # A fit that fails leaves no detector, rather than one of two fits.
+        for name in ("density_", "calibration_"):
+            vars(self).pop(name, None)
+        logit_names = column_names(logits)
         X, logits = self._rows(X, y, logits, reset=True)
-        # Scores of another density are no calibration of this one.
-        vars(self).pop("calibration_", None)
         noise_rng, fit_rng = jax.random.split(jax.random.key(seed))
-        held = np.zeros(len(X), bool)
-        if self.held_out is not None:
-            num = min(max(1, round(self.held_out * len(X))), len(X) - 2)
-            held[np.random.default_rng(seed).permutation(len(X))[:num]] = True
+        held = held_out_rows(len(X), self.held_out, seed)
         train = X[~held]
         self.preparation_ = FeaturePreparation.of(train, explained=self.explained)
         warn_of_rounding(train, self.preparation_.dead)
+        warn_of_unseen(self.preparation_, self.explained)
         train = train.astype(np.float32)
         prepared = self.preparation_(train, noise_rng).x
-        self.density_ = density.fit(fit_rng, prepared, **(self.density_options or {}))
-        self.fitted_as_ = {name: getattr(self, name) for name in OF_FIT}
+        # Copied, since options are a dictionary of the user's.
+        self.fitted_as_ = {name: copy.copy(getattr(self, name)) for name in OF_FIT}
         self._seen = set(row_digests(train))
+        self.density_ = density.fit(fit_rng, prepared, **(self.density_options or {}))
         if self.held_out is not None:
-            self.calibrate(X[held], logits=None if logits is None else logits[held])
+            logits = None if logits is None else logits[held]
+            self._calibrate(X[held].astype(np.float32), logits, logit_names)
         return self
 
     def calibrate(self, X: ArrayLike, y: None = None, *, logits: ArrayLike | None = None) -> Self:
@@ -138,29 +151,42 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         rounding. Raises: ValueError as `fit`.
         """
         check_is_fitted(self, "density_")
-        self._require_options()
-        self._require_unchanged(self.fitted_as_, "fit")
-        X, logits = self._rows(X, y, logits)
+        require_parameters(self)
+        require_unchanged(self, self.fitted_as_, "fit")
+        logit_names = column_names(logits)
+        return self._calibrate(*self._rows(X, y, logits), logit_names)
+
+    def _calibrate(
+        self, X: np.ndarray, logits: np.ndarray | None, logit_names: list | None
+    ) -> Self:
         if self.by_class and logits is None:
             raise ValueError("by_class needs logits, whose largest is the predicted class")
         warn_of_seen(X, self._seen)
-        self.num_logits_ = 0 if logits is None else logits.shape[1]
-        self.calibrated_as_ = {name: getattr(self, name) for name in OF_CALIBRATION}
-        groups, scores = self._groups(logits, len(X)), self._scores(X, logits)
+        read = {name: getattr(self, name) for name in OF_CALIBRATION}
+        groups, scores = _groups(read, logits, len(X)), self._scores(read, X, logits)
         found = np.unique(groups).tolist()
         sizes = {group: int(np.sum(groups == group)) for group in found}
         promise = Promise(self.alpha, self.delta, len(scores), len(found))
         ranks = {group: promise.rank(size) for group, size in sizes.items()}
-        self.levels_ = {group: len(scores) * ranks[group] / (sizes[group] + 1) for group in found}
-        self.offset_ = np.nextafter(max(self.levels_.values()), 2.0)
-        self.calibration_ = {
+        levels = {group: len(scores) * ranks[group] / (sizes[group] + 1) for group in found}
+        calibration = {
             group: {name: np.sort(values[groups == group]) for name, values in scores.items()}
             for group in found
         }
-        self.thresholds_ = {
+        thresholds = {
             group: {name: values[rank - 1] if rank else -np.inf for name, values in kept.items()}
-            for (group, kept), rank in zip(self.calibration_.items(), ranks.values(), strict=True)
+            for (group, kept), rank in zip(calibration.items(), ranks.values(), strict=True)
         }
+        # All at once: a call that is interrupted before leaves the calibration that there was.
+        vars(self).update(
+            levels_=levels,
+            offset_=np.nextafter(max(levels.values()), 2.0),
+            calibration_=calibration,
+            thresholds_=thresholds,
+            num_logits_=0 if logits is None else logits.shape[1],
+            calibrated_as_=read,
+            _logit_names=logit_names,
+        )
         promise.warn(sizes, range(self.num_logits_) if self.by_class else found)
         return self
 
@@ -168,15 +194,17 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         """A p-value for each row: P(p <= a) <= a for rows like those of calibration.
 
         Raises: ValueError as `fit`, for logits where `calibrate` had none, or none where it had
-        them, or a predicted class without calibration rows.
+        them, or columns of other names, or a predicted class without calibration rows.
         """
         return self.scored(X, logits=logits).pair
 
-    def scored(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> "Scored":
+    def scored(self, X: ArrayLike, *, logits: ArrayLike | None = None) -> Scored:
         """The scores "density" and `logit_score`, and their p-values. Raises: as `p_values`."""
-        X, logits = self._calibrated_rows(X, logits)
-        groups, scores = self._groups(logits, len(X)), self._scores(X, logits)
-        p_values = {}
+        return self._scored(*self._calibrated_rows(X, logits))
+
+    def _scored(self, X: np.ndarray, logits: np.ndarray | None) -> Scored:
+        groups = _groups(self.calibrated_as_, logits, len(X))
+        scores, p_values = self._scores(self.calibrated_as_, X, logits), {}
         for name, values in scores.items():
             known = [(group, scores[name]) for group, scores in self.calibration_.items()]
             p_values[name] = conformal.mondrian_p_values(
@@ -196,8 +224,9 @@ class FailureDetector(OutlierMixin, BaseEstimator):
     ) -> Float[np.ndarray, "n"]:
         """p-values minus the level at which rows are flagged, negative for those that are."""
         X, logits = self._calibrated_rows(X, logits)
-        levels = [self.levels_.get(group, 0.0) for group in self._groups(logits, len(X)).tolist()]
-        return self.p_values(X, logits=logits) - np.nextafter(levels, 2.0)
+        groups = _groups(self.calibrated_as_, logits, len(X)).tolist()
+        levels = [self.levels_.get(group, 0.0) for group in groups]
+        return self._scored(X, logits).pair - np.nextafter(levels, 2.0)
 
     def score_samples(
         self, X: ArrayLike, *, logits: ArrayLike | None = None
@@ -211,37 +240,12 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         "residual" is outside of the principal components, "dead" on units without variance.
         """
         check_is_fitted(self, "density_")
-        self._require_unchanged(self.fitted_as_, "fit")
+        require_unchanged(self, self.fitted_as_, "fit")
         X, _ = self._rows(X, None, None)
         return self._measured({"x": X})
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "density_")
-
-    def _require_options(self) -> None:
-        options = vars(self)
-        inside = lambda v: isinstance(v, numbers.Real) and 0 < v < 1
-        require(options, ("alpha",), inside, "to lie in (0, 1)")
-        optional = [name for name in ("delta", "held_out") if options[name] is not None]
-        require(options, optional, inside, "to lie in (0, 1), or to be None")
-        whole = lambda v: inside(v) or (isinstance(v, numbers.Real) and v == 1)
-        require(options, ("explained",), whole, "to lie in (0, 1]")
-        choose("logit_score", self.logit_score, dict.fromkeys(LOGIT_SCORES))
-
-    def _require_unchanged(self, read: Mapping[str, Any], method: str) -> None:
-        for name, value in read.items():
-            if getattr(self, name) != value:
-                raise ValueError(
-                    f"{name} was {value!r} in {method}, and is {getattr(self, name)!r} now: call "
-                    f"{method} again"
-                )
-
-    def _seed(self) -> int:
-        """The random state as an integer. Raises: ValueError for what scikit-learn refuses."""
-        state = check_random_state(self.random_state)
-        if isinstance(self.random_state, numbers.Integral):
-            return int(self.random_state)
-        return int(state.randint(2**31 - 1))
 
     def _rows(
         self, X: ArrayLike, y: ArrayLike | None, logits: ArrayLike | None, *, reset: bool = False
@@ -263,9 +267,12 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         return X, logits
 
     def _calibrated_rows(self, X: ArrayLike, logits: ArrayLike | None) -> tuple:
-        check_is_fitted(self, "calibration_", msg="%(name)s is not calibrated: call calibrate")
-        self._require_unchanged(self.fitted_as_, "fit")
-        self._require_unchanged(self.calibrated_as_, "calibrate")
+        check_is_fitted(self, "density_", msg="%(name)s is not fitted: call fit, then calibrate")
+        remedy = "call calibrate, or fit with held_out"
+        check_is_fitted(self, "calibration_", msg=f"%(name)s is not calibrated: {remedy}")
+        require_unchanged(self, self.fitted_as_, "fit")
+        require_unchanged(self, self.calibrated_as_, "calibrate")
+        require_same_names(column_names(logits), self._logit_names)
         X, logits = self._rows(X, None, logits)
         num = 0 if logits is None else logits.shape[1]
         if num != self.num_logits_:
@@ -274,15 +281,19 @@ class FailureDetector(OutlierMixin, BaseEstimator):
             raise ValueError(f"calibrate had {had}, and p-values need the same; got {given}")
         return X, logits
 
-    def _scores(self, X: np.ndarray, logits: np.ndarray | None) -> dict[str, np.ndarray]:
-        found = self._measured({"x": X} if logits is None else {"x": X, "logits": logits})
-        names = ("density", self.calibrated_as_["logit_score"])
-        return {name: found[name] for name in names if name in found}
+    def _scores(
+        self, read: Mapping[str, Any], X: np.ndarray, logits: np.ndarray | None
+    ) -> dict[str, np.ndarray]:
+        name = None if logits is None else read["logit_score"]
+        found = self._measured({"x": X} if logits is None else {"x": X, "logits": logits}, name)
+        return {name: found[name] for name in ("density", name) if name is not None}
 
-    def _measured(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        logit_score = self.calibrated_as_["logit_score"] if "logits" in rows else None
+    def _measured(
+        self, rows: dict[str, np.ndarray], logit_score: str | None = None
+    ) -> dict[str, np.ndarray]:
         density = self.fitted_as_["density"]
         return measured(density, self.preparation_, self.density_, rows, logit_score)
 
-    def _groups(self, logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
-        return logits.argmax(axis=1) if self.calibrated_as_["by_class"] else np.zeros(num, int)
+
+def _groups(read: Mapping[str, Any], logits: np.ndarray | None, num: int) -> Int[np.ndarray, "n"]:
+    return logits.argmax(axis=1) if read["by_class"] else np.zeros(num, int)

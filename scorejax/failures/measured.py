@@ -27,14 +27,19 @@ def measured(
 ) -> dict[str, Float[np.ndarray, "n"]]:
     """The "density" of features `rows["x"]` in nats, and minus the norms that it does not see.
 
-    "residual" is outside of the principal components, "dead" on units without variance. With
-    `logit_score`, that of `rows["logits"]` as well, by its name.
+    All are -inf where features are finite, and so far away that arithmetic gives NaN. "residual"
+    is outside of the principal components, "dead" on units without variance. With `logit_score`,
+    that of `rows["logits"]` as well, by its name.
     """
     num = len(rows["x"])
     order = np.minimum(np.arange(num + -num % AT_ONCE), num - 1)
     filled = {name: values[order] for name, values in rows.items()}
     found = joined(_score_stream(density, preparation, logit_score)(params, filled, AT_ONCE))
-    return {name: np.asarray(values[:num], float) for name, values in found.items()}
+    found = {name: np.asarray(values[:num], float) for name, values in found.items()}
+    # Rows so far away that a flow computes inf - inf are the least likely of all.
+    for name in ("density", "residual", "dead"):
+        found[name] = np.where(np.isnan(found[name]), -np.inf, found[name])
+    return found
 
 
 @functools.lru_cache(maxsize=8)

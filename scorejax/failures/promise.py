@@ -41,7 +41,7 @@ class Promise:
             warnings.warn(
                 f"no calibration row is predicted to be of class {', '.join(missing)}: new rows "
                 "that are will be refused",
-                stacklevel=3,
+                stacklevel=4,
             )
         size = min(sizes.values())
         promised = self.num_scores * conformal.smallest_alpha(size, delta=self.share)
@@ -49,8 +49,8 @@ class Promise:
             needed = conformal.calibration_size(self.alpha / self.num_scores, delta=self.share)
             rows = "rows of each class" if len(groups) > 1 else "rows"
             warnings.warn(
-                f"alpha={self.alpha:g} by {self.num_scores} scores needs {needed} calibration "
+                f"alpha={self.alpha:g} by {self.num_scores} scores needs {needed:.15g} calibration "
                 f"{rows}; {size} can promise alpha={math.ceil(1e4 * promised) / 1e4:g} at best, "
                 "and flag nothing below it",
-                stacklevel=3,
+                stacklevel=4,
             )

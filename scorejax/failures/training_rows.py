@@ -7,8 +7,9 @@ from collections.abc import Collection
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from scorejax.data.features import FeaturePreparation
 from scorejax.density.rows import checked_labels
 
 
@@ -50,6 +51,21 @@ def labelled_rows(
     return features, *checked_labels(labels, len(features), num_classes)
 
 
+def held_out_rows(num: int, share: float | None, seed: int) -> Bool[np.ndarray, "num"]:
+    """Whether each row is held out: a share of them, at least one; with None, no row.
+
+    Raises: ValueError for fewer than three rows, if there is a share.
+    """
+    held = np.zeros(num, bool)
+    if share is None:
+        return held
+    if num < 3:
+        raise ValueError(f"held_out needs 3 rows or more, 2 to fit and 1 to calibrate; got {num}")
+    size = min(max(1, round(share * num)), num - 2)
+    held[np.random.default_rng(seed).permutation(num)[:size]] = True
+    return held
+
+
 def row_digests(rows: Float[np.ndarray, "n d"]) -> list[bytes]:
     """A digest of each row; rows of equal numbers have equal ones, in 0 and -0 too."""
     plus_zero = rows + np.zeros((), rows.dtype)
@@ -57,13 +73,17 @@ def row_digests(rows: Float[np.ndarray, "n d"]) -> list[bytes]:
 
 
 def warn_of_seen(rows: Float[np.ndarray, "n d"], seen: Collection[bytes]) -> None:
-    """Warns if calibration rows have digests of rows that were fitted to."""
+    """Warns if calibration rows have digests of rows that were fitted to.
+
+    Features of few values coincide in independent rows too.
+    """
     num = sum(digest in seen for digest in row_digests(rows))
     if num:
         warnings.warn(
-            f"{num} of {len(rows)} calibration rows were fitted to as well: new rows will look "
-            "odd beside them, and false alarms exceed alpha. Calibrate on rows held out",
-            stacklevel=3,
+            f"{num} of {len(rows)} calibration rows equal a row of fit. If they are the same "
+            "rows, new ones will look odd beside them, and false alarms exceed alpha: calibrate on "
+            "rows held out. Rows that coincide by chance do no harm",
+            stacklevel=4,
         )
 
 
@@ -76,4 +96,31 @@ def warn_of_rounding(rows: Float[np.ndarray, "n d"], dead: Int[np.ndarray, "m"])
             "precision can tell beside their size, and the density does not see them. Subtract "
             "their mean in double precision, or drop them",
             stacklevel=3,
+        )
+
+
+def warn_of_unseen(preparation: FeaturePreparation, explained: float) -> None:
+    """Warns if the density sees fewer dimensions than features have, but by `explained`."""
+    num_dead, num_kept = len(preparation.dead), len(preparation.kept)
+    num_seen = preparation.directions.shape[1]
+    if num_dead or (explained == 1 and num_seen < num_kept):
+        warnings.warn(
+            f"the density sees {num_seen} of {num_kept + num_dead} dimensions of the features; "
+            "what lies outside is in density_scores' 'residual' and 'dead', and in no p-value",
+            stacklevel=3,
+        )
+
+
+def column_names(rows: ArrayLike | None) -> list | None:
+    """Names of the columns of a data frame; None for arrays."""
+    # Arrow's tables call the columns themselves `columns`.
+    columns = getattr(rows, "column_names", getattr(rows, "columns", None))
+    return None if columns is None else list(columns)
+
+
+def require_same_names(names: list | None, calibrated: list | None) -> None:
+    """Raises ValueError for data frames of logits whose columns differ in names or order."""
+    if names is not None and calibrated is not None and names != calibrated:
+        raise ValueError(
+            f"logits need the columns of calibrate, in their order, {calibrated}; got {names}"
         )

@@ -44,10 +44,12 @@ def require_booleans(failed: Shaped[np.ndarray, "n"]) -> None:
 
 
 def p_value_array(
-    p_values: Real[ArrayLike, "n"], *, zero_allowed: bool = True
+    p_values: Real[ArrayLike, "..."], *, zero_allowed: bool = True
 ) -> Float[np.ndarray, "n"]:
-    """p-values in double precision. Raises: ValueError unless all lie in [0, 1], or in (0, 1]."""
+    """p-values in double precision. Raises: ValueError unless (n,) in [0, 1], or (0, 1]."""
     array = np.asarray(p_values, np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"p_values need to be one array (n,) for each test; got {array.shape}")
     valid = ((array >= 0) if zero_allowed else (array > 0)) & (array <= 1)  # NaN is not
     if not valid.all():
         row, ends = np.argmin(valid), "[0, 1]" if zero_allowed else "(0, 1]"

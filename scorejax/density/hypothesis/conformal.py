@@ -92,11 +92,14 @@ def two_sided_p_values(
 def bonferroni(*p_values: Real[ArrayLike, "m"]) -> Float[np.ndarray, "m"]:
     """Combines k p-values of each row into the p-value min(1, k min p), under any dependence.
 
-    Raises: ValueError if there is none, or one is outside [0, 1].
+    Each argument has the p-values (m,) of one test.
+    Raises: ValueError if there is none, one is outside [0, 1], or lengths differ.
     """
     if not p_values:
         raise ValueError("bonferroni needs at least one array of p-values; got none")
-    smallest = np.min([p_value_array(p) for p in p_values], axis=0)
+    arrays = [p_value_array(p) for p in p_values]
+    require_lengths(**{f"p_values {i}": array for i, array in enumerate(arrays)})
+    smallest = np.min(arrays, axis=0)
     return np.minimum(1.0, len(p_values) * smallest)
 
 
@@ -226,7 +229,12 @@ def calibration_size(alpha: float, *, delta: float | None = None) -> int:
 
 
 def uniform(rng: Rng, num: int) -> Float[np.ndarray, "num"]:
-    """Uniform draws in the open interval (0, 1), in double precision, by one key or `num` keys."""
+    """Uniform draws in the open interval (0, 1), in double precision, by one key or `num` keys.
+
+    Raises: ValueError for a seed or a NumPy generator, which are no keys.
+    """
+    if not isinstance(rng, jax.Array | np.ndarray):
+        raise ValueError(f"rng needs a key: jax.random.key(0), say; got {rng!r}")
     draw = lambda key, shape: jax.random.uniform(key, shape, jnp.float32)
     # Multiples of 2^-23 moved off zero: neither p = 0 nor, of the other side, 1 - U = 0.
     return np.asarray(draw_rows(draw, rng, (num,)), np.float64) + 2.0**-24

@@ -119,7 +119,8 @@ class Detector:
             try:
                 fitted[name] = score.fit(rows.features, rows.logits, labelled.label)
             except ValueError as error:
-                warnings.warn(f"the report is without {name!r}: {error}", stacklevel=2)
+                # From cached_property's caller.
+                warnings.warn(f"the report is without {name!r}: {error}", stacklevel=3)
         return fitted
 
     def scores(self, images: np.ndarray) -> dict[str, np.ndarray]:

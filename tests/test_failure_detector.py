@@ -240,8 +240,9 @@ def test_tables_are_matched_by_the_names_of_their_columns():
 
 def test_a_tiny_alpha_is_warned_of_in_few_digits():
     detector = FailureDetector("gaussian", alpha=1e-300).fit(rows(300, 0)[0])
-    with pytest.warns(UserWarning, match="needs 1e\\+300 calibration rows; 100 can"):
+    with pytest.warns(UserWarning) as warned:
         detector.calibrate(rows(100, 1)[0])
+    assert "needs 1e+300 calibration rows; 100 can" in str(warned[0].message)
 
 
 def test_calls_out_of_order_name_the_calls_that_are_missing():

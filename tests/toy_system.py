@@ -50,6 +50,7 @@ class ToySystem(NamedTuple):
     frozen: tuple = ()
     published: object = averaged
     paths: tuple = ()
+    kept: object = None
 
     def init(self, rng):
         first, second = jax.random.split(rng)

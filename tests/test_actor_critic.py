@@ -217,6 +217,7 @@ def separate_losses(params, target_critic, keys, batch):
     return {"critic": loss_of_critic, "actor": loss_of_actor, "log_alpha": loss_of_alpha}
 
 
+@pytest.mark.deep
 def test_one_loss_is_three_optimisers_that_read_old_parameters(x64):
     params, batches, key = players(np.float64), transitions(20, np.float64), jax.random.key(5)
     optimisers = {name: optax.adam(rate) for name, rate in LEARNING_RATES.items()}

@@ -174,6 +174,7 @@ def test_the_likelihood_of_images_is_that_of_their_grey_levels():
     np.testing.assert_allclose(sum_except_batch(terms.log_prob), measured[0]["log_prob"], rtol=1e-4)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "variant", ["", *(pytest.param(v, marks=pytest.mark.slow) for v in ("mixture", "noisy"))]
 )
@@ -245,6 +246,7 @@ def test_the_noise_of_exact_score_matching_is_in_the_range_and_in_the_truth():
     assert systems.load_model(eight_gaussians.get_config("debug")).noise == pytest.approx(0.03)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("module", [digits, wine])
 def test_densities_have_the_precision_of_the_evaluation(module):
     model = systems.load_model(module.get_config("debug"))

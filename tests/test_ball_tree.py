@@ -53,6 +53,7 @@ def test_no_point_of_a_node_is_nearer_than_its_bounds(name, side):
             assert np.all(node_bounds(space, tree.nodes, row) <= nearest)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_no_place_in_a_ball_is_nearer_than_its_bound(name, side):
     # 10,000 places about each centre, of which those in the ball are kept: a thousand or more.

@@ -320,6 +320,7 @@ def outcomes(files):
     return commands.outcomes_of(filled, **commands.TWO_DEVICES)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_in_a_command_is_one_line_before_anything_is_compiled(name, outcomes):
     outcome, words = outcomes[name], MISTAKES[name][1]

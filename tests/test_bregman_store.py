@@ -26,6 +26,7 @@ def saved(tmp_path_factory):
     return path
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("name", "side"), CASES)
 def test_an_index_from_the_disk_answers_as_in_memory(name, side, tmp_path):
     case, on_disk = build_on_disk(tmp_path / "index", name, side)

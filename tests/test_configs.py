@@ -157,6 +157,7 @@ IN_FULL = [
 ]
 
 
+@pytest.mark.deep
 @cases(
     IN_FULL,
     by_default=[  # one of each architecture, and colours

@@ -121,6 +121,7 @@ def batch_of(shown):
     }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("terminal", rewards.TERMINALS)
 def test_the_reward_is_log_q_plus_lambda_f_times_the_bounds_reward(terminal):
     reward, occupancy, shown = reward_of(terminal=terminal)

@@ -211,6 +211,7 @@ CONVEX = {
 }  # fmt: skip
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(("phi", "options", "known"), CONVEX.values(), ids=CONVEX)
 def test_a_divergence_made_from_a_convex_function_is_the_built_in_one(phi, options, known):
     made = bregman.from_convex(phi, **options)

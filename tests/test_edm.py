@@ -88,6 +88,7 @@ def test_its_likelihood_is_that_gaussians(untrained):
     np.testing.assert_allclose(found, (-nats + np.log(17 / 2)) / np.log(2), atol=1e-3)
 
 
+@pytest.mark.deep
 def test_samples_are_heuns_in_35_evaluations_unless_asked_otherwise(untrained):
     config, model, variables = untrained
     rngs = jax.random.split(jax.random.key(2), 400)

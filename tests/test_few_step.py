@@ -185,6 +185,7 @@ def end_of_flow(sde, method, num_steps):
     return np.asarray(jax.jit(lambda x: run(x).x)(x_init))
 
 
+@pytest.mark.deep
 @by_name
 @pytest.mark.parametrize(("sampler", "order"), [(heun, 2), (dpm_solver_pp, 2), (euler, 1)])
 def test_the_order_on_a_mixture(x64, sde, sampler, order):

@@ -84,6 +84,7 @@ def test_training_in_single_precision(golden, name):
         assert_near(after[key.removeprefix("after_train/")], file, key, file[f"tol/{key}"])
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", slowly(DEEP_TRAINING))
 def test_double_precision(golden, x64, name):
     file = golden(name)

@@ -121,6 +121,7 @@ def assert_close(actual, expected, relative):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=relative * np.abs(expected).max())
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("file", "relative"), [("f_fd_losses", 1e-8), ("f_fd_losses_smalleps", 1e-6)]
 )

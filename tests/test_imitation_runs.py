@@ -110,6 +110,7 @@ def states_reward(name, batch, model, params):
     return model.lambda_f * model.gamma * (f(after, state) - margins)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "changes",
     [

@@ -176,6 +176,7 @@ def outcomes(files):
     return commands.outcomes_of(cases, **commands.SAME_FLAGS)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", CASES)
 def test_a_mistake_is_one_line_before_anything_is_compiled(name, outcomes, files):
     outcome, words = outcomes[name], CASES[name][1].replace("{tmp}", str(files))

@@ -140,6 +140,7 @@ def test_of_gaussian_data_the_family_learns_the_score():
     assert max(errors(x)) < 0.1
 
 
+@pytest.mark.deep
 def test_the_deep_kernel_is_a_mixture_of_gaussian_kernels_of_features():
     kernel = DeepKernel(2, num_inducing=4, features=3, num_hidden=1, log_widths=(0.0, 0.7))
     x = np.random.default_rng(4).normal(size=(5, 2))

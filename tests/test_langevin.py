@@ -177,6 +177,7 @@ def inpainting_recursion(y, sigmas, step_size, steps):
     return (slope @ mean)[1], (slope @ spread @ slope.T)[1, 1]
 
 
+@pytest.mark.deep
 def test_measured_values_are_kept_and_the_others_have_a_known_bias():
     # Replacing is not drawing from the conditional law, N(.8 y, .36). By the recursion the mean
     # comes out 20 % low and the variance 55 % too wide with these few steps; four standard errors.

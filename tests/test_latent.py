@@ -62,6 +62,7 @@ def test_temperature_scales_the_spread_of_gaussian_data(temperature):
     assert np.all(np.abs(np.var(x, axis=0) / expected - 1) < 5 * np.sqrt(2 / num))
 
 
+@pytest.mark.deep
 def test_a_latent_does_not_depend_on_what_the_network_predicts():
     # The same exact score as a score and as a noise prediction: one latent for an example.
     x = DATA.sample(jax.random.key(4), 4)

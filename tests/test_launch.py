@@ -33,6 +33,7 @@ from tests.commands import ROOT
 from tests.published_files import safetensors
 from tests.test_inception import official_shapes, random_state
 
+pytestmark = pytest.mark.deep  # Two trainings in a process of their own.
 run = functools.partial(commands.run, **commands.TWO_DEVICES, **commands.SAME_FLAGS)
 
 

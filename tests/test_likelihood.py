@@ -68,6 +68,7 @@ def test_log_prob_of_gaussian_data_is_the_closed_form(sde, name):
     assert result.success.all() and (result.standard_error == 0).all()
 
 
+@pytest.mark.deep
 @by_name("vp", "ve")
 def test_log_prob_of_a_mixture_is_the_closed_form(sde):
     data = mixture(8)
@@ -193,6 +194,7 @@ def test_a_row_does_not_depend_on_its_batch():
     assert whole.steps[2] > whole.steps[0]
 
 
+@pytest.mark.deep
 @by_name("vp")
 def test_nfe_is_the_number_of_calls(sde):
     data, calls = mixture(4), []

@@ -22,6 +22,7 @@ def gaussian(x):
     return -jnp.sum(x**2, axis=1) / (2 * VARIANCE)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("adjust", ["none", "mala", "hmc"])
 def test_corrected_chains_keep_the_law_and_others_have_the_known_bias(adjust):
     # s^2 / v = 1: without correction the variance becomes v / (1 - 1 / 4). From draws of p, 30

@@ -18,6 +18,7 @@ from tests.matching_case import Case, case, logits, new_documents
 from tests.trees import assert_equal
 
 
+@pytest.mark.deep
 def test_a_step_weighs_each_half_by_the_peer_and_learns_by_the_other():
     # The loss of a step from logits of the whole batch, weighed and halved here by hand.
     one = case()
@@ -34,6 +35,7 @@ def test_a_step_weighs_each_half_by_the_peer_and_learns_by_the_other():
     np.testing.assert_allclose(float(aux.metrics["loss_text"] + aux.metrics["loss_relation"]), loss)
 
 
+@pytest.mark.deep
 def test_one_view_has_no_gradient_in_the_other():
     # Losses of the two views by turns; node vectors stand in the text view, texts in the graph.
     one = case()

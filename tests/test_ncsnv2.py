@@ -147,6 +147,7 @@ def test_the_held_out_loss_is_of_as_many_images_as_asked():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.deep
 def test_metrics_are_numbers_and_pictures():
     metrics = with_network(Linear(), eval_bits_examples=0).metrics()
     assert metrics.keys() == {"loss", "samples", "langevin", "interpolation"}
@@ -159,6 +160,7 @@ def test_metrics_are_numbers_and_pictures():
     assert all(np.isfinite(list(scalars.values())))
 
 
+@pytest.mark.deep
 def test_no_device_evaluates_more_examples_than_it_trains_on():
     sizes = set()
 

@@ -35,6 +35,7 @@ def cdf(u):
     return sum(w * stats.norm.cdf(u, m, NOISY_STD) for m, w in zip(MEANS, WEIGHTS, strict=True))
 
 
+@pytest.mark.deep
 def test_modes_that_do_not_overlap_have_their_weights():
     rng = np.random.default_rng(0)
     x = MEANS[rng.choice(2, 100, p=WEIGHTS)] + NOISY_STD * rng.normal(size=100)

@@ -113,6 +113,7 @@ def test_a_start_that_is_not_finite_fails_alone(bad):
     assert solved.steps.max() < 50
 
 
+@pytest.mark.deep
 def test_too_few_steps_are_a_failure():
     enough = solve(lambda x, t: -x, jnp.ones(2)).steps
     assert solve(lambda x, t: -x, jnp.ones(2), max_steps=int(enough)).success

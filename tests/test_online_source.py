@@ -119,6 +119,7 @@ def test_another_number_of_devices_goes_on_with_the_same_environments(
     np.testing.assert_array_equal(after["ring"][:, 4, 0], before["x"])
 
 
+@pytest.mark.deep
 def test_environments_that_do_not_divide_are_one_line(tmp_path):
     config = online_toy.CONFIG | {"num_envs": 6}
     train(online_toy.build(config), config, tmp_path)  # on two devices

@@ -56,6 +56,7 @@ def test_a_missing_condition_is_refused():
         net.apply(variables, cache, x, 0, method="advance")
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("num_resolutions", "shape"),
     [

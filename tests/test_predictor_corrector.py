@@ -61,6 +61,7 @@ def chain_moments(name, sde, num_steps, t_min=None):
     return moment_recursion([update], t, 0.0, prior_variance(sde))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     ("sde", "name", "variances"),
     [

@@ -28,6 +28,7 @@ DATA = Gaussian(
 )
 
 
+@pytest.mark.deep
 @by_name("vp", "ve")
 def test_decode_and_encode_are_the_closed_form_flow(x64, sde):
     # The solver bounds the error of a step by atol + rtol |x|; 50 steps whose errors the flow can

@@ -67,6 +67,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("averaged", [True, False])
 @pytest.mark.parametrize("layout", WRITERS)
 def test_a_published_file_computes_the_golden_numbers(official, tmp_path, layout, averaged):

@@ -146,6 +146,7 @@ def test_parts_of_the_work_give_the_same_conditionals():
     np.testing.assert_allclose(*parts, atol=2e-5)
 
 
+@pytest.mark.deep
 def test_levels_have_the_integrals_of_the_density_between_their_bounds():
     c, _, _ = mixture("grey levels")
     bounds = (LEVELS[1:] + LEVELS[:-1]) / 2
@@ -161,6 +162,7 @@ def test_levels_have_the_integrals_of_the_density_between_their_bounds():
     assert float(jnp.sum(jnp.exp(measured.log_prob))) == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", [pytest.param("normal", marks=pytest.mark.slow), "far apart"])
 def test_quantiles_invert_the_distribution_function(name):
     c, _, limit = mixture(name)

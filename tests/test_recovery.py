@@ -172,6 +172,7 @@ def test_the_gradient_is_zero_at_the_truth(t):
     assert np.all(np.abs(gradients.mean(axis=0)) < 4 * error)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("t", [0, 3])
 def test_the_gradient_at_a_wrong_precision(t):
     # d NLL / dp = (E (y+ - mu)^2 - E (y- - mu)^2) / 2, with E (y- - mu)^2 as worked out by hand.

@@ -71,6 +71,7 @@ def test_samples_have_the_law_of_their_chains(model):
     assert abs(x.var() / variance - 1) < 4 * math.sqrt(2 / x.size)
 
 
+@pytest.mark.deep
 def test_likelihoods_and_bounds_hold_the_density_of_noisy_data(model):
     normalize = model.normalizer(num_walks=200, num_temperatures=300, num_chain_steps=200)
     bounds = normalize(VARIABLES, jax.random.key(1))

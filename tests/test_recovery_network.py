@@ -229,6 +229,7 @@ def test_in_bfloat16_the_sum_over_pixels_keeps_single_precision():
     np.testing.assert_allclose(half, value, rtol=0.02)
 
 
+@pytest.mark.deep
 def test_a_fresh_network_is_its_shortcuts():
     x = np.random.default_rng(0).normal(size=(3, 4, 4, 1)).astype(np.float32)
     network = TINY.clone(ch_mult=(1, 1), attn_resolutions=(2,))

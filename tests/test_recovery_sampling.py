@@ -15,6 +15,7 @@ from tests.compilation import optimised_jit
 from tests.test_recovery import DATA, LEVELS, assert_moments
 
 
+@pytest.mark.deep
 def test_rows_depend_on_their_own_keys():
     rngs = jax.random.split(jax.random.key(0), 6)
     energy_fn = DATA.energy_fn()

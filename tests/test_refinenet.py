@@ -34,6 +34,7 @@ def state_of(file, prefix="params/"):
     return {key.removeprefix(prefix): file[key] for key in file if key.startswith(prefix)}
 
 
+@pytest.mark.deep
 def test_the_first_ncsn_computes_the_official_numbers(golden, precision):
     file = golden("e_net_ncsn_v1")
     hyper = SETTINGS | {"image_size": 16}

@@ -103,6 +103,7 @@ def value(batch, gamma=0.9):
     return values[0]
 
 
+@pytest.mark.deep
 def test_death_ends_the_return_and_a_time_limit_does_not():
     delta = 0.2
     dying = tabular(

@@ -104,6 +104,7 @@ def test_an_official_score_sde_reads_as_its_file_is_called(name):
     assert config.fir == ("ncsnpp" in rest)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[] if name in IN_FULL else [pytest.mark.slow]) for name in OFFICIAL],

@@ -150,6 +150,7 @@ def test_sharpening_keeps_uniform_rows_and_squares_others_at_half_the_temperatur
     np.testing.assert_array_equal(semi.sharpen(one_hot), one_hot)
 
 
+@pytest.mark.deep
 def test_mixup_weights_favour_their_own_row():
     num, alpha = 2000, 0.75
     keys = row_keys(jax.random.key(0), num)

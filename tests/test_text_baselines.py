@@ -111,6 +111,7 @@ def test_our_variables_have_the_names_and_shapes_of_the_official_ones(golden, na
     assert shapes(ours) == shapes(variables_of(file, name))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", ["bpjfnn", "apjfnn"])
 def test_padding_changes_no_logit(golden, x64, name):
     # The sums have the same terms and zeros: equal to rounding in double precision.

@@ -59,6 +59,7 @@ def direct(encoder):
     return np.array(rows)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("tokens_per_batch", [480, 1])
 def test_vectors_do_not_depend_on_padding_nor_on_company(encoder, direct, tokens_per_batch):
     # Rounding of sums of another length: 1e-7 of states that are about 1.

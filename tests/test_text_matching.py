@@ -49,6 +49,7 @@ def reference(params, sentences):
     return x.mean(0)
 
 
+@pytest.mark.deep
 def test_a_document_is_encoded_as_by_numpy(encoder):
     # Two layers of sums of at most 32 numbers of size 1, in single precision.
     variables, apply = encoder

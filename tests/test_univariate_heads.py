@@ -77,6 +77,7 @@ def test_noise_convolves_a_gaussian_mixture(x64):
     np.testing.assert_allclose(np.gradient(cdf, step, axis=1), expected, atol=1e-3)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("head", [MIXTURE, LOGISTICS], ids=lambda head: head.kind)
 def test_far_tails_and_least_scales_are_finite_in_single_precision(head):
     # Scales of 1e-3 at |u| = 1e3 square to 1e12; the score is then -z / scale, or -1 / scale.

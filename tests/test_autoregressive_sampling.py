@@ -85,6 +85,7 @@ def test_sweeps_end_at_the_sample_of_the_ancestral_order():
     assert np.all(swept.sweeps <= DIM)
 
 
+@pytest.mark.deep
 def test_independent_dimensions_take_two_sweeps_and_rows_do_not_wait():
     means = jnp.broadcast_to(jnp.array([0.0, 1.0]), (4, DIM, 2))
     independent = lambda x: means[: len(x)]

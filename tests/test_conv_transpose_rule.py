@@ -98,6 +98,7 @@ def assert_equals_lax(transform, window, dtype=jnp.float32):
         np.testing.assert_array_equal(np.asarray(a, np.float64), np.asarray(b, np.float64))
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_equals_lax_to_the_last_bit(transform):
     assert_equals_lax(transform, WINDOWS["same"])

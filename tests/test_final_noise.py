@@ -79,6 +79,7 @@ def test_the_table_has_every_sampler():
     assert DENOISING_COSTS.keys() == make_model(True).samplers.keys()
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", BY_DEPTH)
 def test_a_sampler_keeps_or_removes_the_last_noise_as_it_is_told(name):
     noisy, noisy_nfe = draw(name, False, 0.0)

@@ -65,6 +65,7 @@ def test_upfirdn2d_is_zero_insertion_convolution_and_decimation(x64):
     np.testing.assert_allclose(y, full[:, ::3, ::2], atol=1e-14)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 1), (1, 2, 3, 3, 2, 1)])
 def test_fused_twins_are_a_convolution_and_a_resampling(x64, taps):
     # Filter and convolution commute where neither sees the border: 4 pixels from it for 6 taps.

@@ -91,6 +91,7 @@ MORE_TENSORS = {
 }
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("name", SCORE_SDE_BLOCKS)
 def test_score_sde_block(golden, precision, name):
     file = golden("a_blocks")

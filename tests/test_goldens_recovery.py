@@ -68,6 +68,7 @@ def test_diffusion(golden, precision):
     assert_agrees(positive / scale, file, "x_t", precision)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("suffix, noise_scale", [("", 1.0), ("_cold", 0.99), ("_deterministic", 0)])
 def test_langevin_chains(golden, precision, suffix, noise_scale):
     file = golden("j_langevin_quad")

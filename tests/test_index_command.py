@@ -44,6 +44,7 @@ def build_flags(folder) -> list[str]:
     ]
 
 
+@pytest.mark.deep
 def test_an_index_is_built_described_and_searched(files):
     case, folder = files
     built = launch("build", *build_flags(folder))

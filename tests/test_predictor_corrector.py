@@ -300,6 +300,7 @@ def test_every_pair_draws_from_a_mixture(name):
                 assert pvalue > 5e-7, f"{name} {predictor} {corrector} {direction}: {pvalue:.1e}"
 
 
+@pytest.mark.deep
 def test_anisotropic_gaussian_data_keep_their_covariance():
     # 20 000 chains: entries of a covariance with unit variances have a standard error of 0.01;
     # four of those and the bias of 300 Euler-Maruyama steps (1 % of the variance).

@@ -168,6 +168,7 @@ def test_data_of_unit_variance_whose_flow_stands_still(sde):
     np.testing.assert_allclose(x, exact, atol=1e-3 if sde.name != "subvp" else 5e-3)
 
 
+@pytest.mark.deep
 @by_name("ve")
 def test_samples_of_a_mixture_have_its_law(sde):
     # False alarms: three SDEs, two coordinates and two diagonals, so 12 tests at 1e-6 each.

@@ -164,6 +164,7 @@ def exact_pairs(rng, t, num, precision=None):
     return positive, centre + draw(y_rng) / np.sqrt(lam)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("t", [0, 3, TOP])
 def test_the_gradient_is_zero_at_the_truth(t):
     positive, negative = exact_pairs(jax.random.key(t), t, 40_000)

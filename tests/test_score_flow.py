@@ -139,6 +139,7 @@ def test_a_new_network_is_zero_which_is_the_score_of_the_standard_normal_density
         np.testing.assert_allclose(value, 0, atol=1e-4)  # weights of size 1e-5
 
 
+@pytest.mark.deep
 def test_a_fit_finds_the_score_of_a_gaussian():
     covariance = np.array([[1.0, 0.8], [0.8, 1.0]])
     data = Gaussian(np.zeros(2), covariance)

@@ -248,6 +248,7 @@ def test_other_options_keep_the_size_of_the_image():
             assert out.shape == (1, 32, 32, 5)
 
 
+@pytest.mark.deep
 def test_heads_of_attention_do_not_see_each_other():
     # With the value of one head alone not zero, only the outputs that read that head can move.
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 128))

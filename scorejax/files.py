@@ -164,6 +164,13 @@ def disguise(path: str | os.PathLike) -> str:
     return ""
 
 
+def why_unreadable(path: str | os.PathLike, error: BaseException) -> str:
+    """Says in one line why a file could not be read: its `disguise`, or else the error's words."""
+    if kind := disguise(path):
+        return f"it is {kind}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def sync(path: AnyPath) -> None:
     """Waits until a file's content, or the names in a directory, are on disk.
 

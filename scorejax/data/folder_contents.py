@@ -20,7 +20,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _LEFT_BEHIND
 
 
-def files_below(
+def visible_files(
     folder: str | os.PathLike, suffixes: Collection[str], *, deep: bool = True
 ) -> list[pathlib.Path]:
     """Visible files that end in one of the suffixes, in any case, sorted by path.
@@ -55,13 +55,13 @@ def files_below(
 def picture_paths(folder: str | os.PathLike) -> list[pathlib.Path]:
     """The pictures of a folder, sorted by path; one picture in place of a folder is its only one.
 
-    Raises: FileNotFoundError, one line, if there are none; otherwise as `files_below`.
+    Raises: FileNotFoundError, one line, if there are none; otherwise as `visible_files`.
     """
     folder = pathlib.Path(folder).expanduser()
     if folder.is_file():
         paths = [folder] if folder.suffix.lower() in SUFFIXES else []
     else:
-        paths = files_below(folder, SUFFIXES)
+        paths = visible_files(folder, SUFFIXES)
     if not paths:
         listed = ", ".join(SUFFIXES)
         if folder.is_file():

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from scorejax.choices import choose
 from scorejax.data import matching_lists, matching_rows
-from scorejax.data.folder_contents import files_below
+from scorejax.data.folder_contents import visible_files
 from scorejax.data.matching import Documents, Matching, Split, concatenate
 from scorejax.data.matching_rows import (
     DOCUMENT_COLUMNS,
@@ -155,7 +155,7 @@ def read(folder: str | os.PathLike, layout: str, *, damaged: str = "raise") -> R
 
 
 def _only(folder: pathlib.Path, suffix: str) -> pathlib.Path:
-    paths = files_below(folder, (f".{suffix}",), deep=False)
+    paths = visible_files(folder, (f".{suffix}",), deep=False)
     if len(paths) != 1:
         raise ValueError(f"{folder} needs one file *.{suffix}; got {len(paths)}")
     return paths[0]

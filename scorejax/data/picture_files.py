@@ -12,7 +12,7 @@ from jaxtyping import Bool, Int32, UInt8
 from PIL import Image, ImageOps
 from scipy import ndimage
 
-from scorejax.files import disguise
+from scorejax.files import why_unreadable
 
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
@@ -109,10 +109,10 @@ def load_known(path: str | os.PathLike) -> Bool[np.ndarray, "h w"]:
 
 def _lighter(path: str | os.PathLike, levels: np.ndarray, kind: str) -> Bool[np.ndarray, "h w"]:
     """Where levels (h, w) are the lighter of two. Raises: ValueError if they are not two."""
-    values, inside = np.unique(levels), None
-    if len(values) == 2 and np.isfinite(values).all() and not _is_jpeg(path):
+    values, is_jpeg, inside = np.unique(levels), _is_jpeg(path), None
+    if len(values) == 2 and np.isfinite(values).all() and not is_jpeg:
         inside = levels == values[1]
-    elif _is_jpeg(path) or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
+    elif is_jpeg or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
         inside = _threshold_lossy(path, levels)
     if inside is None or inside.all() or not inside.any():
         raise ValueError(
@@ -140,8 +140,7 @@ def _decoded(path: str | os.PathLike) -> Image.Image:
             file.load()
             picture = ImageOps.exif_transpose(file)
     except Exception as error:  # Damaged files make Pillow raise exceptions of many types.
-        reason = disguise(path) and f"it is {disguise(path)}"
-        reason = reason or " ".join(str(error).split()) or type(error).__name__
+        reason = why_unreadable(path, error)
         raise ValueError(f"{path} is not a readable picture: {reason}") from None
     if num_pages > 1:
         raise ValueError(

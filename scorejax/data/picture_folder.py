@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scorejax.choices import require_known
-from scorejax.data.folder_contents import SUFFIXES, class_of, contents, files_below
+from scorejax.data.folder_contents import SUFFIXES, class_of, contents, visible_files
 from scorejax.data.picture_files import load_image
 
 
@@ -23,7 +23,7 @@ class PictureFolder(Sequence):
 
     def __init__(self, root: pathlib.Path, split: str):
         self._folder = root / split
-        self._paths = files_below(self._folder, SUFFIXES)
+        self._paths = visible_files(self._folder, SUFFIXES)
         if not self._paths:
             of_root = contents(root) if not root.is_file() else "it is a file"
             raise FileNotFoundError(
@@ -32,7 +32,9 @@ class PictureFolder(Sequence):
                 f"{root}: {of_root}"
             )
         train = root / "train"
-        names = {class_of(path, train) for path in files_below(train, SUFFIXES)}
+        # Going through a large folder takes seconds: that of training is not gone through twice.
+        training = self._paths if self._folder == train else visible_files(train, SUFFIXES)
+        names = {class_of(path, train) for path in training}
         classes = sorted(names - {""})
         self._labels = {name: label for label, name in enumerate(classes or [""])}
         for path in self._paths:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from scorejax.choices import choose, require_known
-from scorejax.data.folder_contents import SUFFIXES, contents, files_below, picture_paths
+from scorejax.data.folder_contents import SUFFIXES, contents, picture_paths, visible_files
 from scorejax.data.picture_files import DAMAGED, load_image, load_instances, load_mask
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
@@ -99,7 +99,7 @@ def _tnbc(root: pathlib.Path) -> Pairs:
 
 
 def _monuseg(root: pathlib.Path) -> Pairs:
-    pictures, polygons = picture_paths(root), files_below(root, (".xml",))
+    pictures, polygons = picture_paths(root), visible_files(root, (".xml",))
     name = lambda path: path.stem
     return _match(
         _by_name(root, pictures, "picture", name),
@@ -115,7 +115,7 @@ def _match_folders(folder: pathlib.Path, truth: pathlib.Path) -> Pairs:
     """Pairs the pictures of a folder with those of another by their names within the folders."""
     name = lambda path, within: path.relative_to(within).with_suffix("").as_posix()
     pictures = _by_name(folder, picture_paths(folder), "picture", lambda p: name(p, folder))
-    masks = files_below(truth, SUFFIXES)
+    masks = visible_files(truth, SUFFIXES)
     return _match(pictures, truth, _by_name(truth, masks, "annotation", lambda p: name(p, truth)))
 
 

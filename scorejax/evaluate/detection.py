@@ -235,8 +235,11 @@ def bootstrap_interval(
     return Interval(estimate, float(interval.low), float(interval.high))
 
 
-def _rows(scores, failed, weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores and weights in double precision, and failures. Raises: ValueError as `auroc`."""
+def _rows(
+    scores: Real[ArrayLike, "n"],
+    failed: Bool[ArrayLike, "n"],
+    weights: Real[ArrayLike, "n"] | None,
+) -> tuple[Float[np.ndarray, "n"], Bool[np.ndarray, "n"], Float[np.ndarray, "n"]]:
     s, failed = np.asarray(scores, np.float64), np.asarray(failed)
     w = np.ones(s.shape) if weights is None else np.asarray(weights, np.float64)
     if s.ndim != 1 or not s.shape == failed.shape == w.shape or not len(s):

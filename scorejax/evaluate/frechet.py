@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float, Int
 from scipy import stats
 
-from scorejax.files import as_path, disguise, save_npz
+from scorejax.files import as_path, save_npz, why_unreadable
 
 
 class Moments(NamedTuple):
@@ -140,8 +140,7 @@ def load_statistics(path: str | os.PathLike) -> Moments:
     except FileNotFoundError:
         raise FileNotFoundError(f"no reference statistics at {path}") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        reason = disguise(path) and f"it is {disguise(path)}"
-        reason = reason or " ".join(str(error).split())
+        reason = why_unreadable(path, error)
         raise ValueError(f"{path} is not a file of reference statistics: {reason}") from None
     if mean.ndim != 1 or covariance.shape != (len(mean),) * 2:
         raise ValueError(

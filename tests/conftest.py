@@ -4,6 +4,7 @@
 import gc
 import os
 import pathlib
+import signal
 from collections.abc import Callable, Iterator
 
 # Collectives on fake CPU devices need a thread each; with fewer they deadlock.
@@ -39,6 +40,14 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Ctrl-C interrupts, even if a shell has started the tests in the background, ignoring it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

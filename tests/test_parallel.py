@@ -257,7 +257,9 @@ def test_two_processes_train_as_one_process_with_two_devices(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_end_at_one_step_when_one_is_told_to_and_go_on_bit_for_bit(tmp_path):
+def test_two_processes_end_at_one_step_when_one_is_told_to_and_go_on_bit_for_bit(
+    heeds_interrupts, tmp_path
+):
     from test_checkpoint import steps_in
     from test_resume import final_state, metrics_of
 

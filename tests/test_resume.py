@@ -162,7 +162,7 @@ def signalling(signals: dict[int, int]) -> Source:
 @pytest.mark.deep
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_notice_just_before_an_evaluation_saves_and_the_evaluation_follows(
-    number, tmp_path, capfd
+    number, heeds_interrupts, tmp_path, capfd
 ):
     expected = train(build(CONFIG), CONFIG, tmp_path / "whole")
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -181,7 +181,7 @@ def test_a_notice_just_before_an_evaluation_saves_and_the_evaluation_follows(
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
 
 
-def test_the_second_interrupt_ends_the_run_at_once(tmp_path):
+def test_the_second_interrupt_ends_the_run_at_once(heeds_interrupts, tmp_path):
     twice = build(CONFIG)._replace(source=signalling({9: signal.SIGINT, 10: signal.SIGINT}))
     with pytest.raises(KeyboardInterrupt):
         # Both arrive in one call, which would end at step 20.

@@ -108,8 +108,16 @@ def _parse(argv: list[str]) -> list[str]:
 def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
     del argv
     try:
-        _do(_prepared(prepare))
+        job = _prepared(prepare)
+        job()
+        if _is_distributed():
+            _part()
     except OSError as error:
+        _exit(1, str(error))
+    except RuntimeError as error:
+        # Ours are plain; subclasses are JAX's, and worth a traceback.
+        if type(error) is not RuntimeError:
+            raise
         _exit(1, str(error))
     except KeyboardInterrupt:
         _exit(130, "interrupted")
@@ -124,18 +132,6 @@ def _prepared(prepare: Callable[[], Job]) -> Job:
         return prepare()
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         _exit(2, str(error))
-
-
-def _do(job: Job) -> None:
-    try:
-        job()
-    except RuntimeError as error:
-        # Ours are plain; subclasses are JAX's, and worth a traceback.
-        if type(error) is not RuntimeError:
-            raise
-        _exit(1, str(error))
-    if _is_distributed():
-        _part()
 
 
 def _is_distributed() -> bool:

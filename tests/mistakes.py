@@ -320,6 +320,12 @@ CASES = {
         [LADDER, "--metrics=ladder", "--config.dataset=cifar10", "--config.data_dir={tmp}/empty"],
         2, "tfds build cifar10",
     ),
+    "evaluate: a damaged first stage": (
+        "evaluate",
+        ["--config=configs/classifier_mistakes/digits.py:detector,debug",
+         "--config.classifier={tmp}/damaged", "--metrics=failures"],
+        1, "no sound checkpoint in {tmp}/damaged/checkpoints: damaged checkpoint 20",
+    ),
     "ladder upside down": (
         "train", [LADDER, NEW, "--config.sigma_max=0.001"], 2,
         "0 < sigma_min < sigma_max; got sigma_min=0.01, sigma_max=0.001",

@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from configs.classifier_mistakes import digits as classified_digits
 from configs.density_imitation import pendulum
 from configs.mv_con import generated
 from configs.score_sde import digits
@@ -38,6 +39,7 @@ def world(tmp_path_factory):
     tmp = tmp_path_factory.mktemp("world")
     config = json.loads(json.dumps(digits.get_config("debug").to_dict()))
     expert = json.loads(json.dumps(pendulum.get_config("expert,debug").to_dict()))
+    classifier = json.loads(json.dumps(classified_digits.get_config("debug").to_dict()))
     matcher = json.loads(json.dumps(generated.get_config("debug").to_dict()))
     poor = {key: config[key] for key in ("system", "sde", "nf")}
     files = {
@@ -48,6 +50,8 @@ def world(tmp_path_factory):
             config | {"dataset": "cifar10", "data_dir": str(tmp / "empty")}
         ),
         "expert/config.json": json.dumps(expert),
+        "damaged/config.json": json.dumps(classifier),
+        "damaged/checkpoints/20/commit_success.txt": "",
         "matching/config.json": json.dumps(matcher),
         "forgetful/config.json": json.dumps(matcher),
         "forgetful/kept.npz": "",

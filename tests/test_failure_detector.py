@@ -337,7 +337,7 @@ def quietly(call):
         (lambda d, x, z: d.calibrate(x[:-1], logits=z), r"4 rows need logits \(4, k\)"),
         (lambda d, x, z: FailureDetector(delta=0.0).fit(x), "delta needs to lie in"),
         (
-            lambda d, x, z: quietly(of_two_classes).p_values(x, logits=0 * z + [0, 0, 1]),
+            lambda d, x, z: quietly(of_two_classes).p_values(x, logits=0 * z + [0, 0, 2]),
             "group 2 has none",
         ),
     ],
@@ -355,3 +355,27 @@ def test_it_is_an_estimator_of_scikit_learn():
         # Its data sets have some ten rows, which cannot calibrate alpha.
         warnings.simplefilter("ignore", UserWarning)
         check_estimator(FailureDetector("gaussian", held_out=0.4, density_options={"ridge": 1e-3}))
+
+
+@pytest.mark.parametrize("name", ["features", "logits"])
+def test_masked_entries_are_refused(name, detector):
+    given = dict(zip(("features", "logits"), rows(5, 3), strict=True))
+    masked = np.ma.masked_array(given[name], np.zeros((5, given[name].shape[1]), bool))
+    given[name] = masked  # Without masked entries it is an array as any other.
+    whole = detector.p_values(given["features"], logits=given["logits"])
+    np.testing.assert_array_equal(whole, detector.p_values(rows(5, 3)[0], logits=rows(5, 3)[1]))
+    masked[3, 1] = np.ma.masked
+    with pytest.raises(ValueError, match=f"{name} need a value in each place; row 3"):
+        detector.p_values(given["features"], logits=given["logits"])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_probabilities_are_no_logits_and_their_logarithms_are(dtype, detector):
+    x, logits = rows(20, 3)
+    probabilities = np.asarray(jax.nn.softmax(logits), dtype)
+    with pytest.raises(ValueError, match="sum to 1, as probabilities do"):
+        detector.p_values(x, logits=probabilities)
+    if dtype == np.float64:  # The softmax of logarithms is the softmax that they are of.
+        by_logarithm = detector.scored(x, logits=np.log(probabilities)).scores["max_softmax"]
+        expected = detector.scored(x, logits=logits).scores["max_softmax"]
+        np.testing.assert_allclose(by_logarithm, expected, rtol=1e-4, atol=1e-6)  # float32

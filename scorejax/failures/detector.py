@@ -38,7 +38,9 @@ from scorejax.failures.training_rows import (
     column_names,
     finite_rows,
     held_out_rows,
+    logit_rows,
     require_same_names,
+    require_unmasked,
     row_digests,
     warn_of_rounding,
     warn_of_seen,
@@ -255,16 +257,11 @@ class FailureDetector(OutlierMixin, BaseEstimator):
         # Means and spreads of training rows are those of double precision, where they have it.
         dtype = [np.float64, np.float32] if reset else np.float32
         options = {"dtype": dtype, "ensure_all_finite": False, "ensure_min_samples": 1 + reset}
+        require_unmasked(X)
         X = validate_data(self, X, reset=reset, **options)
         with np.errstate(over="ignore"):  # Of what is infinite in single precision.
             finite_rows(X.astype(np.float32, copy=False))
-        if logits is None:
-            return X, None
-        logits = np.asarray(logits, np.float32)
-        if logits.ndim != 2 or len(logits) != len(X) or logits.shape[1] < 2:
-            raise ValueError(f"{len(X)} rows need logits ({len(X)}, k), k >= 2; got {logits.shape}")
-        finite_rows(logits, "logits")
-        return X, logits
+        return X, None if logits is None else logit_rows(logits, len(X))
 
     def _calibrated_rows(self, X: ArrayLike, logits: ArrayLike | None) -> tuple:
         check_is_fitted(self, "density_", msg="%(name)s is not fitted: call fit, then calibrate")

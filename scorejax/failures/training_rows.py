@@ -14,7 +14,11 @@ from scorejax.density.rows import checked_labels
 
 
 def finite_rows(values: ArrayLike, name: str = "features") -> Float[np.ndarray, "n d"]:
-    """The rows in double precision. Raises: ValueError for no rows, or one that is not finite."""
+    """The rows in double precision.
+
+    Raises: ValueError for no rows, or one that is masked or not finite.
+    """
+    require_unmasked(values, name)
     values = np.asarray(values, np.float64)
     if values.ndim != 2 or not len(values):
         raise ValueError(f"{name} need to be rows (n, d), at least one; got {values.shape}.")
@@ -31,13 +35,51 @@ def finite_rows(values: ArrayLike, name: str = "features") -> Float[np.ndarray, 
 def paired_rows(
     features: ArrayLike, logits: ArrayLike
 ) -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n k"]]:
-    """Features and logits in double precision. Raises: ValueError if they differ in length."""
+    """Features and logits in double precision.
+
+    Raises: ValueError if they differ in length, or as `require_logits`.
+    """
     features, logits = finite_rows(features), finite_rows(logits, "logits")
+    require_logits(logits)
     if len(features) != len(logits):
         raise ValueError(
             f"{len(features)} rows of features need as many logits; got {len(logits)}."
         )
     return features, logits
+
+
+def logit_rows(logits: ArrayLike, num: int) -> Float[np.ndarray, "num k"]:
+    """The logits of `num` rows in single precision.
+
+    Raises: ValueError for another shape, or as `finite_rows` and `require_logits`.
+    """
+    require_unmasked(logits, "logits")
+    logits = np.asarray(logits, np.float32)
+    if logits.ndim != 2 or len(logits) != num or logits.shape[1] < 2:
+        raise ValueError(f"{num} rows need logits ({num}, k), k >= 2; got {logits.shape}")
+    finite_rows(logits, "logits")
+    require_logits(logits)
+    return logits
+
+
+def require_unmasked(values: ArrayLike, name: str = "features") -> None:
+    """Raises ValueError for a masked array with masked entries, whose values mean nothing."""
+    masked = np.argwhere(np.ma.getmaskarray(values)) if np.ma.isMaskedArray(values) else ()
+    if len(masked):
+        raise ValueError(
+            f"{name} need a value in each place; row {masked[0][0]} has masked ones. Drop such "
+            "rows, or fill them"
+        )
+
+
+def require_logits(logits: Float[np.ndarray, "n k"]) -> None:
+    """Raises ValueError for probabilities, whose softmax would be nearly uniform."""
+    # Half precision rounds the sum of a thousand probabilities by less than this.
+    if np.all(logits >= 0) and np.all(np.abs(logits.sum(axis=1) - 1) < 1e-3):
+        raise ValueError(
+            "logits are rows that sum to 1, as probabilities do: give numbers before the softmax, "
+            "or the logarithms of probabilities"
+        )
 
 
 def labelled_rows(

@@ -8,7 +8,8 @@ each query a vector and an offset, and
     distance = height - <vector, query vector> + offset.
 
 The raw form phi(x) - <x, phi'(q)> has terms as large as phi; here they are as small as the spread
-of the data about m, in which the product is then exact to 24 bits.
+of the data about m, in which the product is then exact to 24 bits. Columns of unequal spread are
+balanced: <c v, w / c> is the same product, and exactly so for powers of two.
 """
 
 import dataclasses
@@ -23,6 +24,8 @@ from scorejax.bregman.divergences.divergence import Divergence
 UNIT_32, UNIT_64 = 2.0**-24, 2.0**-52
 TINY = 1e-30
 """Least weight of a height, in units of a score: padding of infinite height then stays last."""
+MOST_EXPONENT = 100
+"""Largest power of two that balances a column: far from overflow, and from underflow."""
 
 
 class QueryForm(NamedTuple):
@@ -63,6 +66,8 @@ class Frame:
     divergence: Divergence
     points_first: bool
     centre: Float[np.ndarray, "d"]
+    column_scales: Float[np.ndarray, "d"] | float = 1.0
+    """Powers of two that multiply vectors of points, and divide those of queries."""
     radius: float = np.finfo(np.float64).tiny
     height: float = np.finfo(np.float64).tiny
     extent: float = 0.0
@@ -80,19 +85,22 @@ class Frame:
         pair = (coordinates, self.centre) if self.points_first else (self.centre, coordinates)
         return self.divergence.pointwise(*pair).sum(axis=-1)
 
-    def measured(self, coordinates: Float[np.ndarray, "b d"]) -> "Frame":
-        """The frame with units that are large enough for these points too."""
-        vectors, origin = self._point_vectors(coordinates)
-        largest = lambda norms: np.max(norms, initial=0.0)
+    def sizes(self, coordinates: Float[np.ndarray, "b d"]) -> Float[np.ndarray, "3 b"]:
+        """Lengths of the points' vectors, heights, and lengths without a centre; NaN is inf."""
         with np.errstate(all="ignore"):
-            return dataclasses.replace(
-                self,
-                radius=_larger(self.radius, largest(np.linalg.norm(vectors - origin, axis=1))),
-                height=_larger(self.height, largest(self.heights(coordinates))),
-                extent=_larger(
-                    self.extent, np.linalg.norm(origin) + largest(np.linalg.norm(vectors, axis=1))
-                ),
-            )
+            vectors, origin = self._point_vectors(coordinates)
+            lengths, norms = (np.linalg.norm(v, axis=1) for v in (vectors - origin, vectors))
+            sizes = np.stack([lengths, self.heights(coordinates), norms])
+        return np.where(np.isnan(sizes), np.inf, sizes)
+
+    def in_units_of(self, sizes: Float[np.ndarray, "3"]) -> "Frame":
+        """The frame with units for points of at most these `sizes`."""
+        tiny = np.finfo(np.float64).tiny
+        radius, height, norm = (max(tiny, float(size)) for size in sizes)
+        with np.errstate(all="ignore"):
+            _, origin = self._point_vectors(self.centre[None])
+            extent = float(np.linalg.norm(origin)) + norm
+        return dataclasses.replace(self, radius=radius, height=height, extent=extent)
 
     def query_form(self, coordinates: Float[np.ndarray, "q d"]) -> QueryForm:
         """The forms of queries, with a bound on the rounding of their scores."""
@@ -103,6 +111,7 @@ class Frame:
             raw, origin = coordinates, self.centre
             if self.points_first:
                 raw, origin = gradient(raw), gradient(origin)
+            raw, origin = raw / self.column_scales, origin / self.column_scales
             lengths = np.linalg.norm(raw - origin, axis=1)
             scales = np.maximum(self.radius * lengths, self.height)
             vectors = (raw - origin) * (self.radius / scales)[:, None]
@@ -126,29 +135,40 @@ class Frame:
         return bool(np.isfinite(self.radius + self.height + self.extent))
 
     def _point_vectors(self, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if self.points_first:
-            return coordinates, self.centre
-        return self.divergence.gradient(coordinates), self.divergence.gradient(self.centre)
-
-
-def _larger(a: float, b: float) -> float:
-    """The larger of two numbers, and NaN if one is NaN, which built-in `max` may drop."""
-    return float(np.maximum(a, b))
+        vectors, origin = coordinates, self.centre
+        if not self.points_first:
+            vectors, origin = (self.divergence.gradient(v) for v in (vectors, origin))
+        return vectors * self.column_scales, origin * self.column_scales
 
 
 def frame_about_mean(
     divergence: Divergence, coordinates: Float[np.ndarray, "b d"], *, points_first: bool
 ) -> Frame:
-    """The frame whose centre is the mean of the points' vectors; its units are not `measured` yet.
+    """The frame whose centre is the mean of the points' vectors; it has no units yet.
 
-    Any centre within the domain is correct; this one makes the vectors short.
+    Any centre within the domain is correct; this one makes the vectors short. Column scales are for
+    queries that are like the points.
     """
     with np.errstate(all="ignore"):
+        gradients = divergence.gradient(coordinates)
         if points_first:
             centre = coordinates.mean(axis=0)
+            column_scales = _balancing(coordinates, gradients)
         else:
-            centre = divergence.inverse_gradient(divergence.gradient(coordinates).mean(axis=0))
+            centre = divergence.inverse_gradient(gradients.mean(axis=0))
+            column_scales = _balancing(gradients, coordinates)
         inside = divergence.queries.contains(centre)
         inside &= np.isfinite(divergence.phi(centre) + divergence.gradient(centre))
     centre = np.where(inside, centre, divergence.queries.interior())
-    return Frame(divergence, points_first, centre)
+    return Frame(divergence, points_first, centre, column_scales)
+
+
+def _balancing(
+    vectors: Float[np.ndarray, "b d"], of_queries: Float[np.ndarray, "b d"]
+) -> Float[np.ndarray, "d"]:
+    """Powers of two c for which c v and w / c spread alike in each column; 1 where one does not."""
+    # Mean absolute deviations, on which a single row has little weight.
+    spreads = [np.abs(v - v.mean(axis=0)).mean(axis=0) for v in (vectors, of_queries)]
+    exponents = np.round((np.log2(spreads[1]) - np.log2(spreads[0])) / 2)
+    exponents = np.clip(exponents, -MOST_EXPONENT, MOST_EXPONENT)
+    return np.exp2(np.where(np.isfinite(exponents), exponents, 0.0))

@@ -5,7 +5,8 @@ A device scores the points in single precision by one matrix product (`three_poi
 and keeps a few more candidates than asked for. The host ranks these by the divergence itself in
 double precision, ties by number. A bound on the rounding of the scores tells whether any other
 point may belong to the answer; if so, a second scan fetches every point that may. The answer is
-therefore always that of brute force in double precision.
+therefore always that of brute force in double precision. A few rows that are much larger than all
+others are left out of the scans, and always ranked (`outlying`).
 """
 
 import collections
@@ -23,6 +24,7 @@ from scorejax.bregman.divergences import Divergence, get
 from scorejax.bregman.divergences.divergence import points_come_first
 from scorejax.bregman.divergences.three_point import Frame, QueryForm, frame_about_mean
 from scorejax.bregman.scan import block_scan, ranking
+from scorejax.bregman.scan.outlying import LargestRows
 from scorejax.bregman.scan.ranking import Neighbours
 
 BLOCK_ROWS = 2**18
@@ -46,6 +48,8 @@ class ExactIndex:
     divergence: Divergence
     side: str
     frame: Frame
+    outlying: Int[np.ndarray, "o"]
+    """Numbers of the points that are in no block, and candidates of every query."""
     shape: tuple[int, int]
     devices: tuple[jax.Device, ...]
     resident: tuple[block_scan.Block, ...] | None = None
@@ -70,7 +74,13 @@ class ExactIndex:
 
     def _forms(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for rows in _pieces(self.points[start:stop]):
-            yield self.frame.point_form(self.divergence.coordinates(rows))
+            with np.errstate(all="ignore"):
+                vectors, heights = self.frame.point_form(self.divergence.coordinates(rows))
+            left_out = self.outlying[(self.outlying >= start) & (self.outlying < start + len(rows))]
+            # As padding, which comes after all points.
+            vectors[left_out - start], heights[left_out - start] = 0, np.inf
+            start += len(rows)
+            yield vectors, heights
 
 
 def build_index(
@@ -97,8 +107,8 @@ def build_index(
     num_blocks = -(-len(points) // block_rows)
     shape = block_scan.block_shape(-(-len(points) // num_blocks))
     devices = tuple(devices or jax.local_devices())
-    frame = _fitted_frame(points, divergence, side)
-    index = ExactIndex(points, divergence, side, frame, shape, devices)
+    frame, left_out = _fitted_frame(points, divergence, side)
+    index = ExactIndex(points, divergence, side, frame, left_out, shape, devices)
     needed = 4 * shape[0] * shape[1] * (points.shape[1] + 1) * -(-num_blocks // len(devices))
     budget = _free_bytes(devices) // 2 if device_bytes is None else device_bytes
     if not frame.representable() or needed > budget:
@@ -133,6 +143,8 @@ def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighb
         # Of two scores this far apart, the larger one certainly belongs to the farther point.
         certain = scores[:, k - 1] + 2 * part.slack / part.scales
         rows = np.where(scores <= certain[:, None], rows, num_points)
+        left_out = np.broadcast_to(index.outlying, (len(rows), len(index.outlying)))
+        rows = np.concatenate([rows, left_out], axis=1)
         best.put(bounded, ranking.rank(index, queries[bounded], rows, k))
         # No other point is nearer than this. One at equal distance may still win by its number.
         floor = part.scales * bound + part.offsets - part.slack
@@ -182,6 +194,7 @@ def _add_all_within(
     tile = _tile(len(numbers), 1, index.points.shape[1])
     for number in numbers.tolist():
         best.reset(number)
+        ranking.add(index, queries, number, index.outlying, best)
     padded = [np.resize(limits[i : i + tile], tile) for i in range(0, len(limits), tile)]
 
     def compare(block: block_scan.Block) -> list:
@@ -208,8 +221,13 @@ def _ahead(
         yield first, jax.device_get(results)
 
 
-def _fitted_frame(points: np.ndarray, divergence: Divergence, side: str) -> Frame:
-    """The frame of all points about the mean of a sample. Raises: as `Divergence.check_points`."""
+def _fitted_frame(
+    points: np.ndarray, divergence: Divergence, side: str
+) -> tuple[Frame, Int[np.ndarray, "o"]]:
+    """The frame about the mean of a sample in units of all rows but the outlying ones, and these.
+
+    Raises: as `Divergence.check_points`.
+    """
     size = _rows_at_a_time(points)
     for first in range(0, len(points), size):
         divergence.check_points(points[first : first + size], side=side, first_row=first)
@@ -217,9 +235,12 @@ def _fitted_frame(points: np.ndarray, divergence: Divergence, side: str) -> Fram
     frame = frame_about_mean(
         divergence, divergence.coordinates(sample), points_first=points_come_first(side)
     )
+    largest, first = LargestRows(3), 0
     for rows in _pieces(points):
-        frame = frame.measured(divergence.coordinates(rows))
-    return frame
+        largest.add(frame.sizes(divergence.coordinates(rows)), first)
+        first += len(rows)
+    left_out = largest.outlying()
+    return frame.in_units_of(largest.largest(without=left_out)), left_out
 
 
 def _pieces(points: np.ndarray) -> Iterator[np.ndarray]:

@@ -34,6 +34,7 @@ SEARCH = [
     flags.DEFINE_string("filter", "auto", "search: auto, sums, seed, paper or scan."),
     flags.DEFINE_float("p", None, "search: probability of finding all k; exact by default."),
     flags.DEFINE_string("calibration", None, "search: queries to learn the radius for p from."),
+    flags.DEFINE_boolean("verify", True, "search: check the digest of every file of the index."),
 ]
 
 

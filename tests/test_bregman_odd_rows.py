@@ -99,3 +99,24 @@ def test_rows_are_outlying_whatever_the_pieces_that_they_come_in():
         assert left_out.tolist() == [5, 600, 999]
         expected = np.delete(sizes, left_out, axis=1).max(axis=1)
         np.testing.assert_array_equal(largest.largest(without=left_out), expected)
+
+
+def test_points_that_their_owner_changes_are_found_as_they_were():
+    rng = np.random.default_rng(3)
+    owned = normal(rng, 300)
+    read_only, before = owned[:], owned.copy()
+    read_only.flags.writeable = False
+    for points in (owned, owned[:], read_only, np.asarray(owned, order="F")):
+        index = bregman.build_index(points, "squared_euclidean")
+        owned[:] = 0
+        found = bregman.search(index, before[:4], 1)
+        assert found.ids[:, 0].tolist() == [0, 1, 2, 3] and np.all(found.distances == 0)
+        owned[:] = before
+
+
+def test_points_that_nobody_can_change_are_not_copied(tmp_path):
+    frozen = normal(np.random.default_rng(4), 300)
+    np.save(tmp_path / "points.npy", frozen)
+    frozen.flags.writeable = False
+    for points in (frozen, np.load(tmp_path / "points.npy", mmap_mode="r")):
+        assert np.shares_memory(bregman.build_index(points, "squared_euclidean").points, points)

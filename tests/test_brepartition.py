@@ -332,7 +332,8 @@ def test_points_that_cannot_be(points):
         brepartition.build_index(points, "squared_euclidean")
 
 
-LEARNT = Calibration("sums", "box", 2, np.ones(3))
+CASE = make_case("squared_euclidean", "data_first", num_points=60)
+LEARNT = Calibration("sums", "box", 2, np.ones(3), build(CASE, 2).fingerprint)
 SEARCH_MISTAKES = [
     ({"k": 61}, "k needs to be a whole number in \\[1, 60\\]; got 61"),
     ({"k": 0}, "got 0"),
@@ -346,11 +347,20 @@ SEARCH_MISTAKES = [
 
 @pytest.mark.parametrize(("options", "message"), SEARCH_MISTAKES)
 def test_searches_that_cannot_be(options, message):
-    case = make_case("squared_euclidean", "data_first", num_points=60)
     with pytest.raises(ValueError, match=message):
-        brepartition.search(build(case, 2), case.queries, **options)
+        brepartition.search(build(CASE, 2), CASE.queries, **options)
     with pytest.raises(ValueError, match="queries need 14 columns, as the index has; got 3"):
-        brepartition.search(build(case, 2), case.queries[:, :3], 1)
+        brepartition.search(build(CASE, 2), CASE.queries[:, :3], 1)
+
+
+def test_a_calibration_is_for_its_own_index(tmp_path):
+    calibration = brepartition.calibrate(build(CASE, 2), CASE.queries, 2)
+    saved = build(CASE, 2, path=tmp_path / "index")
+    brepartition.search(saved, CASE.queries, 2, p=0.5, calibration=calibration)
+    others = [build(CASE, 3), build(CASE._replace(points=CASE.points[::-1].copy()), 2)]
+    for other in [*others, build(CASE, 2, leaf_size=8)]:
+        with pytest.raises(ValueError, match="the calibration is of another index"):
+            brepartition.search(other, CASE.queries, 2, p=0.5, calibration=calibration)
 
 
 def test_no_queries_have_no_neighbours():

@@ -71,12 +71,13 @@ def prepare_search(
     filter: str,
     p: float | None,
     calibration: str | None,
+    verify: bool,
 ) -> Job:
     """Checks index, queries and settings; the job writes the k nearest points of each query.
 
     Answers are exact, unless `p` is given with a file of queries to learn its radius from, for the
     filter "sums" (which "auto" stands for) or "paper". Columns are matched by name if both have
-    names.
+    names. `verify` checks the digests of the index's files, which takes a reading of them.
     Raises: ValueError with one line, or FileNotFoundError for the queries.
     """
     _require_paths(queries=queries, out=out)
@@ -84,7 +85,7 @@ def prepare_search(
         raise ValueError("--p and --calibration go together; without both, answers are exact")
     if out.endswith(".parquet"):
         import_parquet()
-    opened = store.open_index(index)
+    opened = store.open_index(index, verify=verify)
     read = lambda path, flag: in_order_of(
         read_rows(path, flag=flag), opened.columns, what=f"--{flag}={path}"
     )

@@ -25,12 +25,14 @@ from scorejax.bregman.index.filters import SearchingBound
 
 
 class Calibration(NamedTuple):
-    """Scores of exactly answered queries, for one filter, bound and k."""
+    """Scores of exactly answered queries, for one index, filter, bound and k."""
 
     filter: str
     bound: str
     k: int
     scores: Float[np.ndarray, "m"]
+    fingerprint: str
+    """That of the index, whose scores mean nothing for another one."""
 
     def threshold(self, p: float) -> float:
         """The share of the exact search for p: 1 (exact) at p = 1 or with too few scores."""

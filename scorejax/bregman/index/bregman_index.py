@@ -2,6 +2,8 @@
 """The index itself: rows on pages, the tuples of points, and a tree for each part."""
 
 import dataclasses
+import functools
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,9 @@ from scorejax.bregman.divergences.cauchy import Gauge, PointTuples
 from scorejax.bregman.divergences.sided import Sided
 from scorejax.bregman.index.ball_tree import Tree
 from scorejax.bregman.index.pages import PagedRows
+
+FINGERPRINTED = 4096
+"""Positions whose points' numbers count in the fingerprint of an index."""
 
 
 class Shares(NamedTuple):
@@ -64,6 +69,19 @@ class BregmanIndex:
     def num_columns(self) -> int:
         """Number of coordinates of a point."""
         return len(self.gauge.origin)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A digest of the settings, the parts, a sample of the points and the order of the first.
+
+        Indexes of other points, or built otherwise, have another one; a copy on disk has the same.
+        """
+        settings = (self.space.divergence.name, self.space.side, self.num_points, self.leaf_size)
+        digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+        some = self.ids[:FINGERPRINTED]
+        for array in (*self.parts, self.gauge.origin, self.moments, some):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()
 
     def coordinates(self, queries: Real[np.ndarray, "q d"]) -> Float[np.ndarray, "q d"]:
         """Coordinates of queries, in float64. Raises: ValueError unless they fit the index."""

@@ -185,7 +185,7 @@ def calibrate(
         score = lambda row, near: approximate.summed_score(index, row, near, bound)
     else:
         score = functools.partial(approximate.radius_score, index)
-    return Calibration(filter, bound, k, np.array([*map(score, q, exact)]))
+    return Calibration(filter, bound, k, np.array([*map(score, q, exact)]), index.fingerprint)
 
 
 def _require_index(index: Any, name: str) -> None:
@@ -304,6 +304,8 @@ def check_search(
         return
     if calibration.k != k:
         raise ValueError(f"the calibration is for k = {calibration.k}; got k = {k}.")
+    if calibration.fingerprint != index.fingerprint:
+        raise ValueError("the calibration is of another index; calibrate this one")
     settings = {"filter": calibration.filter, "bound": calibration.bound}
     if filter not in ("auto", calibration.filter) or bound not in (None, calibration.bound):
         raise ValueError(

@@ -41,7 +41,8 @@ class ExactIndex:
     """Points in memory, prepared for scans.
 
     Blocks take 4 n (d + 1) bytes, divided among the devices; if streamed, three blocks per device.
-    The host keeps `points` as the caller passed them, which may be a memory map.
+    The host keeps `points` as the caller passed them if they are read-only or a memory map, else a
+    copy, since they may change.
     """
 
     points: Float[np.ndarray, "n d"]
@@ -99,7 +100,7 @@ def build_index(
     Raises: ValueError for no points, or points outside the divergence's domain.
     """
     divergence = get(divergence)
-    points = points if isinstance(points, np.ndarray) else np.asarray(points)
+    points = _kept(points)
     if points.ndim != 2 or not points.size:
         raise ValueError(f"an index needs points (n, d), at least one; got {points.shape}.")
     if block_rows < 1:
@@ -219,6 +220,18 @@ def _ahead(
             yield first, jax.device_get(results)
     for first, results in running:
         yield first, jax.device_get(results)
+
+
+def _kept(points: ArrayLike) -> np.ndarray:
+    """The points, or a copy if somebody may write to their memory, which no file holds."""
+    kept = array = np.asanyarray(points)
+    while isinstance(array, np.ndarray):
+        if isinstance(array, np.memmap):
+            return kept
+        if array.flags.writeable:
+            return np.array(kept)
+        array = array.base
+    return kept
 
 
 def _fitted_frame(

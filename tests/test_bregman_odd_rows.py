@@ -83,6 +83,17 @@ def test_an_odd_row_is_found_by_a_query_beside_it():
     np.testing.assert_allclose(found.distances[:, 0], DIM * 0.25, rtol=1e-10)  # float64 at 1e4
 
 
+def test_rows_at_an_infinite_distance_are_found_once_each():
+    points = normal(np.random.default_rng(5), 300)
+    points[[7, 200]] *= 1e200
+    index = bregman.build_index(points, "squared_euclidean")
+    assert index.outlying.tolist() == [7, 200]
+    found = bregman.search(index, points[:3], len(points))
+    np.testing.assert_array_equal(np.sort(found.ids, axis=1), [np.arange(300)] * 3)
+    np.testing.assert_array_equal(found.ids[:, -2:], [[7, 200]] * 3)
+    assert np.all(np.isinf(found.distances[:, -2:]))
+
+
 def test_rows_are_outlying_whatever_the_pieces_that_they_come_in():
     rng = np.random.default_rng(2)
     sizes = rng.uniform(1, 2, size=(3, 1000))

@@ -205,7 +205,9 @@ def _add_all_within(
     for start, within in _ahead(index, compare):
         for i, number in enumerate(numbers.tolist()):
             rows = start + np.flatnonzero(within[i // tile][0][i % tile])
-            ranking.add(index, queries, number, rows[rows < len(index.points)], best)
+            # Without padding, and the outlying rows, which are within an infinite limit too.
+            rows = rows[(rows < len(index.points)) & ~np.isin(rows, index.outlying)]
+            ranking.add(index, queries, number, rows, best)
 
 
 def _ahead(

@@ -5,8 +5,10 @@ python -m launch.segment --workdir=runs/nuclei --images=my/sections
 
 For picture.png the folder <out> then holds picture_mask.png, black and white,
 picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png. More than
-65535 instances are numbered by picture_instances.tif instead, of 32 bits. Pictures in folders below
-that of --images are segmented too, to folders of the same names; <out> needs to lie outside of it.
+65535 instances are numbered by picture_instances.tif instead, of 32 bits. Of a run with several
+classes it holds picture_classes.png, whose levels are the classes, and picture_overlay.png.
+Pictures in folders below that of --images are segmented too, to folders of the same names; <out>
+needs to lie outside of it.
 """
 
 from absl import flags
@@ -21,6 +23,12 @@ DAMAGED = flags.DEFINE_enum(
     "damaged", "raise", ["raise", "skip"], "What to do with pictures that cannot be read."
 )
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
+SYMMETRIES = flags.DEFINE_enum(
+    "symmetries",
+    "",
+    ["", "1", "4", "8"],
+    "Flips and turns to average; those of the run by default.",
+)
 OUT = flags.DEFINE_string("out", "", "Folder; <workdir>/segmented by default.")
 
 
@@ -31,13 +39,16 @@ def prepare() -> command.Job:
 
     config = runs.read_config(WORKDIR.value)
     out = command.output(OUT.value, WORKDIR.value, "segmented", folder=True)
-    segment = systems.require(config, Segments).segmenter()
+    if SYMMETRIES.value:
+        config.update(eval_symmetries=int(SYMMETRIES.value))
+    model = systems.require(config, Segments)
+    segment, load = model.segmenter(), model.load_picture
     segmented_folder.require_apart(IMAGES.value, out)
-    pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
+    pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value, load=load)
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
-        segmented_folder.segment_pictures(segment, run.variables, pictures, out)
+        segmented_folder.segment_pictures(segment, run.variables, pictures, out, load=load)
         if not command.writes():
             return
         for line in pictures.skipped:

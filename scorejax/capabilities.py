@@ -4,10 +4,12 @@
 A system's `make_model(config)` returns an object with the methods of those that it has.
 """
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
+import numpy as np
 import optax
 
 from scorejax.choices import require_known
@@ -92,9 +94,14 @@ class Guides(Protocol):
 
 @runtime_checkable
 class Segments(Protocol):
-    """launch.segment: segment(variables, image (h, w, 3) uint8) -> probability and instances."""
+    """launch.segment: segment(variables, image (h, w, c)) -> probability, instances and classes.
+
+    `load_picture(path)` reads an image as `segment` takes it. Classes are None where there is one.
+    """
 
     def segmenter(self) -> Callable: ...
+
+    def load_picture(self, path: str | os.PathLike) -> np.ndarray: ...
 
 
 @runtime_checkable

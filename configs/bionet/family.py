@@ -20,13 +20,18 @@ def default() -> ConfigDict:
     config.num_images = config.test_num_images = 0  # 0: all
     config.image_side = 512  # pixels, of generated images
     config.corner_patches = True
-    config.masks = "regions"  # connected ones are instances; instances: levels number them
+    config.masks = "regions"  # connected ones are instances; instances, classes: by their levels
+    config.num_classes = 1  # foreground; more exclude each other, 0 is background: masks="classes"
+    config.ignore_label = -1  # level of masks whose pixels do not count, such as 255; -1: none
+    config.num_channels = 3
+    config.normalisation = "levels"  # of 8 bits; percentiles, standard: each picture by itself
     config.damaged = "raise"  # skip: leaves out unreadable images
     config.side = 512
     config.augment = True
     config.rotation, config.translation, config.shear, config.scale = 15.0, 0.05, 50.0, 0.2
     config.flip = True
     config.border = "constant"
+    config.brightness = config.colour = config.blur = config.noise = 0.0  # largest changes
 
     config.dialect = "torch"  # keras
     config.multiplier = 1.0
@@ -38,7 +43,10 @@ def default() -> ConfigDict:
     config.dtype = "float32"  # arithmetic of convolutions; bfloat16 on accelerators
     config.remat = False
 
-    config.objective = "bce"  # dice, bce_dice
+    config.objective = "bce"  # dice, bce_dice, focal, tversky; of classes: ce, ce_dice, ...
+    config.class_weights = ()  # of the background, of each class and of borders; (): equal
+    config.focal_gamma, config.tversky_alpha, config.tversky_beta = 2.0, 0.3, 0.7
+    config.border_width = 0  # pixels of borders that are predicted to separate instances
     config.num_train_steps = 75_000  # 300 epochs of 250
     config.batch_size = 2  # over all devices
     config.accumulation = 1
@@ -51,6 +59,7 @@ def default() -> ConfigDict:
     config.min_distance = 6  # pixels between the centres of two instances
     config.tile, config.overlap, config.margin = 512, 128, 32
     config.tile_batch = 4
+    config.eval_symmetries = 1  # 4: flips of a tile are averaged; 8: and quarter turns
 
     config.log_every = 250
     config.eval_every = config.save_every = 2500

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random affine augmentation of an image and its mask, on the host.
+"""Random affine augmentation of an image and its labels, on the host.
 
 The augmentation follows BiO-Net's published training script (arXiv:2007.00243): rotation, shift,
 shear, scaling and mirroring, each about the centre. The script interpolates the image five times.
@@ -9,8 +9,10 @@ Here the five matrices are multiplied first and the image is interpolated once.
 import dataclasses
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, UInt8
 
+Image = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
+Labels = Bool[np.ndarray, "h w"] | Int32[np.ndarray, "h w"]
 BORDERS = ("constant", "edge", "reflect", "symmetric", "wrap")
 
 
@@ -64,19 +66,21 @@ def random_map(
 
 
 def augment(
-    rng: np.random.Generator,
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: Bool[np.ndarray, "h w"],
-    augmentation: Augmentation,
-) -> tuple[UInt8[np.ndarray, "h w 3"], Bool[np.ndarray, "h w"]]:
-    """Applies one random transform to an image (bilinear) and its mask (nearest neighbour)."""
+    rng: np.random.Generator, image: Image, labels: Labels, augmentation: Augmentation
+) -> tuple[Image, Labels]:
+    """Applies one random transform to an image (bilinear) and its labels (nearest neighbour).
+
+    Both keep their types: uint8 is rounded. Labels need to be below 2^24.
+    """
     from skimage.transform import warp  # Imported here: it takes half a second.
 
-    inverse = np.linalg.inv(random_map(rng, augmentation, *mask.shape))
-    mode = augmentation.border
-    pixels = warp(image.astype(np.float32), inverse, order=1, mode=mode, preserve_range=True)
-    warped_mask = warp(mask.astype(np.float32), inverse, order=0, mode=mode)
-    return pixels.round().clip(0, 255).astype(np.uint8), warped_mask > 0.5
+    inverse = np.linalg.inv(random_map(rng, augmentation, *labels.shape))
+    options = {"mode": augmentation.border, "preserve_range": True}
+    pixels = warp(image.astype(np.float32), inverse, order=1, **options)
+    if image.dtype == np.uint8:
+        pixels = pixels.round().clip(0, 255)
+    moved = warp(labels.astype(np.float32), inverse, order=0, **options)
+    return pixels.astype(image.dtype), moved.round().astype(labels.dtype)
 
 
 def _linear(matrix: np.ndarray | list) -> Float[np.ndarray, "3 3"]:

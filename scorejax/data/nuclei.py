@@ -34,19 +34,35 @@ class Nuclei(NamedTuple):
     instances: Int32[np.ndarray, "n size size"]
 
 
+class NucleiInFocus(NamedTuple):
+    """Nuclei with the class of each pixel: 0 background, 1 in focus, 2 out of focus."""
+
+    images: UInt8[np.ndarray, "n size size 3"]
+    instances: Int32[np.ndarray, "n size size"]
+    classes: Int32[np.ndarray, "n size size"]
+
+
 def nuclei(num: int, size: int, seed: int) -> Nuclei:
     """Generates stained sections; image i is a function of (seed, i, size) alone.
 
     Instances are numbered 1, 2, … without gaps; each is one 4-connected region.
     Raises: ValueError unless num >= 1, size >= 16 and seed >= 0.
     """
+    return Nuclei(*nuclei_in_focus(num, size, seed)[:2])
+
+
+def nuclei_in_focus(num: int, size: int, seed: int) -> NucleiInFocus:
+    """The images of `nuclei`, with classes by sharpness: which of the two is for the eye to tell.
+
+    Raises: as `nuclei`.
+    """
     if num < 1 or size < 16:
         raise ValueError(f"nuclei needs num >= 1 and size >= 16; got num={num}, size={size}.")
-    pairs = [_section(np.random.default_rng((seed, index)), size) for index in range(num)]
-    return Nuclei(*(np.stack(part) for part in zip(*pairs, strict=True)))
+    drawn = [_section(np.random.default_rng((seed, index)), size) for index in range(num)]
+    return NucleiInFocus(*(np.stack(part) for part in zip(*drawn, strict=True)))
 
 
-def _section(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _section(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     instances = _place(rng, size)
     eosin = rng.uniform(0.25, 0.6) * (0.3 + 1.4 * _texture(rng, size))
     haematoxylin = 0.25 * _texture(rng, size) + _fibres(rng, size)
@@ -60,7 +76,8 @@ def _section(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
     density = haematoxylin[..., None] * HAEMATOXYLIN + eosin[..., None] * EOSIN
     light = 255 * _illumination(rng, size)[..., None] * np.exp(-density)
     noisy = light + rng.normal(0, rng.uniform(1, 5), light.shape)
-    return noisy.round().clip(0, 255).astype(np.uint8), instances
+    classes = np.where(instances > 0, 1 + blurred[instances], 0).astype(np.int32)
+    return noisy.round().clip(0, 255).astype(np.uint8), instances, classes
 
 
 def _place(rng: np.random.Generator, size: int) -> Int32[np.ndarray, "size size"]:

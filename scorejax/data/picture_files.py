@@ -8,7 +8,7 @@ Here each of these is an error, unless the dropped data carry no information.
 import os
 
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Int32, Int64, UInt8, UInt16
 from PIL import Image, ImageOps
 from scipy import ndimage
 
@@ -22,6 +22,8 @@ DARKEST = 32
 """A lossy mask with varying levels up to this one is refused: it may be all black or not."""
 LOSSY_SPECKS = 0.02
 """Largest fraction of an instance mask that is pixels of another level than all around them."""
+IGNORED = -1
+"""The class, or the instance, of a pixel that counts neither in a loss nor in a score."""
 _BITS_PER_SAMPLE = 258
 
 
@@ -40,15 +42,22 @@ def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(picture.convert("RGB"))
 
 
-def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
+def load_grey16(path: str | os.PathLike) -> UInt16[np.ndarray, "h w"] | None:
+    """Reads a grey picture of 16 bits; None for others. Raises: ValueError as `load_image`."""
+    picture = _opened(path)
+    return np.asarray(picture).astype(np.uint16) if picture.mode.startswith("I;16") else None
+
+
+def load_mask(path: str | os.PathLike, *, ignore_label: int = IGNORED) -> Int32[np.ndarray, "h w"]:
     """Reads a mask of two levels, 0 and one other, and numbers its 4-connected regions from 1.
 
+    Pixels of a third level, `ignore_label`, become IGNORED.
     A JPEG mask is thresholded at half its highest level; nearly all its pixels need to be near
     black or white.
     Raises: ValueError, one line, as `load_image`; and if a mask has more than two levels or
     fractional ones, or a JPEG mask is too dark to be told from a black one.
     """
-    levels = _levels(path)
+    levels, ignored = _without(path, _levels(path), ignore_label)
     if _is_jpeg(path):
         inside = _threshold_lossy(path, levels)
     else:
@@ -59,16 +68,19 @@ def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
                 'Read numbered instances with masks="instances".'
             )
         inside = levels > 0
-    return ndimage.label(inside)[0].astype(np.int32)
+    return np.where(ignored, IGNORED, ndimage.label(inside)[0]).astype(np.int32)
 
 
-def load_instances(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
+def load_instances(
+    path: str | os.PathLike, *, ignore_label: int = IGNORED
+) -> Int32[np.ndarray, "h w"]:
     """Reads a picture whose grey levels (up to 31 bits) are instance numbers.
 
-    Instances are renumbered from 1 without gaps. Raises: ValueError, one line, as `load_image`; if
-    a level is negative or fractional; and if levels are not exact, as in a JPEG or after smoothing.
+    Instances are renumbered from 1 without gaps; pixels of the level `ignore_label` become IGNORED.
+    Raises: ValueError, one line, as `load_image`; if a level is negative or fractional; and if
+    levels are not exact, as in a JPEG or after smoothing.
     """
-    levels = _levels(path)
+    levels, ignored = _without(path, _levels(path), ignore_label)
     if _is_jpeg(path) or _share_of_specks(levels) > LOSSY_SPECKS:
         raise ValueError(
             f"{path} needs exact levels to number instances; got {_listed(np.unique(levels))}, "
@@ -78,7 +90,24 @@ def load_instances(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
     values, numbers = np.unique(np.append(levels.ravel(), 0), return_inverse=True)
     if values[0] < 0:
         raise ValueError(f"{path} needs non-negative levels as instance numbers; got {values[0]}.")
-    return numbers[:-1].reshape(levels.shape).astype(np.int32)
+    numbers = numbers[:-1].reshape(levels.shape)
+    return np.where(ignored, IGNORED, numbers).astype(np.int32)
+
+
+def load_levels(
+    path: str | os.PathLike, *, ignore_label: int = IGNORED
+) -> tuple[Int64[np.ndarray, "h w"], Bool[np.ndarray, "h w"]]:
+    """Grey levels, 0 in the place of `ignore_label`, and where that was.
+
+    The levels of a picture with a palette are its indices, as in the masks of Pascal VOC.
+    Raises: ValueError, one line, as `load_image`; if the levels have colours without a palette, or
+    fractions; and for a JPEG, which invents levels.
+    """
+    indices = _palette_indices(path)
+    levels = _levels(path) if indices is None else indices
+    if _is_jpeg(path):
+        raise ValueError(f"{path} needs exact levels; JPEG invents levels at edges.")
+    return _without(path, levels, ignore_label)
 
 
 def load_known(path: str | os.PathLike) -> Bool[np.ndarray, "h w"]:
@@ -187,6 +216,33 @@ def _levels(path: str | os.PathLike) -> np.ndarray:
             )
     levels = levels.astype(np.int64)
     return _grey(path, levels) if levels.ndim == 3 else levels
+
+
+def _palette_indices(path: str | os.PathLike) -> np.ndarray | None:
+    """Indices (h, w) of a picture with a palette; None for any other file, readable or not."""
+    try:
+        with Image.open(path) as file:
+            return np.asarray(file).astype(np.int64) if file.mode == "P" else None
+    except Exception:  # Of many types; whoever reads the levels names the reason.
+        return None
+
+
+def _without(
+    path: str | os.PathLike, levels: np.ndarray, ignore_label: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Levels with 0 in the place of `ignore_label`, and where it was; none if it is IGNORED.
+
+    Raises: ValueError for a lossy file, in which no single level can be told.
+    """
+    if ignore_label == IGNORED:
+        return levels, np.zeros(levels.shape, bool)
+    if _is_jpeg(path):
+        raise ValueError(
+            f"{path} needs exact levels with ignore_label={ignore_label}; it is a JPEG. Save it as "
+            "PNG."
+        )
+    ignored = levels == ignore_label
+    return np.where(ignored, 0, levels), ignored
 
 
 def _grey(path: str | os.PathLike, levels: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Annotated images, and the batches that a segmentation network is trained on.
 
-An annotated image holds instances numbered from 1; its mask is the union of the instances. Batches
-are random crops with random augmentation, and are a function of the seed and the step alone.
+An annotated image holds instances numbered from 1, or classes; its mask is the union of the
+instances. Batches are random crops with random augmentation, and are a function of the seed and the
+step alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,34 +11,73 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int32, PRNGKeyArray, UInt8
+from jaxtyping import Bool, Float32, Int32, PRNGKeyArray, UInt8
 
+from scorejax.data.appearance import Appearance, vary
 from scorejax.data.augmentation import Augmentation, augment
-from scorejax.data.nuclei import nuclei
+from scorejax.data.nuclei import nuclei, nuclei_in_focus
+from scorejax.data.picture_files import IGNORED
+from scorejax.data.segmentation_targets import Encoding, class_regions
 from scorejax.data.source import shuffled_rows
 from scorejax.data.transforms import to_unit
 from scorejax.typing import Batch, OfflineSource
 
+Pixels = UInt8[np.ndarray, "h w c"] | Float32[np.ndarray, "h w c"]
+"""Stored pixels, or those that a network takes."""
+
+FOREGROUND = Encoding()
+
 
 class AnnotatedImage(NamedTuple):
-    """An image (h, w, 3) as uint8, its instances (h, w) as int32, 0 for background, and a name."""
+    """An image (h, w, c), its instances (h, w) as int32, 0 for background, and a name."""
 
     name: str
-    image: UInt8[np.ndarray, "h w 3"]
+    image: Pixels
     instances: Int32[np.ndarray, "h w"]
+    classes: Int32[np.ndarray, "h w"] | None = None
+    """Class of each pixel, 0 for background, or IGNORED; None: 1 inside any instance."""
+
+    @classmethod
+    def of_classes(cls, name: str, image: np.ndarray, classes: np.ndarray) -> "AnnotatedImage":
+        """The connected regions of each class are the instances."""
+        return cls(name, image, class_regions(classes), classes)
+
+    @classmethod
+    def of_instances(cls, name: str, image: np.ndarray, numbers: np.ndarray) -> "AnnotatedImage":
+        """Instances by number, of which some pixels may be IGNORED."""
+        classes = None if numbers.min() >= 0 else numbers.clip(IGNORED, 1).astype(np.int32)
+        return cls(name, image, np.maximum(numbers, 0), classes)
 
     @property
     def mask(self) -> Bool[np.ndarray, "h w"]:
         """True inside any instance."""
         return self.instances > 0
 
+    @property
+    def known(self) -> Bool[np.ndarray, "h w"]:
+        """False where pixels count in no score."""
+        return np.ones(self.mask.shape, bool) if self.classes is None else self.classes != IGNORED
 
-def generated(num: int, size: int, seed: int) -> tuple[AnnotatedImage, ...]:
-    """Generates `num` images of nuclei with exact instances; see `data/nuclei.py`."""
-    pairs = zip(*nuclei(num, size, seed), strict=True)
+    def labels(self, encoding: Encoding) -> Int32[np.ndarray, "h w"]:
+        """What an encoding takes: classes, or instances for their borders."""
+        if encoding.border_width:
+            return np.where(self.known, self.instances, IGNORED).astype(np.int32)
+        return self.mask.astype(np.int32) if self.classes is None else self.classes
+
+
+def generated(
+    num: int, size: int, seed: int, *, num_classes: int = 1
+) -> tuple[AnnotatedImage, ...]:
+    """Generates `num` images of nuclei with exact instances; see `data/nuclei.py`.
+
+    Of three classes 1 is the nuclei in focus, 2 those out of focus. Raises: ValueError for others.
+    """
+    if num_classes not in (1, 3):
+        raise ValueError(f"generated images need num_classes to be 1 or 3; got {num_classes}")
+    drawn = nuclei(num, size, seed) if num_classes == 1 else nuclei_in_focus(num, size, seed)
     return tuple(
-        AnnotatedImage(f"nuclei-{seed}-{index}", image, instances)
-        for index, (image, instances) in enumerate(pairs)
+        AnnotatedImage(f"nuclei-{seed}-{index}", *parts)
+        for index, parts in enumerate(zip(*drawn, strict=True))
     )
 
 
@@ -47,12 +87,16 @@ def segmentation_source(
     *,
     side: int,
     augmentation: Augmentation | None = None,
+    appearance: Appearance | None = None,
+    encoding: Encoding = FOREGROUND,
 ) -> OfflineSource:
-    """Batches {"image": (b, side, side, 3) in [0, 1], "mask": (b, side, side, 1) of 0 and 1}.
+    """Batches {"image": (b, side, side, c), "mask": (b, side, side, k) of 0 and 1}, float32.
 
-    Both arrays are float32. Each epoch visits every image once, in a new random order; an example
-    is a random square crop of the image, then augmented. `batch_size` counts the examples of all
-    processes. Raises: ValueError if there is no image, or one smaller than `side`.
+    Images stored as uint8 are mapped to [0, 1]. Each epoch visits every image once, in a new random
+    order; an example is a random square crop of the image, then augmented: moved, and then changed
+    in its `appearance`. See `Encoding` for the mask, and for the pixels that are "known".
+    `batch_size` counts the examples of all processes.
+    Raises: ValueError if there is no image, or one smaller than `side`.
     """
     require_side(annotated, side)
 
@@ -66,11 +110,14 @@ def segmentation_source(
         generator = np.random.default_rng((*carry.seed, 1, carry.step, jax.process_index()))
         pieces = []
         for row in next(carry.rows):
-            image, mask = random_piece(generator, annotated[row], side)
-            pieces.append(
-                augment(generator, image, mask, augmentation) if augmentation else (image, mask)
-            )
-        return carry._replace(step=carry.step + 1), as_batch(*zip(*pieces, strict=True))
+            piece = random_piece(generator, annotated[row], side, encoding)
+            pieces.append(augment(generator, *piece, augmentation) if augmentation else piece)
+        images, labels = map(np.stack, zip(*pieces, strict=True))
+        images = to_unit(images) if images.dtype == np.uint8 else images
+        if appearance is not None and appearance.changes:
+            images = np.stack([vary(generator, image, appearance) for image in images])
+        batch = {"image": images, **encoding(labels)}
+        return carry._replace(step=carry.step + 1), batch
 
     return OfflineSource(init, next_batch)
 
@@ -81,22 +128,14 @@ class _Carry(NamedTuple):
     rows: Iterator[np.ndarray]
 
 
-def as_batch(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> Batch:
-    """Stacks uint8 images and boolean masks of one size into the float32 batch of a network."""
-    return {
-        "image": to_unit(np.stack(images)),
-        "mask": np.stack(masks)[..., None].astype(np.float32),
-    }
-
-
 def random_piece(
-    rng: np.random.Generator, annotated: AnnotatedImage, side: int
-) -> tuple[UInt8[np.ndarray, "side side 3"], Bool[np.ndarray, "side side"]]:
-    """Draws a random square crop of an image and of its mask."""
+    rng: np.random.Generator, annotated: AnnotatedImage, side: int, encoding: Encoding
+) -> tuple[Pixels, Int32[np.ndarray, "side side"]]:
+    """Draws a random square crop of an image and of its labels."""
     height, width = annotated.instances.shape
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
     window = (slice(top, top + side), slice(left, left + side))
-    return annotated.image[window], annotated.mask[window]
+    return annotated.image[window], annotated.labels(encoding)[window]
 
 
 def corner_patches(annotated: AnnotatedImage, side: int) -> tuple[AnnotatedImage, ...]:
@@ -108,14 +147,12 @@ def corner_patches(annotated: AnnotatedImage, side: int) -> tuple[AnnotatedImage
     require_side([annotated], side)
     height, width = annotated.instances.shape
     corners = sorted({(top, left) for top in (0, height - side) for left in (0, width - side)})
-    return tuple(
-        AnnotatedImage(
-            f"{annotated.name}@{top},{left}",
-            annotated.image[top : top + side, left : left + side],
-            annotated.instances[top : top + side, left : left + side],
-        )
-        for top, left in corners
-    )
+    patches = []
+    for top, left in corners:
+        part = (slice(top, top + side), slice(left, left + side))
+        cut = [None if pixels is None else pixels[part] for pixels in annotated[1:]]
+        patches.append(AnnotatedImage(f"{annotated.name}@{top},{left}", *cut))
+    return tuple(patches)
 
 
 def require_side(annotated: Sequence[AnnotatedImage], side: int) -> None:
@@ -124,7 +161,7 @@ def require_side(annotated: Sequence[AnnotatedImage], side: int) -> None:
         raise ValueError("segmentation needs at least one annotated image; got none.")
     if side < 1:
         raise ValueError(f"side needs to be at least 1 pixel; got {side}.")
-    for name, image, _ in annotated:
+    for name, image, *_ in annotated:
         if min(image.shape[:2]) < side:
             raise ValueError(
                 f"{name} needs at least {side} x {side} pixels; got {image.shape[0]} x "

@@ -6,18 +6,29 @@ transparent images, more than one page, masks of more than two levels. A damaged
 error or is skipped and reported, as the caller chooses.
 """
 
+import functools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from scorejax.choices import choose, require_known
 from scorejax.data.folder_contents import SUFFIXES, contents, picture_paths, visible_files
-from scorejax.data.picture_files import DAMAGED, load_image, load_instances, load_mask
+from scorejax.data.picture_files import (
+    DAMAGED,
+    IGNORED,
+    load_image,
+    load_instances,
+    load_mask,
+)
 from scorejax.data.polygons import load_polygons
 from scorejax.data.segmentation import AnnotatedImage
+from scorejax.data.segmentation_targets import load_classes
 
-MASKS = {"regions": load_mask, "instances": load_instances}
-"""Reader of instances by the kind of mask."""
+MASKS = {"regions": load_mask, "instances": load_instances, "classes": load_classes}
+"""Reader by the kind of mask; that of classes needs `num_classes`."""
 Pairs = list[tuple[pathlib.Path, pathlib.Path]]
 
 
@@ -33,7 +44,10 @@ def read(
     layout: str = "folders",
     *,
     masks: str = "regions",
+    num_classes: int = 1,
+    ignore_label: int = IGNORED,
     damaged: str = "raise",
+    load: Callable[[os.PathLike], np.ndarray] = load_image,
 ) -> Reading:
     """Reads all pairs of image and annotation below `root` into memory.
 
@@ -41,13 +55,21 @@ def read(
     "tnbc" has Slide_01/ and GT_01/ and so on, likewise; "monuseg" has an XML file of polygons for
     each image, of equal stem, anywhere below `root`. What a picture is, `folder_contents` says.
     `masks` "regions" numbers the 4-connected regions of a mask; "instances" takes its grey levels
-    as instance numbers. `damaged` "skip" leaves out unreadable pairs and lists them in `skipped`;
-    "raise" makes them an error.
+    as instance numbers, "classes" as the classes 0 .. num_classes - 1. Pixels of a mask whose level
+    is `ignore_label` count nowhere. `damaged` "skip" leaves out unreadable pairs and lists them in
+    `skipped`; "raise" makes them an error. `load` reads an image.
     Raises: ValueError, one line, if a pair is unreadable, there is none, or two images share an
     annotation; FileNotFoundError, one line, if a folder has no picture.
     """
     list_pairs = choose("layout", layout, LAYOUTS)
     read_mask = choose("kind of masks", masks, MASKS)
+    if masks == "classes" and layout == "monuseg":
+        raise ValueError(
+            "layout 'monuseg' has polygons of instances; masks='classes' needs pictures"
+        )
+    options = {"num_classes": num_classes} if masks == "classes" else {}
+    read_mask = functools.partial(read_mask, ignore_label=ignore_label, **options)
+    make = AnnotatedImage.of_classes if masks == "classes" else AnnotatedImage.of_instances
     require_known("way with damaged files", damaged, DAMAGED)
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
@@ -55,7 +77,9 @@ def read(
     annotated, skipped = [], []
     for image, annotation in list_pairs(root):
         try:
-            annotated.append(_read_pair(image, annotation, read_mask))
+            pixels = load(image)
+            numbers = _read_numbers(annotation, pixels.shape[:2], read_mask)
+            annotated.append(make(str(image), pixels, numbers))
         except ValueError as error:
             if damaged == "raise":
                 raise
@@ -65,20 +89,20 @@ def read(
     return Reading(tuple(annotated), tuple(skipped))
 
 
-def _read_pair(
-    image_path: pathlib.Path, annotation: pathlib.Path, read_mask: Callable
-) -> AnnotatedImage:
-    image = load_image(image_path)
+def _read_numbers(
+    annotation: pathlib.Path, size: tuple[int, int], read_mask: Callable
+) -> np.ndarray:
+    """Instances or classes (h, w) of an image of a size. Raises: ValueError for another size."""
     if annotation.suffix.lower() == ".xml":
-        instances = load_polygons(annotation, image.shape[:2])
+        numbers = load_polygons(annotation, size)
     else:
-        instances = read_mask(annotation)
-    if instances.shape != image.shape[:2]:
+        numbers = read_mask(annotation)
+    if numbers.shape != size:
         raise ValueError(
-            f"{annotation} needs the size of its image, {image.shape[0]} x {image.shape[1]}; got "
-            f"{instances.shape[0]} x {instances.shape[1]}."
+            f"{annotation} needs the size of its image, {size[0]} x {size[1]}; got "
+            f"{numbers.shape[0]} x {numbers.shape[1]}."
         )
-    return AnnotatedImage(str(image_path), image, instances)
+    return numbers
 
 
 def _folders(root: pathlib.Path) -> Pairs:

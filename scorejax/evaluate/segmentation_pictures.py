@@ -44,3 +44,36 @@ def mask_picture(instances: Int[np.ndarray, "h w"]) -> Picture:
     """Draws instances white on black."""
     white = np.where(np.asarray(instances) > 0, 255, 0).astype(np.uint8)
     return np.repeat(white[..., None], 3, axis=-1)
+
+
+def class_colours(num_classes: int) -> UInt8[np.ndarray, "k 3"]:
+    """Colours of classes: black for the background, then those of Pascal VOC's masks.
+
+    Bits of the class number make the colour, the lowest ones its highest bits, so that neighbouring
+    classes differ.
+    """
+    numbers = np.arange(num_classes)
+    colours = np.zeros((num_classes, 3), np.uint8)
+    for bit in range(8):
+        for channel in range(3):
+            colours[:, channel] |= ((numbers >> (3 * bit + channel) & 1) << (7 - bit)).astype(
+                np.uint8
+            )
+    return colours
+
+
+def class_overlay(
+    image: UInt8[np.ndarray, "h w 3"], classes: Int[np.ndarray, "h w"], num_classes: int
+) -> Picture:
+    """Lays the colours of the classes over an image, half transparent; the background stays.
+
+    Raises: ValueError unless image is uint8 (h, w, 3) and classes have its size.
+    """
+    if image.dtype != np.uint8 or image.shape != (*classes.shape, 3):
+        raise ValueError(
+            f"class_overlay needs uint8 (h, w, 3) and classes (h, w); got {image.dtype} "
+            f"{image.shape} and {classes.shape}."
+        )
+    colours = class_colours(num_classes)[np.maximum(classes, 0)]
+    mixed = (image.astype(np.uint16) + colours) // 2
+    return np.where(classes[..., None] > 0, mixed, image).astype(np.uint8)

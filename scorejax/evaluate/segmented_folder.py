@@ -15,6 +15,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from scorejax.choices import require_known
+from scorejax.data.channels import displayed
 from scorejax.data.folder_contents import picture_paths
 from scorejax.data.picture_files import DAMAGED, load_image
 from scorejax.evaluate import segmentation_pictures
@@ -26,6 +27,10 @@ MOST_INSTANCES = 2**16 - 1
 """Largest instance number that a 16-bit PNG can hold."""
 
 
+Load = Callable[[os.PathLike], np.ndarray]
+"""Reads a picture (h, w, c). Raises: ValueError, one line, for a damaged one."""
+
+
 class Readable(NamedTuple):
     """Paths of the readable pictures of a folder, sorted, and an error line for each other one."""
 
@@ -35,11 +40,13 @@ class Readable(NamedTuple):
     """Path of each readable picture within the folder, without its suffix."""
 
 
-def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
+def readable(
+    folder: str | os.PathLike, *, damaged: str = "raise", load: Load = load_image
+) -> Readable:
     """Reads every picture once, to detect damaged ones before a long computation.
 
     `folder` may be a single picture, and has other folders' pictures below it: `folder_contents`.
-    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error.
+    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error. `load` reads one.
     Raises: FileNotFoundError, one line, if there is no picture; ValueError, one line, if a picture
     is damaged, no picture is readable, or two pictures differ only in their suffix, since their
     outputs would have the same name.
@@ -55,7 +62,7 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
         raise ValueError(f"{folder} needs pictures of different names; got {count} of {name!r}.")
     for path, name in name_of.items():
         try:
-            load_image(path)
+            load(path)
         except ValueError as error:
             if damaged == "raise":
                 raise
@@ -83,9 +90,12 @@ def segment_pictures(
     variables: Any,
     pictures: Readable,
     out: str | os.PathLike,
+    *,
+    load: Load = load_image,
 ) -> None:
-    """Saves what segment(variables, image (h, w, 3)).instances gives of each picture; see `save`.
+    """Saves the instances of segment(variables, load(path)) of each picture, or its classes.
 
+    See `save` and `save_classes`.
     Creates the folder `out`, with those that the pictures lie in. A bar on stderr shows the
     progress. With several processes all of them segment each picture, sharing its tiles, and the
     first one saves.
@@ -98,12 +108,15 @@ def segment_pictures(
         out.mkdir(parents=True, exist_ok=True)
     named, failed = list(zip(pictures.paths, pictures.names, strict=True)), []
     for path, name in tqdm.tqdm(named, unit=" pictures", file=sys.stderr, disable=silent):
-        image = load_image(path)
+        image = load(path)
         segmented = segment(variables, image)
         if not np.isfinite(segmented.probability).all():
             failed.append(path)
+        elif saves and segmented.classes is not None:
+            num_classes = segmented.probability.shape[-1]
+            save_classes(out / name, displayed(image), segmented.classes, num_classes)
         elif saves:
-            save(out / name, image, segmented.instances)
+            save(out / name, displayed(image), segmented.instances)
     if failed:
         raise RuntimeError(
             f"the network's probabilities are not finite for {len(failed)} of {len(named)} "
@@ -128,3 +141,22 @@ def save(
         with written_whole(f"{stem}_instances.tif") as file:
             numbers = Image.fromarray(instances.astype(np.int32))
             numbers.save(file, format="TIFF", compression="tiff_deflate")
+
+
+def save_classes(
+    stem: str | os.PathLike,
+    image: UInt8[np.ndarray, "h w 3"],
+    classes: Int[np.ndarray, "h w"],
+    num_classes: int,
+) -> None:
+    """Writes <stem>_classes.png, whose indices are the classes, and <stem>_overlay.png.
+
+    The palette has a colour for each class, as the masks of Pascal VOC have.
+    """
+    save_png(
+        f"{stem}_overlay.png", segmentation_pictures.class_overlay(image, classes, num_classes)
+    )
+    picture = Image.fromarray(classes.astype(np.uint8))
+    picture.putpalette(segmentation_pictures.class_colours(num_classes).tobytes())
+    with written_whole(f"{stem}_classes.png") as file:
+        picture.save(file, format="PNG")

@@ -11,12 +11,12 @@ Source: Xiang et al. 2020, arXiv:2007.00243, and its published code.
 import dataclasses
 import functools
 import math
+import os
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,14 +25,22 @@ from ml_collections import ConfigDict
 from scorejax.choices import choose, require, require_keys, require_known
 from scorejax.data import segmentation as data
 from scorejax.data import segmentation_folders, segmentation_photographs
+from scorejax.data.appearance import Appearance
 from scorejax.data.augmentation import Augmentation
-from scorejax.evaluate import segmentation, segmentation_pictures
-from scorejax.evaluate.progress import Metric, Metrics, make_evaluate, remembered
+from scorejax.data.channels import normalised
+from scorejax.evaluate.progress import Metrics, make_evaluate
 from scorejax.evaluate.sliding_window import sliding_window
+from scorejax.evaluate.symmetries import symmetric
 from scorejax.models.bionet import BiONet, keras_bionet, torch_bionet
 from scorejax.models.build import DTYPES
-from scorejax.objectives.segmentation import EXCLUSIVE, LOSSES
-from scorejax.report import Evaluation
+from scorejax.systems.bionet.scores import UNRANKED, make_metrics
+from scorejax.systems.bionet.task import (
+    Segmented,
+    Task,
+    TaskOptions,
+    appearance,
+    choose_loss,
+)
 from scorejax.train import parallel
 from scorejax.train.initial import make_init
 from scorejax.train.optimizer import adam
@@ -41,11 +49,7 @@ from scorejax.train.system import System
 from scorejax.typing import Array, Aux, Batch, OfflineSource, Params, PRNGKeyArray, Variables
 
 DIALECTS = {"torch": torch_bionet, "keras": keras_bionet}
-OBJECTIVES = {name: loss for name, loss in LOSSES.items() if name not in EXCLUSIVE}
-"""There is one class: what is segmented, against all else."""
-SCORES = ("iou", "dice", "precision", "recall", "aji", "pq", "sq", "rq")
 SPLITS = {"train": "", "test": "test_"}
-NUM_OVERLAYS = 3
 
 NETWORK_OPTIONS = (
     "dialect", "multiplier", "num_levels", "num_passes", "integrate", "num_backward_skips",
@@ -62,20 +66,23 @@ KEYS = (
     "learning_rate_decay", "threshold", "min_distance",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = tuple(
+    field.name for kind in (TaskOptions, Appearance) for field in dataclasses.fields(kind)
+)
+"""Keys that a config may lack, as older runs do."""
 
 
 def build(config: ConfigDict) -> System:
     """The training of a config. Raises: ValueError for impossible values, or without data."""
     require_keys(config, KEYS)
     model = make_model(config)
+    example = np.ones((1, config.side, config.side, model.task.options.num_channels), np.float32)
     return System(
-        init=make_init(model.network, np.ones((1, config.side, config.side, 3), np.float32)),
+        init=make_init(model.network, example),
         loss=model.loss,
         tx=model.tx,
         source=training_source(config),
-        evaluate=make_evaluate(
-            model.metrics(), config.best_metric, unranked=("published", "overlays")
-        ),
+        evaluate=make_evaluate(model.metrics(), config.best_metric, unranked=UNRANKED),
         paths=("data_dir", "test_data_dir"),
     )
 
@@ -85,16 +92,29 @@ def make_model(config: ConfigDict) -> "Segmentation":
     require_keys(config, (key for key in KEYS if key != "masks"))  # which older runs lack
     require(config, ("threshold",), lambda v: 0 < v < 1, "to lie in (0, 1)")
     require(config, ("min_distance",), lambda v: v >= 1, "to be at least 1")
+    task = build_task(config)
     return Segmentation(
         test_images=functools.partial(annotated_images, config, "test"),
         network=build_network(config),
-        objective=choose("objective", config.objective, OBJECTIVES),
+        task=task,
         tx=optimizer(config),
         window=window_options(config),
-        threshold=config.threshold,
-        min_distance=config.min_distance,
         batch_size=config.batch_size,
     )
+
+
+def build_task(config: ConfigDict) -> Task:
+    """What the network of a config predicts. Raises: ValueError for an impossible value."""
+    options = TaskOptions.from_config(config)
+    masks = config.get("masks", "regions")  # Runs that lack the key were started with regions.
+    require_known("masks", masks, segmentation_folders.MASKS)
+    if (masks == "classes") != (options.num_classes > 1):
+        raise ValueError(
+            f"masks='classes' and num_classes of more than 1 need each other; got masks={masks!r}, "
+            f"num_classes={options.num_classes}"
+        )
+    loss = choose_loss(config.objective, options)
+    return Task(options, loss, config.threshold, config.min_distance)
 
 
 def build_network(config: ConfigDict) -> BiONet:
@@ -118,6 +138,7 @@ def build_network(config: ConfigDict) -> BiONet:
     options: dict[str, Any] = {key: config[key] for key in ("num_passes", "integrate", "remat")}
     options["backward_levels"] = tuple(range(levels - fed, levels))
     options["dtype"] = choose("dtype", config.dtype, DTYPES)
+    options["num_classes"] = TaskOptions.from_config(config).encoding.num_masks
     dialect = choose("dialect", config.dialect, DIALECTS)
     network = dialect(multiplier=config.multiplier, num_levels=levels, **options)
     return network.clone(dialect=network.dialect._replace(momentum=config.norm_momentum))
@@ -154,27 +175,50 @@ def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImag
     layout, count = config[f"{prefix}layout"], config[f"{prefix}num_images"]
     layouts = {"generated", *segmentation_photographs.PHOTOGRAPHS, *segmentation_folders.LAYOUTS}
     require_known(f"{prefix}layout", layout, layouts)
-    masks = config.get("masks", "regions")  # Runs that lack the key were started with regions.
-    require_known("masks", masks, segmentation_folders.MASKS)
+    task = build_task(config)
     require(config, (f"{prefix}num_images",), lambda v: v >= 0, "to be at least 0, which is all")
     if layout == "generated":
         require(config, (f"{prefix}num_images",), lambda v: v >= 1, "to be at least 1")
         # Two streams: no picture of one split is in the other.
-        images = data.generated(count, config.image_side, seed=2 * config.seed + bool(prefix))
+        seed, num_classes = 2 * config.seed + bool(prefix), task.options.num_classes
+        images = data.generated(count, config.image_side, seed, num_classes=num_classes)
     elif layout in segmentation_photographs.PHOTOGRAPHS:
+        require(vars(task.options), ("num_classes",), lambda v: v == 1, "to be 1 for photographs")
         images = (segmentation_photographs.photograph(layout, split),)
     else:
         folder = config[f"{prefix}data_dir"]
         if not folder:
             raise ValueError(f"{prefix}layout {layout!r} needs {prefix}data_dir, a folder")
-        reading = segmentation_folders.read(folder, layout, masks=masks, damaged=config.damaged)
+        reading = segmentation_folders.read(
+            folder,
+            layout,
+            masks=config.get("masks", "regions"),
+            num_classes=task.options.num_classes,
+            ignore_label=task.options.ignore_label,
+            damaged=config.damaged,
+            load=task.load,
+        )
         for line in reading.skipped:
             print(f"left out: {line}", file=sys.stderr, flush=True)
         images = reading.annotated
+    if layout not in segmentation_folders.LAYOUTS:
+        images = coloured(images, layout, task)
     images = images[:count] if count else images
     if config.corner_patches:
         images = tuple(p for image in images for p in data.corner_patches(image, config.side))
     return images
+
+
+def coloured(
+    images: tuple[data.AnnotatedImage, ...], layout: str, task: Task
+) -> tuple[data.AnnotatedImage, ...]:
+    """Normalises pictures that come with the library. Raises: ValueError for other channels."""
+    if task.options.num_channels != 3:
+        raise ValueError(
+            f"layout {layout!r} has 3 channels; got num_channels={task.options.num_channels}"
+        )
+    kind = task.options.normalisation
+    return tuple(one._replace(image=normalised(one.name, one.image, kind)) for one in images)
 
 
 def training_source(config: ConfigDict) -> OfflineSource:
@@ -186,14 +230,9 @@ def training_source(config: ConfigDict) -> OfflineSource:
         config.batch_size,
         side=config.side,
         augmentation=augmentation if config.augment else None,
+        appearance=appearance(config),
+        encoding=TaskOptions.from_config(config).encoding,
     )
-
-
-class Segmented(NamedTuple):
-    """A segmented image: probability (h, w) in [0, 1], and instances (h, w), 0 for none."""
-
-    probability: np.ndarray
-    instances: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,13 +242,9 @@ class Segmentation:
     test_images: Callable[[], tuple[data.AnnotatedImage, ...]]
     """Reads the test images with their instances."""
     network: BiONet
-    objective: Callable[[Array, Array], Array]
-    """(logits, mask) -> (b,)."""
+    task: Task
     tx: optax.GradientTransformation
     window: dict[str, int]
-    threshold: float
-    min_distance: int
-    """Pixels between the centres of two instances."""
     batch_size: int
     """Images that the published scores take together."""
 
@@ -218,77 +253,35 @@ class Segmentation:
     ) -> tuple[Array, Aux]:
         """The mean objective of a batch, in which running statistics move."""
         del rng  # Nothing is drawn.
-        variables, x, mask = {"params": params, **state.model_state}, batch["image"], batch["mask"]
+        variables, x = {"params": params, **state.model_state}, batch["image"]
         logits, moved = self.network.apply(variables, x, train=True, mutable=["batch_stats"])
-        accuracy = jnp.mean((logits > 0) == (mask > 0))
-        value = jnp.mean(self.objective(logits, mask))
-        return value, Aux({"pixel_accuracy": accuracy}, dict(moved))
+        value = jnp.mean(self.task.loss(logits, batch))
+        return value, Aux({"pixel_accuracy": self.task.accuracy(logits, batch)}, dict(moved))
 
     def import_target(self) -> tuple[nn.Module, optax.GradientTransformation, int]:
         """The network that takes published weights, its optimiser, and its input channels."""
-        return self.network, self.tx, 3
+        return self.network, self.tx, self.task.options.num_channels
+
+    def load_picture(self, path: str | os.PathLike) -> np.ndarray:
+        """A picture (h, w, c) as `segmenter` takes it. Raises: ValueError, one line."""
+        return self.task.load(path)
 
     def segmenter(self) -> Callable[[Variables, np.ndarray], Segmented]:
-        """segment(variables, image (h, w, 3) uint8) -> Segmented: any size, on all devices."""
+        """segment(variables, image (h, w, c)) -> Segmented: any size, on all devices."""
+
+        num_symmetries = self.task.options.eval_symmetries
 
         @parallel.map_over_devices
         def probability(variables: Variables, x: Array) -> Array:
             params, model_state = variables
-            return jax.nn.sigmoid(self.network.apply({"params": params, **model_state}, x))
+            return self.task.probability(self.network.apply({"params": params, **model_state}, x))
 
         def segment(variables: Variables, image: np.ndarray) -> Segmented:
-            predict = functools.partial(probability, variables)
-            p = sliding_window(predict, image, **self.window)[..., 0]
-            mask = p > self.threshold
-            return Segmented(p, segmentation.separate(mask, min_distance=self.min_distance))
+            predict = symmetric(functools.partial(probability, variables), num_symmetries)
+            return self.task.segmented(sliding_window(predict, image, **self.window))
 
         return segment
 
     def metrics(self) -> Metrics:
-        """By name: scores of the test images with 95 % intervals, published scores, overlays.
-
-        "published" are IoU and Dice as the official code has them, of all pixels of a batch
-        together: they depend on `batch_size`.
-        """
-        load, segment = functools.cache(self.test_images), self.segmenter()
-
-        @remembered
-        def segmented(variables: Variables) -> list[Segmented]:
-            return [segment(variables, image.image) for image in load()]
-
-        @remembered
-        def intervals(variables: Variables) -> dict[str, segmentation.Interval]:
-            pairs = zip(load(), segmented(variables), strict=True)
-            return segmentation.summary(
-                [segmentation.instance_scores(a.instances, s.instances) for a, s in pairs]
-            )
-
-        def score(name: str, rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-            interval = intervals(variables)[name]
-            bounds = {f"{name}_low": interval.low, f"{name}_high": interval.high}
-            return Evaluation({name: interval.mean} | bounds, {})
-
-        def published(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-            batches, images, predicted = [], load(), segmented(variables)
-            for start in range(0, len(images), self.batch_size):
-                batch = slice(start, start + self.batch_size)
-                truth = np.concatenate([image.mask.ravel() for image in images[batch]])
-                p = np.concatenate([one.probability.ravel() for one in predicted[batch]])
-                scores = segmentation.batch_iou_and_dice(truth, p, threshold=self.threshold)
-                batches.append(scores)
-            iou, dice = np.mean(batches, axis=0)
-            return Evaluation({"published_iou": float(iou), "published_dice": float(dice)}, {})
-
-        def overlays(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-            pairs = list(zip(load(), segmented(variables), strict=True))[:NUM_OVERLAYS]
-            overlay = segmentation_pictures.overlay
-            drawn = [overlay(a.image, s.instances, a.instances) for a, s in pairs]
-            return Evaluation({}, {f"overlay_{i}": picture for i, picture in enumerate(drawn)})
-
-        def loaded(metric: Metric) -> Metric:
-            load()
-            return metric
-
-        metrics = {name: functools.partial(score, name) for name in SCORES}
-        metrics |= {"published": published, "overlays": overlays}
-        return {name: functools.partial(loaded, metric) for name, metric in metrics.items()}
+        """By name: scores of the test images with 95 % intervals, and overlays; `make_metrics`."""
+        return make_metrics(self.test_images, self.segmenter(), self.task, self.batch_size)

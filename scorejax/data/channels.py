@@ -102,7 +102,10 @@ def _read_tiff(path: str | os.PathLike) -> np.ndarray:
     try:
         import tifffile  # Comes with scikit-image; imported here since it takes a while.
 
-        return tifffile.imread(path)
+        pixels = tifffile.imread(path)
+        if not pixels.size:
+            raise ValueError("it has no pixels")
+        return pixels
     except Exception as error:  # Damaged files raise exceptions of many types.
         reason = why_unreadable(path, error)
         raise ValueError(f"{path} is not a readable picture: {reason}") from None

@@ -19,6 +19,7 @@ from scorejax.data.picture_files import IGNORED, load_image
 from scorejax.data.segmentation_targets import Encoding, class_regions
 from scorejax.evaluate import segmentation
 from scorejax.evaluate.border_instances import separate_by_borders
+from scorejax.evaluate.symmetries import NUMBERS
 from scorejax.objectives.segmentation import EXCLUSIVE, LOSSES, SegmentationLoss
 from scorejax.typing import Array, Batch
 
@@ -86,6 +87,7 @@ class TaskOptions:
         require(values, ("num_channels",), lambda v: v >= 1, "to be at least 1")
         for name in ("focal_gamma", "tversky_alpha", "tversky_beta"):
             require(values, (name,), lambda v: 0 <= v < math.inf, "to be at least 0")
+        require(values, ("eval_symmetries",), lambda v: v in NUMBERS, "to be 1, 4 or 8")
         require_known("normalisation", self.normalisation, NORMALISATIONS)
         needed = self.encoding.num_masks + (self.num_classes == 1)
         positive = all(0 <= weight < math.inf for weight in self.class_weights)

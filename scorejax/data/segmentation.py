@@ -64,6 +64,12 @@ class AnnotatedImage(NamedTuple):
             return np.where(self.known, self.instances, IGNORED).astype(np.int32)
         return self.mask.astype(np.int32) if self.classes is None else self.classes
 
+    def cut(self, top: int, left: int, side: int) -> "AnnotatedImage":
+        """A square part, of the same name."""
+        part = (slice(top, top + side), slice(left, left + side))
+        pixels = [None if whole is None else whole[part] for whole in self[1:]]
+        return AnnotatedImage(self.name, *pixels)
+
 
 def generated(
     num: int, size: int, seed: int, *, num_classes: int = 1
@@ -134,8 +140,8 @@ def random_piece(
     """Draws a random square crop of an image and of its labels."""
     height, width = annotated.instances.shape
     top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    window = (slice(top, top + side), slice(left, left + side))
-    return annotated.image[window], annotated.labels(encoding)[window]
+    piece = annotated.cut(top, left, side)
+    return piece.image, piece.labels(encoding)
 
 
 def corner_patches(annotated: AnnotatedImage, side: int) -> tuple[AnnotatedImage, ...]:
@@ -147,12 +153,10 @@ def corner_patches(annotated: AnnotatedImage, side: int) -> tuple[AnnotatedImage
     require_side([annotated], side)
     height, width = annotated.instances.shape
     corners = sorted({(top, left) for top in (0, height - side) for left in (0, width - side)})
-    patches = []
-    for top, left in corners:
-        part = (slice(top, top + side), slice(left, left + side))
-        cut = [None if pixels is None else pixels[part] for pixels in annotated[1:]]
-        patches.append(AnnotatedImage(f"{annotated.name}@{top},{left}", *cut))
-    return tuple(patches)
+    return tuple(
+        annotated.cut(top, left, side)._replace(name=f"{annotated.name}@{top},{left}")
+        for top, left in corners
+    )
 
 
 def require_side(annotated: Sequence[AnnotatedImage], side: int) -> None:

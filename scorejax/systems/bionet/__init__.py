@@ -104,7 +104,7 @@ def make_model(config: ConfigDict) -> "Segmentation":
 
 
 def build_task(config: ConfigDict) -> Task:
-    """What the network of a config predicts. Raises: ValueError for an impossible value."""
+    """The task of the network of a config. Raises: ValueError for an impossible value."""
     options = TaskOptions.from_config(config)
     masks = config.get("masks", "regions")  # Runs that lack the key were started with regions.
     require_known("masks", masks, segmentation_folders.MASKS)

@@ -99,7 +99,7 @@ class TaskOptions:
 
     @property
     def encoding(self) -> Encoding:
-        """What the network is trained to predict."""
+        """Targets of the network."""
         return Encoding(self.num_classes, self.border_width, self.ignore_label != IGNORED)
 
 
@@ -129,7 +129,7 @@ def choose_loss(name: str, options: TaskOptions) -> SegmentationLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the outputs (b, h, w, k) of a network are."""
+    """Meaning of the outputs (b, h, w, k) of a network."""
 
     options: TaskOptions
     objective: SegmentationLoss
@@ -139,7 +139,7 @@ class Task:
 
     @property
     def encoding(self) -> Encoding:
-        """What the network is trained to predict."""
+        """Targets of the network."""
         return self.options.encoding
 
     def loss(self, logits: Array, batch: Batch) -> Array:

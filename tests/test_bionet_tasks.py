@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""BiO-Net for several classes, ignored pixels, other channels and borders, from its configs."""
+"""BiO-Net for several classes, ignored pixels, other channels and contacts, from its configs."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from scorejax import systems
 from scorejax.data.nuclei import nuclei, nuclei_in_focus
 from scorejax.data.picture_files import load_instances
 from scorejax.data.segmentation import segmentation_source
-from scorejax.evaluate.border_instances import separate_by_borders
+from scorejax.evaluate import segmentation
 from scorejax.objectives.segmentation import LOSSES
 from scorejax.systems import bionet
 from scorejax.systems.bionet.task import Segmented, Task, TaskOptions
@@ -67,7 +67,7 @@ def test_a_run_from_before_has_one_class_and_nothing_new():
         (NUCLEI, {"eval_symmetries": 2}, "eval_symmetries needs to be 1, 4 or 8; got 2"),
         (NUCLEI, {"noise": -0.1}, "augmentation needs 0 <= noise"),
         (CLASSES, {"objective": "bce"}, "unknown objective 'bce'"),
-        (CLASSES, {"border_width": 1}, "border_width=1 separates the instances of one class"),
+        (CLASSES, {"contact_width": 1}, "contact_width=1 separates the instances of one class"),
         (CLASSES, {"num_classes": 300}, r"num_classes needs to lie in \[1, 256\]; got 300"),
         (CLASSES, {"num_classes": 5}, "num_classes to be 1 or 3; got 5"),
         (CLASSES, {"layout": "coins"}, "num_classes needs to be 1 for photographs; got 3"),
@@ -152,9 +152,9 @@ def test_classes_are_the_most_probable_and_scored_by_class():
     assert first.shape == (48, 96, 3)  # prediction beside truth
 
 
-def test_predicted_borders_make_the_instances():
+def test_predicted_contacts_make_the_instances():
     config = get_config(NUCLEI, "t1,debug")
-    config.update(border_width=1)
+    config.update(contact_width=1)
     model = bionet.make_model(config)
     assert model.network.num_classes == 2
     assert first_batch(config)["mask"].shape == (4, 32, 32, 2)
@@ -162,7 +162,7 @@ def test_predicted_borders_make_the_instances():
     masks = model.task.encoding(instances)["mask"][0]
     found = model.task.segmented(masks)
     np.testing.assert_array_equal(found.probability, instances[0] > 0)
-    expected = separate_by_borders(instances[0] > 0, masks[..., 1])
+    expected = segmentation.separate(instances[0] > 0, min_distance=4, contacts=masks[..., 1] > 0)
     np.testing.assert_array_equal(found.instances, expected)
 
 

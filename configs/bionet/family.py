@@ -44,9 +44,9 @@ def default() -> ConfigDict:
     config.remat = False
 
     config.objective = "bce"  # dice, bce_dice, focal, tversky; of classes: ce, ce_dice, ...
-    config.class_weights = ()  # of the background, of each class and of borders; (): equal
+    config.class_weights = ()  # of the background, of each class and of contacts; (): equal
     config.focal_gamma, config.tversky_alpha, config.tversky_beta = 2.0, 0.3, 0.7
-    config.border_width = 0  # pixels of borders that are predicted to separate instances
+    config.contact_width = 0  # pixels on either side of contacts of instances, predicted too
     config.num_train_steps = 75_000  # 300 epochs of 250
     config.batch_size = 2  # over all devices
     config.accumulation = 1

@@ -59,8 +59,8 @@ class AnnotatedImage(NamedTuple):
         return np.ones(self.mask.shape, bool) if self.classes is None else self.classes != IGNORED
 
     def labels(self, encoding: Encoding) -> Int32[np.ndarray, "h w"]:
-        """Numbers that an encoding takes: classes, or instances for their borders."""
-        if encoding.border_width:
+        """Numbers that an encoding takes: classes, or instances for their contacts."""
+        if encoding.contact_width:
             return np.where(self.known, self.instances, IGNORED).astype(np.int32)
         return self.mask.astype(np.int32) if self.classes is None else self.classes
 

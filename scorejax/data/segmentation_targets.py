@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Targets of a segmentation network: a foreground, classes that exclude each other, borders.
+"""Targets of a segmentation network: a foreground, exclusive classes, contacts.
 
 The labels of a picture, (h, w), are cropped and moved together with it, and encoded afterwards, so
-that the width of borders does not depend on the movement. IGNORED marks pixels that do not count.
+that the width of contacts does not depend on the movement. IGNORED marks pixels that do not count.
 """
 
 import dataclasses
@@ -19,59 +19,60 @@ from scorejax.data.picture_files import IGNORED, load_levels
 class Encoding:
     """How labels become the mask that a network is trained on.
 
-    One class is a foreground, with k = 1 mask; with a `border_width` a second mask is the borders
-    of instances. More classes exclude each other, class 0 is the background, and each has a mask.
-    Raises: ValueError for borders of several classes, or a negative number.
+    One class is a foreground, with k = 1 mask; with a `contact_width` a second mask is where
+    instances meet. More classes exclude each other, class 0 is the background, and each has a mask.
+    Raises: ValueError for contacts of several classes, or a negative number.
     """
 
     num_classes: int = 1
-    border_width: int = 0
-    """Pixels of an instance this near to another one, or to the background, are its border."""
+    contact_width: int = 0
+    """Pixels of an instance this near to another one are a contact."""
     ignores: bool = False
     """Whether some pixels do not count: batches then say which."""
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1 or self.border_width < 0:
+        if self.num_classes < 1 or self.contact_width < 0:
             raise ValueError(
-                "segmentation needs num_classes >= 1 and border_width >= 0; got "
-                f"num_classes={self.num_classes}, border_width={self.border_width}"
+                "segmentation needs num_classes >= 1 and contact_width >= 0; got "
+                f"num_classes={self.num_classes}, contact_width={self.contact_width}"
             )
-        if self.num_classes > 1 and self.border_width:
+        if self.num_classes > 1 and self.contact_width:
             raise ValueError(
-                f"border_width={self.border_width} separates the instances of one class; got "
+                f"contact_width={self.contact_width} separates the instances of one class; got "
                 f"num_classes={self.num_classes}"
             )
 
     @property
     def num_masks(self) -> int:
         """Outputs of the network."""
-        return self.num_classes + (self.border_width > 0)
+        return self.num_classes + (self.contact_width > 0)
 
     def __call__(self, labels: Int[np.ndarray, "b h w"]) -> dict[str, Float32[np.ndarray, "..."]]:
         """{"mask": (b, h, w, num_masks)}, and "known" (b, h, w) if some pixels do not count.
 
-        Labels are classes, or with borders the numbers of instances.
+        Labels are classes, or with contacts the numbers of instances.
         """
         if self.num_classes > 1:
             masks = [labels == number for number in range(self.num_classes)]
         else:
             masks = [labels > 0]
-        if self.border_width:
-            masks.append(np.stack([borders(one, self.border_width) for one in labels]))
+        if self.contact_width:
+            masks.append(np.stack([contacts(one, self.contact_width) for one in labels]))
         encoded = {"mask": np.stack(masks, axis=-1).astype(np.float32)}
         if self.ignores:
             encoded["known"] = (labels != IGNORED).astype(np.float32)
         return encoded
 
 
-def borders(instances: Int[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
-    """Pixels of instances with another label within `width` pixels along rows and columns.
+def contacts(instances: Int[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
+    """Pixels of instances with another instance within `width` pixels along rows and columns.
 
-    The edge of the picture is no border: what lies beyond it is unknown.
+    The outline against the background is no contact: the foreground shows it.
     """
     window = (2 * width + 1,) * 2
+    far = np.iinfo(np.int32).max
     highest = ndimage.maximum_filter(instances, window, mode="nearest")
-    lowest = ndimage.minimum_filter(instances, window, mode="nearest")
+    lowest = ndimage.minimum_filter(np.where(instances > 0, instances, far), window, mode="nearest")
     return (instances > 0) & (highest != lowest)
 
 

@@ -18,7 +18,6 @@ from scorejax.data.channels import NORMALISATIONS, load_channels, normalised
 from scorejax.data.picture_files import IGNORED, load_image
 from scorejax.data.segmentation_targets import Encoding, class_regions
 from scorejax.evaluate import segmentation
-from scorejax.evaluate.border_instances import separate_by_borders
 from scorejax.evaluate.symmetries import NUMBERS
 from scorejax.objectives.segmentation import EXCLUSIVE, LOSSES, SegmentationLoss
 from scorejax.typing import Array, Batch
@@ -49,7 +48,7 @@ class Segmented(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TaskOptions:
-    """Keys that a config may lack: older runs have one class, RGB pictures and no borders.
+    """Keys that a config may lack: older runs have one class, RGB pictures and no contacts.
 
     Raises: ValueError for an impossible value.
     """
@@ -59,14 +58,14 @@ class TaskOptions:
     ignore_label: int = IGNORED
     """Level of masks whose pixels count in no loss and no score; none by default."""
     class_weights: tuple[float, ...] = ()
-    """Weights in the loss: of the background, of each class, and last of borders; () is equal."""
+    """Weights in the loss: of the background, of each class, and last of contacts; () is equal."""
     focal_gamma: float = 2.0
     tversky_alpha: float = 0.3
     """Weight of surplus pixels in the Tversky loss."""
     tversky_beta: float = 0.7
     """Weight of missed pixels."""
-    border_width: int = 0
-    """Width in pixels of borders that are predicted to separate instances; 0: none are."""
+    contact_width: int = 0
+    """Pixels on either side of contacts of instances, which are predicted too; 0: none are."""
     num_channels: int = 3
     normalisation: str = "levels"
     """See `data.channels.NORMALISATIONS`."""
@@ -100,7 +99,7 @@ class TaskOptions:
     @property
     def encoding(self) -> Encoding:
         """Targets of the network."""
-        return Encoding(self.num_classes, self.border_width, self.ignore_label != IGNORED)
+        return Encoding(self.num_classes, self.contact_width, self.ignore_label != IGNORED)
 
 
 def appearance(config: Mapping[str, Any]) -> Appearance:
@@ -135,7 +134,7 @@ class Task:
     objective: SegmentationLoss
     threshold: float
     min_distance: int
-    """Pixels between the centres of two instances, where no borders are predicted."""
+    """Pixels between the centres of two instances."""
 
     @property
     def encoding(self) -> Encoding:
@@ -172,10 +171,11 @@ class Task:
             classes = probability.argmax(axis=-1).astype(np.int32)
             return Segmented(probability, class_regions(classes), classes)
         foreground = probability[..., 0]
-        mask = foreground > self.threshold
-        if self.options.border_width:
-            return Segmented(foreground, separate_by_borders(mask, probability[..., 1]))
-        instances = segmentation.separate(mask, min_distance=self.min_distance)
+        masks = np.moveaxis(probability > self.threshold, -1, 0)
+        contacts = masks[1] if self.options.contact_width else None
+        instances = segmentation.separate(
+            masks[0], min_distance=self.min_distance, contacts=contacts
+        )
         return Segmented(foreground, instances)
 
     def load(self, path: str | os.PathLike) -> np.ndarray:

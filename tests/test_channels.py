@@ -38,6 +38,10 @@ def test_pictures_of_one_and_of_three_channels_keep_their_bits(tmp_path):
     np.testing.assert_array_equal(channels.load_channels(deep, 3)[..., 2], DEEP[..., 0])
     rgb = stored(tmp_path / "rgb.tif", DEEP[..., :3], photometric="rgb")
     np.testing.assert_array_equal(channels.load_channels(rgb, 3), DEEP[..., :3])
+    for name, array in (("lzw.tif", picture()), ("deep_lzw.tif", DEEP[..., 0])):  # by Pillow alone
+        packed = save(tmp_path / name, array, compression="tiff_lzw")
+        found = channels.load_channels(packed, 3)
+        np.testing.assert_array_equal(found[..., 1], array if array.ndim == 2 else array[..., 1])
     flat = save(tmp_path / "flat.png", picture())
     np.testing.assert_array_equal(channels.load_channels(flat, 3), picture())
     grey = save(tmp_path / "grey.png", picture()[..., 0])

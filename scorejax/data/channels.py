@@ -13,7 +13,6 @@ from jaxtyping import Float32, Shaped, UInt8
 
 from scorejax.choices import require_known
 from scorejax.data.picture_files import load_grey16, load_image
-from scorejax.files import why_unreadable
 
 NORMALISATIONS = ("levels", "percentiles", "standard")
 """How levels become the network's input: divided by 255; each channel's percentiles `LOW` and
@@ -34,8 +33,9 @@ def load_channels(
     Raises: ValueError, one line, if the file is damaged, has another number of channels, other
     numbers than those, or numbers that are not finite.
     """
-    if pathlib.Path(path).suffix.lower() in TIFFS:
-        pixels = _channels_last(path, _read_tiff(path))
+    stored = _read_tiff(path) if pathlib.Path(path).suffix.lower() in TIFFS else None
+    if stored is not None:
+        pixels = _channels_last(path, stored)
     else:
         pixels = load_grey16(path)
         pixels = load_image(path) if pixels is None else pixels[..., None]
@@ -98,17 +98,15 @@ def displayed(image: Shaped[np.ndarray, "h w c"]) -> UInt8[np.ndarray, "h w 3"]:
     return (255 * shown.clip(0, 1)).round().astype(np.uint8)
 
 
-def _read_tiff(path: str | os.PathLike) -> np.ndarray:
-    try:
-        import tifffile  # Comes with scikit-image; imported here since it takes a while.
+def _read_tiff(path: str | os.PathLike) -> np.ndarray | None:
+    """All pixels of a TIFF; None if it is damaged, or compressed as only Pillow can read it."""
+    import tifffile  # Comes with scikit-image; imported here since it takes a while.
 
+    try:
         pixels = tifffile.imread(path)
-        if not pixels.size:
-            raise ValueError("it has no pixels")
-        return pixels
-    except Exception as error:  # Damaged files raise exceptions of many types.
-        reason = why_unreadable(path, error)
-        raise ValueError(f"{path} is not a readable picture: {reason}") from None
+    except Exception:  # Of many types; Pillow then reads the file or names the reason.
+        return None
+    return pixels if pixels.size else None
 
 
 def _channels_last(path: str | os.PathLike, pixels: np.ndarray) -> np.ndarray:

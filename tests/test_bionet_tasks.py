@@ -13,8 +13,8 @@ from PIL import Image
 
 from scorejax import systems
 from scorejax.data.nuclei import nuclei, nuclei_in_focus
-from scorejax.data.picture_files import load_instances
 from scorejax.data.segmentation import segmentation_source
+from scorejax.data.segmentation_targets import load_classes
 from scorejax.evaluate import segmentation
 from scorejax.objectives.segmentation import LOSSES
 from scorejax.systems import bionet
@@ -210,7 +210,7 @@ def test_a_folder_of_class_masks_is_trained_on_evaluated_and_segmented(tmp_path)
     written = workdir / "segmented"
     kinds = {f"{i}_{kind}.png" for i in range(2) for kind in ("classes", "overlay")}
     assert {path.name for path in written.iterdir()} == kinds
-    assert load_instances(written / "0_classes.png").shape == (48, 48)
+    assert load_classes(written / "0_classes.png", num_classes=3).shape == (48, 48)
     once = tmp_path / "once"
     run("segment", f"--workdir={workdir}", images, f"--out={once}")
     (first, second) = (np.asarray(Image.open(p / "0_classes.png")) for p in (written, once))

@@ -283,7 +283,8 @@ class Segmentation:
             pairs = list(zip(load(), segmented(variables), strict=True))[:NUM_OVERLAYS]
             overlay = segmentation_pictures.overlay
             drawn = [overlay(a.image, s.instances, a.instances) for a, s in pairs]
-            return Evaluation({}, {f"overlay_{i}": picture for i, picture in enumerate(drawn)})
+            shown = [segmentation_pictures.with_legend(picture, truth=True) for picture in drawn]
+            return Evaluation({}, {f"overlay_{i}": picture for i, picture in enumerate(shown)})
 
         def loaded(metric: Metric) -> Metric:
             load()

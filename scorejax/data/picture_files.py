@@ -6,6 +6,7 @@ Here each of these is an error, unless the dropped data carry no information.
 """
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
@@ -16,6 +17,8 @@ from scorejax.files import why_unreadable
 
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
+BACKGROUND = "white"
+"""Colour over which transparent pictures are laid."""
 LOSSY_GREYS = 0.02
 """Largest fraction of grey pixels, neither nearly black nor nearly white, in a lossy mask."""
 DARKEST = 32
@@ -25,31 +28,49 @@ LOSSY_SPECKS = 0.02
 _BITS_PER_SAMPLE = 258
 
 
+class Picture(NamedTuple):
+    """Pixels of a picture file, and what reading has changed of its colours; "" for nothing."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    change: str
+
+
 def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an 8-bit picture; grey and palette pictures are converted to RGB.
 
     Raises: ValueError, one line, if the file is damaged, transparent, or has 16-bit channels or
     more than one page.
     """
-    picture = _opened(path)
-    if picture.mode not in ("1", "L", "RGB"):
-        raise ValueError(
-            f"{path} needs 8-bit grey or RGB pixels; got mode {picture.mode}. Convert it first, "
-            "since its black and white levels are unknown."
-        )
-    return np.asarray(picture.convert("RGB"))
+    return _rgb(path, _opened(path))
+
+
+def load_picture(path: str | os.PathLike) -> Picture:
+    """Reads a picture of any 8-bit colours as RGB, and says what that has changed.
+
+    Transparent pictures are laid over white. CMYK is converted by the complement of each ink, which
+    leaves colour profiles aside.
+    Raises: ValueError, one line, as `load_image`, but not for a transparent picture.
+    """
+    picture, change = _decoded(path), ""
+    if picture.mode == "RGBA":
+        over = Image.new("RGBA", picture.size, BACKGROUND)
+        picture = Image.alpha_composite(over, picture).convert("RGB")
+        change = f"transparent, laid over {BACKGROUND}"
+    elif picture.mode == "CMYK":
+        picture, change = picture.convert("RGB"), "converted from CMYK to RGB"
+    return Picture(_rgb(path, picture), change)
 
 
 def load_mask(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
     """Reads a mask of two levels, 0 and one other, and numbers its 4-connected regions from 1.
 
-    A JPEG mask is thresholded at half its highest level; nearly all its pixels need to be near
-    black or white.
+    A JPEG or WebP mask is thresholded at half its highest level; nearly all its pixels need to be
+    near black or white.
     Raises: ValueError, one line, as `load_image`; and if a mask has more than two levels or
     fractional ones, or a JPEG mask is too dark to be told from a black one.
     """
     levels = _levels(path)
-    if _is_jpeg(path):
+    if _may_be_lossy(path):
         inside = _threshold_lossy(path, levels)
     else:
         values = np.unique(levels)
@@ -69,11 +90,11 @@ def load_instances(path: str | os.PathLike) -> Int32[np.ndarray, "h w"]:
     a level is negative or fractional; and if levels are not exact, as in a JPEG or after smoothing.
     """
     levels = _levels(path)
-    if _is_jpeg(path) or _share_of_specks(levels) > LOSSY_SPECKS:
+    if _may_be_lossy(path) or _share_of_specks(levels) > LOSSY_SPECKS:
         raise ValueError(
             f"{path} needs exact levels to number instances; got {_listed(np.unique(levels))}, "
-            "which are lossy: JPEG and smooth resizing invent levels at edges, and so instances. "
-            "Write the mask anew, as PNG."
+            "which are lossy: JPEG, WebP and smooth resizing invent levels at edges, and so "
+            "instances. Write the mask anew, as PNG."
         )
     values, numbers = np.unique(np.append(levels.ravel(), 0), return_inverse=True)
     if values[0] < 0:
@@ -109,10 +130,10 @@ def load_known(path: str | os.PathLike) -> Bool[np.ndarray, "h w"]:
 
 def _lighter(path: str | os.PathLike, levels: np.ndarray, kind: str) -> Bool[np.ndarray, "h w"]:
     """Where levels (h, w) are the lighter of two. Raises: ValueError if they are not two."""
-    values, is_jpeg, inside = np.unique(levels), _is_jpeg(path), None
-    if len(values) == 2 and np.isfinite(values).all() and not is_jpeg:
+    values, is_lossy, inside = np.unique(levels), _may_be_lossy(path), None
+    if len(values) == 2 and np.isfinite(values).all() and not is_lossy:
         inside = levels == values[1]
-    elif is_jpeg or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
+    elif is_lossy or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
         inside = _threshold_lossy(path, levels)
     if inside is None or inside.all() or not inside.any():
         raise ValueError(
@@ -132,11 +153,23 @@ def _opened(path: str | os.PathLike) -> Image.Image:
     return picture
 
 
+def _rgb(path: str | os.PathLike, picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of an opaque picture. Raises: ValueError unless it has 8-bit grey or RGB pixels."""
+    if picture.mode not in ("1", "L", "RGB"):
+        raise ValueError(
+            f"{path} needs 8-bit grey or RGB pixels; got mode {picture.mode}. Convert it first, "
+            "since its black and white levels are unknown."
+        )
+    return np.asarray(picture.convert("RGB"))
+
+
 def _decoded(path: str | os.PathLike) -> Image.Image:
     """Decodes a picture: upright, palette resolved; RGBA if and only if it is transparent."""
     try:
         with Image.open(path) as file:
-            num_pages, is_16_bit = getattr(file, "n_frames", 1), _loses_16_bits(file)
+            # A telephone's JPEG may have a second frame: a preview, or the brightness of lights.
+            num_pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+            is_16_bit = _loses_16_bits(file)
             file.load()
             picture = ImageOps.exif_transpose(file)
     except Exception as error:  # Damaged files make Pillow raise exceptions of many types.
@@ -157,10 +190,10 @@ def _decoded(path: str | os.PathLike) -> Image.Image:
     return picture
 
 
-def _is_jpeg(path: str | os.PathLike) -> bool:
-    """Whether a readable picture is compressed by JPEG, whatever its name ends in."""
+def _may_be_lossy(path: str | os.PathLike) -> bool:
+    """Whether a readable picture is a JPEG or a WebP, whatever its name ends in."""
     with Image.open(path) as file:
-        return file.format in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
+        return file.format in ("JPEG", "MPO", "WEBP") or file.info.get("compression") == "jpeg"
 
 
 def _loses_16_bits(file: Image.Image) -> bool:

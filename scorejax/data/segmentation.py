@@ -72,7 +72,7 @@ def segmentation_source(
             )
         return carry._replace(step=carry.step + 1), as_batch(*zip(*pieces, strict=True))
 
-    return OfflineSource(init, next_batch)
+    return OfflineSource(init, next_batch, len(annotated))
 
 
 class _Carry(NamedTuple):

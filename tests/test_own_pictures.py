@@ -56,17 +56,19 @@ def test_all_that_is_wrong_with_a_folder_is_one_line_with_the_count(folder):
 
 
 def test_damaged_pictures_are_left_out_and_all_else_is_counted(folder):
+    Image.fromarray(PIXELS[:5, :5]).save(folder / "train" / "small.png")
     source = view(folder, "skip").training_source(2)
-    assert source.num_examples == 6
+    assert source.num_examples == 7
     train, test = source.notes
-    assert train.startswith(f"{folder}/train: 6 of 9 pictures are used; ")
+    assert train.startswith(f"{folder}/train: 7 of 10 pictures are used; ")
     assert test == f"{folder}/test: 1 of 1 pictures are used"
     assert "1 of them transparent, laid over white" in train
     assert "1 of them converted from CMYK to RGB" in train
+    assert "1 of them smaller than 8 pixels, enlarged" in train
     assert "not read, by suffix: 2 .heic, 1 .bmp" in train
     assert "3 left out: " in train and "text.png" in train
-    assert len(view(folder, "skip").stored("train").image) == 6
-    for name in "abcdef":
+    assert len(view(folder, "skip").stored("train").image) == 7
+    for name in (*"abcdef", "small"):
         next((folder / "train").glob(f"{name}.*")).unlink()
     with pytest.raises(ValueError, match=r"train has no picture that can be used: .*cut\.png"):
         view(folder, "skip").training_source(2)

@@ -62,6 +62,9 @@ def load_shrunk(path: pathlib.Path, size: int) -> Picture:
         return Picture(np.asarray(file.convert("RGB")), file.info.get(_CHANGE, ""))
     picture = load_picture(path)
     height, width = picture.pixels.shape[:2]
+    if min(height, width) < size:
+        changes = (picture.change, f"smaller than {size} pixels, enlarged")
+        picture = picture._replace(change=" and ".join(filter(None, changes)))
     if height * width <= LARGE * size**2:
         return picture
     small = crop_then_shrink(picture.pixels, size)

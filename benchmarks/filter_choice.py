@@ -42,7 +42,7 @@ def compare(name: str, num_points: int, folder: pathlib.Path) -> None:
             f: statistics.median(a / b for a, b in zip(times[f], times["scan"], strict=True))
             for f in ("auto", "sums")
         }
-        taken = "sums" if planning.filter_pays(index, num, K.value) else "scan"
+        taken, _ = planning.preference(index, num, K.value)
         expected = planning.filter_seconds(index, planning.ELSEWHERE * index.shares.at(K.value)[0])
         foretold = expected / planning.scan_seconds(index, num)
         print(

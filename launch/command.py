@@ -3,13 +3,13 @@
 
 A command is `run(prepare)`. `prepare` checks the flags and the files that they name, and returns
 the job, a function without arguments. A mistake found by `prepare` ends with exit status 2; a
-failure of the environment (no space left, no permission, a loss that is NaN) ends with 1. Both
-print one line. Any other exception is a bug of this library and keeps its traceback.
+failure of the environment (no space left, no permission, a loss that is NaN, a file that has been
+damaged meanwhile) ends with 1. Both print one line. Any other exception is a bug of this library
+and keeps its traceback.
 
 Importing this module is fast, so that a mistake in the flags is answered at once.
 """
 
-import difflib
 import functools
 import os
 import pathlib
@@ -21,9 +21,12 @@ from typing import Any, NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from scorejax.choices import suggestion
+
 Job = Callable[[], None]
 NO_CONFIG = "--config is missing, such as --config=configs/score_sde/digits.py"
 SHARES_WORK = "Share the work with the other processes of a TPU slice or of srun; one writes."
+_OURS = ("scorejax", "launch", "configs", "__main__")
 
 
 def run(prepare: Callable[[], Job], *, shares_work: bool = False) -> None:
@@ -119,6 +122,11 @@ def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
         if type(error) is not RuntimeError:
             raise
         _exit(1, str(error))
+    except ValueError as error:
+        # A file that was damaged meanwhile; another library's is a bug of ours.
+        if not _is_ours(error):
+            raise
+        _exit(1, str(error))
     except KeyboardInterrupt:
         _exit(130, "interrupted")
 
@@ -132,6 +140,14 @@ def _prepared(prepare: Callable[[], Job]) -> Job:
         return prepare()
     except (ValueError, FileNotFoundError, NotADirectoryError) as error:
         _exit(2, str(error))
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether a line of this library has raised an error, and not one of a library beneath it."""
+    innermost = error.__traceback__
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    return innermost.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS
 
 
 def _is_distributed() -> bool:
@@ -182,6 +198,11 @@ def _explain(error: Exception, argv: list[str]) -> str:
         return _no_config(path[1], loaded)
     elif not path and "config" in flags.FLAGS and "flag 'config." in str(error):
         return NO_CONFIG
+    if isinstance(error, flags.UnrecognizedFlagError):
+        name = error.flagname
+        # Words first: by letters alone, --step is nearer to --steps than --num_steps is.
+        if meant := suggestion(name, flags.FLAGS, cutoff=0.6):
+            return f"unknown flag --{name}; {meant.strip()}"
     reason = str(error).strip().splitlines()[0]
     missing = re.match(r"flag --(\w+)=None", reason)
     return f"--{missing[1]} is missing" if missing else reason.removeprefix("flag ")
@@ -197,8 +218,8 @@ def _no_config(path: str, loaded: object) -> str:
 
 
 def _nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {nearest[0]!r}?" if nearest else ""
+    meant = suggestion(name, known, cutoff=cutoff)
+    return f"; {meant.strip()}" if meant else ""
 
 
 def _exit(status: int, message: str) -> NoReturn:

@@ -44,7 +44,7 @@ def demonstrate(config, workdir, num: int) -> None:
     import jax
 
     from scorejax import runs, systems
-    from scorejax.evaluate import chunks, foreign_images, pictures
+    from scorejax.evaluate import chunks, foreign_images, reports
     from scorejax.train import loop
 
     started, whole = time.monotonic(), STEPS.value
@@ -58,7 +58,7 @@ def demonstrate(config, workdir, num: int) -> None:
     for name in ("pc", "ode"):
         print(f"\nSampling {num} digits, --sampler={name} ...", flush=True)
         drawn = chunks.draw_in_chunks(key, model.sampler(name), variables, num, batch_size=num)
-        pictures.save_png(workdir / f"samples_{name}.png", pictures.image_grid(drawn["image"]))
+        reports.save_samples(str(workdir / f"samples_{name}"), drawn, step=whole, sampler=name)
         print(f"  {drawn['nfe'].mean():.0f} evaluations of the score for each image")
     print(f"\nMeasuring likelihoods of {3 * num} images ...", flush=True)
     bits = foreign_images.digits_beside_others(model.likelihood(), variables, model.data, num)

@@ -69,7 +69,8 @@ def prepare() -> command.Job:
 
         parts = []
         report = {"step": run.step} if run else {}
-        report |= reports.metrics_report(SEED.value, metrics, run and run.variables, out)
+        trained = (run.variables, run.step) if run else (None, None)
+        report |= reports.metrics_report(SEED.value, metrics, *trained, out)
         if judged:
             options = {"seed": SEED.value, "batch_size": BATCH_SIZE.value, "out": out}
             scores, parts = sample_report.sample_report(judge, run, NUM_SAMPLES.value, **options)

@@ -39,7 +39,7 @@ def prepare() -> command.Job:
     import jax
 
     from scorejax import runs, systems
-    from scorejax.capabilities import DrawsSamples, Guides
+    from scorejax.capabilities import DrawsSamples, Guides, sampler_name
     from scorejax.score_model import control
 
     model = systems.require(runs.read_config(WORKDIR.value), DrawsSamples)
@@ -61,7 +61,8 @@ def prepare() -> command.Job:
         rng = jax.random.key(SEED.value)
         samples = chunks.draw_in_chunks(rng, draw, run.variables, NUM.value, **rows)
         if command.writes():
-            paths = reports.save_samples(out, samples, step=run.step)
+            name = sampler_name(model, SAMPLER.value)
+            paths = reports.save_samples(out, samples, step=run.step, sampler=name)
             print(f"{NUM.value} samples, {samples['nfe'].mean():.0f} evaluations each: {paths}")
         reports.require_finite(samples, "samples", out)
 

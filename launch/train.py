@@ -19,8 +19,8 @@ WORKDIR = flags.DEFINE_string(
 
 def prepare() -> command.Job:
     config = command.config(CONFIG)
-    from scorejax import systems
-    from scorejax.train import lock
+    from scorejax import capabilities, systems
+    from scorejax.train import banner, lock
     from scorejax.train.preflight import preflight
     from scorejax.train.settings import Settings
 
@@ -28,12 +28,20 @@ def prepare() -> command.Job:
     Settings.from_config(config)
     system = systems.load(config)
     with lock.held(WORKDIR.value):
-        preflight(system, config, WORKDIR.value)
+        settings, path = preflight(system, config, WORKDIR.value)
 
     def job() -> None:
-        from scorejax.train import loop  # Its writers of metrics take seconds to import.
+        step = banner.finished(path, settings)
+        if step is not None:
+            print(banner.step_line(step, settings))
+        else:
+            from scorejax.train import loop  # Its writers of metrics take seconds to import.
 
-        loop.train(system, config, WORKDIR.value)
+            step = int(loop.train(system, config, WORKDIR.value).step)
+        if step >= settings.num_train_steps and command.writes():
+            print(f"Step {step} is in {WORKDIR.value}. Next, for example:")
+            for line in capabilities.commands(systems.load_model(config), WORKDIR.value):
+                print(f"  python -m {line}")
 
     return job
 

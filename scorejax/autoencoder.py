@@ -12,7 +12,7 @@ Source: Pang et al. 2020, arXiv:2007.03317, Section 5.4, after Song et al. 2019,
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ from scorejax.data.view import ImageView
 from scorejax.energies import Score
 from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.held_out import HeldOut
-from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.evaluate.progress import Metric, Metrics, sample_caption
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.numerics import gaussian_log_prob, sum_except_batch
 from scorejax.objectives.entropy_gradients import negative_entropy
@@ -90,6 +90,7 @@ class Autoencoder:
     prior_weight: float
     tx: optax.GradientTransformation
     held_out: HeldOut
+    sampler_names: ClassVar[tuple[str, ...]] = ("decoder",)
 
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
@@ -191,10 +192,10 @@ class Autoencoder:
                 "code_variance_largest": float(spread[-1]),
             }
             pairs = np.stack([x, decoded], 1)[:num].reshape(-1, *x.shape[1:])
-            samples = joined(drawn(variables, {"rng": row_keys(rng, num)}, at_once))["image"]
-            shown = {"reconstructions": pairs, "samples": samples}
-            return Evaluation(
-                scalars, {name: pictures.image_grid(images) for name, images in shown.items()}
-            )
+            samples = joined(drawn(variables, {"rng": row_keys(rng, num)}, at_once))
+            shown = {"reconstructions": pairs, "samples": samples["image"]}
+            grids = {name: pictures.image_grid(images) for name, images in shown.items()}
+            caption = sample_caption(self.sampler_names[0], samples["nfe"])
+            return Evaluation(scalars, grids, captions={"samples": caption})
 
         return metric

@@ -160,9 +160,39 @@ ACTIONS: dict[type, str] = {
 }
 
 
-def cannot(name: str, capability: type, able: Iterable[str]) -> ValueError:
-    """The error for a model `name` without a capability; `able` are the systems that have it."""
-    return ValueError(f"{name} cannot {ACTIONS[capability]}; {', '.join(able)} can")
+COMMANDS: dict[type, str] = {
+    DrawsSamples: "sample --workdir={workdir} --num=64",
+    Segments: "segment --workdir={workdir} --images=FOLDER",
+    RanksDocuments: "match --workdir={workdir} --resumes=FILE --jobs=FILE",
+    Guides: "sample --workdir=OTHER --classifier={workdir} --label=0",
+    MeasuresDensity: "likelihood --workdir={workdir}",
+    IsEvaluated: "evaluate --workdir={workdir}",
+    Completes: "complete --workdir={workdir}",
+    Interpolates: "interpolate --workdir={workdir}",
+    InterpolatesNoise: "interpolate --workdir={workdir}",
+}
+"""Command of each capability of a trained model, the most telling one first."""
+
+
+def commands(model: Any, workdir: str) -> list[str]:
+    """The commands that take a run of a model in `workdir`, without the path of Python."""
+    offered = [line for kind, line in COMMANDS.items() if isinstance(model, kind)]
+    return [f"launch.{line.format(workdir=workdir)}" for line in dict.fromkeys(offered)]
+
+
+def cannot(name: str, capability: type, able: Iterable[str], model: Any = None) -> ValueError:
+    """The error for a model `name` without a capability; `able` are the systems that have it.
+
+    It names the first commands that a run of `model` is for.
+    """
+    offered = commands(model, "RUN")[:2]
+    instead = f". Its runs are for {' or '.join(offered)}" if offered else ""
+    return ValueError(f"{name} cannot {ACTIONS[capability]}; {', '.join(able)} can{instead}")
+
+
+def sampler_name(model: Any, name: str = "") -> str:
+    """The name of a sampler, of the model's own for ""; that is "" if the model does not say it."""
+    return name or next(iter(getattr(model, "sampler_names", ())), "")
 
 
 def require_sampler(own: str, name: str, condition: Any = None) -> None:

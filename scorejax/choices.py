@@ -2,6 +2,7 @@
 """One-line errors for unknown names and invalid values, with a suggestion where possible."""
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -9,11 +10,26 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> ValueError:
-    """Error for an unknown name of a `kind` ("sampler", say); suggests the nearest choice."""
+    """Error for an unknown name of a `kind` ("sampler", say); makes a `suggestion`."""
     choices = sorted(choices)
-    nearest = difflib.get_close_matches(str(name).lower(), choices, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = suggestion(str(name), choices, cutoff=0.5)
     return ValueError(f"unknown {kind} {name!r}: {hint}known: {', '.join(choices)}")
+
+
+def suggestion(name: str, choices: Iterable[str], *, cutoff: float) -> str:
+    """Asks "did you mean ...? ", for the choices that the name may stand for; "" without any.
+
+    These are the choices that have all the words of the name, "generalized_kl" for "kl", or else
+    the most similar one, if its similarity is at least `cutoff` (in [0, 1]).
+    """
+    words, choices = _words(name), sorted(choices)
+    meant = [choice for choice in choices if words and words <= _words(choice)][:3]
+    meant = meant or difflib.get_close_matches(name.lower(), choices, n=1, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(repr, meant))}? " if meant else ""
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"[a-z0-9]+", name.lower()))
 
 
 def require_known(kind: str, name: object, choices: Collection[str]) -> None:

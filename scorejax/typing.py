@@ -71,6 +71,10 @@ class OfflineSource(NamedTuple):
     """(start_step, rng) -> carry. May read files."""
     next: Callable[[PyTree, Any, PRNGKeyArray], tuple[PyTree, Batch]]
     """(carry, state, rng) -> (carry, batch), called once a step; `state` lives for the call."""
+    num_examples: int | None = None
+    """Number of examples that an epoch visits, if it is known."""
+    notes: tuple[str, ...] = ()
+    """Lines for whoever starts a run, such as files that are left out."""
 
 
 class OnlineSource(NamedTuple):

@@ -5,6 +5,7 @@ import gc
 import os
 import pathlib
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 
 # Collectives on fake CPU devices need a thread each; with fewer they deadlock.
@@ -28,6 +29,9 @@ import pytest
 from tests.slow import SINGLE_AND_DOUBLE
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Pictures that tests shrink are not to lie among those of the user.
+_PICTURES = tempfile.TemporaryDirectory(prefix="scorejax-pictures-")
+os.environ["SCOREJAX_CACHE_DIR"] = _PICTURES.name
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)

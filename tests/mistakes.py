@@ -15,6 +15,7 @@ OVERRIDES = [
     ("batch_sise=8", "no key 'batch_sise'; did you mean 'batch_size'?"),
     ("lerning_rate=1", "no key 'lerning_rate'; did you mean 'learning_rate'?"),
     ("model.nf=8", "no key 'model.nf'"),
+    ("steps=8", "no key 'steps'; did you mean 'num_corrector_steps' or 'num_"),
     ("system=score_sd", "unknown system 'score_sd': did you mean 'score_sde'?"),
     ("dataset=digit", "unknown dataset 'digit': did you mean 'digits'?"),
     ("sde=vpp", "unknown sde 'vpp': did you mean 'vp'?"),
@@ -126,13 +127,16 @@ CASES = {
     "broken config": ("train", ["--config={tmp}/broken.py", NEW], 2, "SyntaxError"),
     "poor config": ("train", ["--config={tmp}/poor.py", NEW], 2, "the config lacks seed"),
     "no workdir": ("train", [CONFIG], 2, "--workdir is missing"),
-    "flag": ("train", [CONFIG, "--wrkdir=x", NEW], 2, "Did you mean: workdir"),
+    "flag": (
+        "train", [CONFIG, "--wrkdir=x", NEW], 2, "unknown flag --wrkdir; did you mean 'workdir'?",
+    ),
     "argument": ("train", [CONFIG, NEW, "batch_size=3"], 2, "unexpected argument 'batch_size=3'"),
     "another config": (
         "train", [CONFIG, RUN, "--config.nf=16"], 2, "holds a run with nf=8, the config has nf=16",
     ),
     "another variant": (
-        "train", ["--config=configs/score_sde/digits.py:ve,debug", RUN], 2, "=",
+        "train", ["--config=configs/score_sde/digits.py:ve,debug", RUN], 2,
+        "holds a run with sde='vp', the config has sde='ve' (others that differ: ",
     ),
     "checkpoints without config": ("train", [CONFIG, "--workdir={tmp}/nameless"], 2, "config.json"),
     "workdir is a file": ("train", [CONFIG, "--workdir={tmp}/file"], 1, "{tmp}/file"),
@@ -164,6 +168,9 @@ CASES = {
     ),
     "sample: steps": (
         "sample", [RUN, "--num_steps=1"], 2, "'pc' needs num_steps of at least 2; got 1",
+    ),
+    "sample: steps by another name": (
+        "sample", [RUN, "--steps=9"], 2, "unknown flag --steps; did you mean 'num_steps'?",
     ),
     "sample: steps of the ODE": (
         "sample", [RUN, "--sampler=ode", "--num_steps=9"], 2, "got num_steps=9",

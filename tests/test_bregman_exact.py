@@ -361,7 +361,7 @@ POINTS = np.full((3, DIM), 0.5)
         (lambda: _search(POINTS, 2.5), "a whole number 1 <= k <= 3.*got 2.5"),
         (lambda: _search(POINTS[:, :2], 1), "6 columns, as the points; got 2"),
         (lambda: _search(POINTS * 0, 1, "generalized_kl"), "queries > 0"),
-        (lambda: bregman.range_search(bregman.build_index(POINTS), POINTS, 1.0), "num_parts=8"),
+        (lambda: bregman.range_search(bregman.build_index(POINTS), POINTS, -1), "radius >= 0; got"),
         (lambda: bregman.calibrate(bregman.build_index(POINTS), POINTS, 1), "got ExactIndex"),
         (lambda: bregman.BregmanNeighbors(3).fit(POINTS).kneighbors(), "k <= 2; got 3"),
         (lambda: bregman.BregmanNeighbors(1).fit(POINTS).kneighbors_graph(mode="x"), "mode"),

@@ -217,7 +217,7 @@ def test_auto_scans_for_more_neighbours_than_a_filter_can_spare():
     index = brepartition.build_index(points, "squared_euclidean", num_parts=1)
     assert index.shares.at(100)[0] < planning.LARGEST_SHARE / 2
     assert index.shares.at(8000) == (1.0, 1.0)
-    assert not planning.filter_pays(index, 1, 8000)
+    assert planning.preference(index, 1, 8000)[0] == "scan"
 
 
 def test_measured_shares_are_those_of_searches():

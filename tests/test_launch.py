@@ -63,6 +63,18 @@ def trained(workdir):
     return noise_prediction(VPSDE(0.1, 20.0), network), model.data, config
 
 
+def test_a_finished_run_started_again_says_so_and_what_to_type_next(workdir):
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file()}
+    config = json.loads((workdir / "config.json").read_text())
+    changed = ("eval_samples", "eval_bits_examples", "eval_every", "rtol", "atol")
+    argv = [f"--config.{name}={config[name]}" for name in changed]
+    argv += ["--config.ch_mult=(1,)", "--config.attn_resolutions=(8,)"]
+    said = run("train", "--config=configs/score_sde/digits.py:debug", f"--workdir={workdir}", *argv)
+    assert said.startswith("already at step 40 of 40: raise num_train_steps to go on\n")
+    assert f"  python -m launch.sample --workdir={workdir} --num=64\n" in said
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
 @pytest.mark.slow  # test_resume.py shows the same without a start of the command for each part
 def test_train_goes_on_where_it_stopped(workdir):
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]

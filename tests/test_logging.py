@@ -9,7 +9,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from scorejax.evaluate import reports
+from scorejax import report
+from scorejax.evaluate import pictures, reports
 from scorejax.report import Evaluation
 from scorejax.train import logging
 from scorejax.train.logging import RunLog, read_metrics
@@ -108,6 +109,66 @@ def test_pictures_and_curves_are_png_files(tmp_path):
     assert curves.shape == (520, 700)
     assert curves[:260].min() < 200
     assert curves[260:].min() < 200
+
+
+def test_a_line_and_a_picture_show_six_scalars_without_the_bounds_of_others(tmp_path, capfd):
+    scalars = {f"{name}{end}": 0.5 for name in "abcdefgh" for end in ("", "_low", "_high")}
+    scalars |= {"bits": 3.0, "bits_standard_error": 0.1, "bits_failures": 0.0, "h_failures": 2.0}
+    with open_log(tmp_path, log_every=1, best_metric="h") as log:
+        log.train(1, {"loss": 1.0})
+        log.evaluation(1, Evaluation(scalars, {}))
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step 1:")]
+    shown = [word for word in line.split() if word.startswith("eval/")]
+    assert shown == [f"eval/{name}" for name in "habcde"]
+    assert line.endswith(f"and {len(scalars) - 6} more in metrics.jsonl")
+    assert logging.headline({"bits": 3.0, "bits_failures": 1.0}) == ["bits", "bits_failures"]
+    with PIL.Image.open(tmp_path / "pictures" / "loss.png") as image:
+        assert image.size == (700, 6 * 260)  # the training loss, and five evaluations
+
+
+@pytest.mark.parametrize(
+    "interval", [{"iou_low": 0.2, "iou_high": 0.8}, {"iou_standard_error": 0.15}]
+)
+def test_an_interval_is_a_band_around_its_curve(interval, tmp_path):
+    areas = []
+    for further in ({}, interval):
+        with open_log(tmp_path) as log:
+            for step in (1, 2, 3):
+                scalars = {"iou": 0.5, **further}
+                log.evaluation(step, Evaluation(scalars, {}))
+        with PIL.Image.open(tmp_path / "pictures" / "loss.png") as image:
+            blue = np.asarray(image.convert("RGB")).astype(int)
+        areas.append((blue[..., 2] > blue[..., 0] + 20).mean())
+    # Axes fill most of the picture, the band nearly all of their height; the curve is a thin line.
+    assert areas[0] < 0.05 and areas[1] > 0.5
+
+
+def test_a_caption_has_the_step_and_leaves_the_picture_as_it_is(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (30, 90, 3), dtype=np.uint8)
+    drawn = Evaluation({}, {"a": picture, "b": picture}, captions={"a": "9 samples by pc"})
+    with open_log(tmp_path) as log:
+        log.evaluation(10, drawn)
+    saved = {}
+    for name in "ab":
+        with PIL.Image.open(tmp_path / "pictures" / f"{name}_00000010.png") as image:
+            saved[name] = np.asarray(image)
+    np.testing.assert_array_equal(saved["b"], picture)
+    np.testing.assert_array_equal(saved["a"][-30:], picture)
+    expected = report.with_caption(picture, "9 samples by pc, step 10")
+    np.testing.assert_array_equal(saved["a"], expected)
+    assert saved["a"].shape[1] == 90 and (expected[:-30] < 100).any()
+    # Narrow pictures have captions of several lines, which they are not wide enough to cut.
+    assert len(expected) > len(report.with_caption(picture.repeat(4, axis=1), "9 samples, step 10"))
+
+
+def test_samples_are_drawn_below_their_sampler_evaluations_and_step(tmp_path):
+    samples = {"image": np.zeros((4, 8, 8, 1)), "nfe": np.full(4, 35)}
+    reports.save_samples(str(tmp_path / "x"), samples, step=7, sampler="heun")
+    with PIL.Image.open(tmp_path / "x.png") as image:
+        drawn = np.asarray(image)
+    caption = "4 samples by heun, 35 evaluations each, step 7"
+    grid = pictures.image_grid(samples["image"])
+    np.testing.assert_array_equal(drawn, report.with_caption(grid, caption))
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(tmp_path, capfd):

@@ -260,7 +260,7 @@ def test_an_overlay_draws_agreement_misses_and_inventions_in_their_colours():
     assert tuple(drawn[12, 4]) == segmentation_pictures.TRUTH
     assert tuple(drawn[2, 22]) == segmentation_pictures.PREDICTION
     assert tuple(drawn[5, 5]) == tuple(drawn[0, 0]) == (10, 10, 10)  # Insides stay visible.
-    assert (segmentation_pictures.mask_picture(found) == 255 * (found > 0)[..., None]).all()
+    assert (segmentation_pictures.mask_picture(found) == 255 * (found > 0)).all()
     assert (image == 10).all()
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from scorejax.data.nuclei import nuclei
 from scorejax.data.picture_files import load_instances
-from scorejax.evaluate import segmented_folder
+from scorejax.evaluate import segmentation_pictures, segmented_folder
 from scorejax.systems import bionet
 
 
@@ -43,8 +43,11 @@ def test_what_is_written_numbers_the_instances(tmp_path):
     stored = np.asarray(Image.open(tmp_path / "x_instances.png"))
     assert stored.dtype == np.uint16 and np.array_equal(stored, instances)
     mask = np.asarray(Image.open(tmp_path / "x_mask.png"))
-    assert np.array_equal(mask[..., 0] == 255, instances > 0)
-    assert np.asarray(Image.open(tmp_path / "x_overlay.png")).shape == image.shape
+    assert np.array_equal(mask, 255 * (instances > 0))
+    drawn = np.asarray(Image.open(tmp_path / "x_overlay.png"))
+    np.testing.assert_array_equal(drawn[:32], segmentation_pictures.overlay(image, instances))
+    assert drawn.shape[0] > 32  # the legend, with a square of the colour
+    assert (drawn[32:] == segmentation_pictures.PREDICTION).all(axis=2).sum() > 50
 
 
 def test_more_instances_than_16_bits_number_are_all_written(tmp_path):

@@ -106,6 +106,7 @@ def images(dataset: str, image_size: int) -> ConfigDict:
     """Images whose contexts are of grey levels."""
     config = default()
     config.dataset, config.image_size, config.data_dir = dataset, image_size, ""
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
     config.centered, config.random_flip, config.uniform_dequantization = True, False, False
     config.objective = "denoising"
     config.mixture_kind = "logistic"

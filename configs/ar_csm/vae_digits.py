@@ -43,6 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.dataset, config.image_size = "digits", 8
     config.data_dir = ""
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
     config.random_flip = False
     config.uniform_dequantization = config.centered = False
 

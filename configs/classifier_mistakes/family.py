@@ -14,6 +14,7 @@ def default() -> ConfigDict:
     config.model = "classifier"  # detector, of a run that is named by `classifier`
 
     config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
     config.random_flip = False
     config.uniform_dequantization = False
     config.centered = False  # attacks are on images in [0, 1]

@@ -17,8 +17,8 @@ def default() -> ConfigDict:
 
     config.dataset = "cifar10"
     config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
-    config.image_size = 32
-    config.random_flip = True
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
+    config.image_size, config.random_flip = 32, True
     config.uniform_dequantization = False  # in training; bits/dim always use dequantised images
     config.centered = True  # images in [-1, 1]
 

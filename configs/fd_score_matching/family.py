@@ -47,6 +47,7 @@ def images(config: ConfigDict, dataset: str, image_size: int, *, dequantize: boo
     """Sets a data set of images in [0, 1]."""
     config.dataset, config.image_size = dataset, image_size
     config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
     config.random_flip = False
     config.uniform_dequantization = dequantize
     config.centered = False

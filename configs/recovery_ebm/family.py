@@ -18,8 +18,8 @@ def default() -> ConfigDict:
 
     config.dataset = "cifar10"
     config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
-    config.image_size = 32
-    config.random_flip = True
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
+    config.image_size, config.random_flip = 32, True
     config.uniform_dequantization = False
     config.centered = True  # images in [-1, 1]
 
@@ -93,8 +93,9 @@ def denoising(config: ConfigDict) -> ConfigDict:
 def plane(toy: str) -> ConfigDict:
     """Points of the plane with a known density; sizes are ours."""
     config = default()
-    for key in ("data_dir", "image_size", "random_flip", "uniform_dequantization", "centered"):
+    for key in ("data_dir", "damaged", "image_size", "random_flip", "uniform_dequantization"):
         del config[key]
+    del config.centered
     for key in ("nf", "ch_mult", "num_res_blocks", "attn_resolutions", "dtype", "remat"):
         del config[key]
     for key in ("eval_samples", "eval_frechet_samples", "eval_features", "eval_matmul_precision"):

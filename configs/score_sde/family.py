@@ -17,6 +17,7 @@ def default() -> ConfigDict:
 
     config.dataset = "cifar10"
     config.data_dir = ""  # empty: $SCOREJAX_DATA_DIR, else ~/tensorflow_datasets
+    config.damaged = "raise"  # skip: leaves out pictures of dataset=folder that cannot be used
     config.image_size = 32
     config.random_flip = True
     config.uniform_dequantization = False  # in training; bits/dim always use dequantised images

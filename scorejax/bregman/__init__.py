@@ -3,8 +3,8 @@
 
 A query runs through the modules from top to bottom:
 
-1. `engines` is the door: `build_index` and `search` choose the scan of all points in memory, or
-   BrePartition's index, which may be on disk. `neighbors` is the door for scikit-learn.
+1. `engines` is the door: `build_index`, `search` and `range_search` choose the scan of all points
+   in memory, or BrePartition's index, which may be on disk. `neighbors` is scikit-learn's door.
 2. `divergences` holds what both engines know of a divergence: its domain, stable formulas, order
    of arguments, and the two ways to bound it (`three_point`, `cauchy`).
 3. `scan.exact` answers in memory: scores in single precision by a matrix product
@@ -31,7 +31,7 @@ _HOME = {
     "BregmanIndex": "scorejax.bregman.index",
     "build_index": "scorejax.bregman.engines",
     "search": "scorejax.bregman.engines",
-    "range_search": "scorejax.bregman.index.brepartition",
+    "range_search": "scorejax.bregman.engines",
     "calibrate": "scorejax.bregman.index.brepartition",
     "Calibration": "scorejax.bregman.index.approximate",
     "open_index": "scorejax.bregman.index.store",

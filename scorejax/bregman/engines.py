@@ -10,8 +10,8 @@ from jaxtyping import Real
 from scorejax.bregman.divergences import Divergence
 from scorejax.bregman.index import brepartition
 from scorejax.bregman.index.bregman_index import BregmanIndex
-from scorejax.bregman.scan import exact
-from scorejax.bregman.scan.ranking import Neighbours
+from scorejax.bregman.scan import exact, range_scan
+from scorejax.bregman.scan.ranking import Neighbours, Within
 
 
 def build_index(
@@ -50,3 +50,21 @@ def search(
     if isinstance(index, exact.ExactIndex):
         return exact.search(index, queries, k, **options)
     return brepartition.search(index, queries, k, p=p, **options)
+
+
+def range_search(
+    index: exact.ExactIndex | BregmanIndex,
+    queries: Real[ArrayLike, "q d"],
+    radius: float,
+    **options: Any,
+) -> Within:
+    """All points whose divergence from a query is at most the radius, nearest first.
+
+    `options` go to `brepartition.range_search`. Raises: ValueError as this, and for options of a
+    scan, which has none.
+    """
+    if isinstance(index, exact.ExactIndex):
+        if options:
+            raise ValueError(f"range_search of a scan takes no options; got {sorted(options)}.")
+        return range_scan.range_search(index, queries, radius)
+    return brepartition.range_search(index, queries, radius, **options)

@@ -16,7 +16,7 @@ import numpy as np
 
 from scorejax.bregman.divergences import get
 from scorejax.bregman.divergences.sided import Sided
-from scorejax.bregman.index import brepartition, store
+from scorejax.bregman.index import brepartition, planning, store
 from scorejax.bregman.scan.ranking import Neighbours
 from scorejax.bregman.table_rows import in_order_of, read_rows
 from scorejax.choices import require_known
@@ -101,8 +101,14 @@ def prepare_search(
     def job() -> None:
         learnt = examples is not None
         radius = brepartition.calibrate(opened, examples, k, filter=learner) if learnt else None
+        used, why = filter, "as asked"
+        if learnt:
+            used, why = learner, f"its radius for p={p} is learnt from {len(examples)} queries"
+        elif filter == "auto":
+            used, why = planning.preference(opened, len(rows), k)
         nearest = brepartition.search(opened, rows, k, p=p, filter=filter, calibration=radius)
         print(f"{len(nearest.ids)} queries: {save_neighbours(out, nearest)}")
+        print(f"filter {used}: {why}")
         if len(nearest.ids):
             share, pages = nearest.candidates.mean() / opened.num_points, nearest.pages.mean()
             print(f"each: {share:.1%} of the points, {pages:.1f} of {opened.rows.num_pages} pages")

@@ -6,18 +6,24 @@ from typing import Literal
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, Int
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, issparse
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from scorejax.bregman.divergences import Divergence
-from scorejax.bregman.scan import exact
+from scorejax.bregman.divergences import Divergence, get
+from scorejax.bregman.scan import exact, range_scan
+
+MAX_DENSE_BYTES = 2**32
+"""Largest array that is made of a sparse one."""
 
 
 class BregmanNeighbors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Exact nearest neighbours in memory by D(training row, query), or by the other order.
 
-    Distances are divergences: "squared_euclidean" takes no root. In a pipeline, `transform` returns
+    Distances are divergences: "squared_euclidean" takes no root. `smoothing` is the option of
+    divergences of positive numbers that permits zeros, see `divergences.named`. Sparse rows, of
+    counts say, are made dense, up to `MAX_DENSE_BYTES`. In a pipeline, `transform` returns
     the sparse matrix of distances that estimators with metric="precomputed" take, with a column for
     each training row, whose names `get_feature_names_out` gives.
     """
@@ -28,15 +34,24 @@ class BregmanNeighbors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         divergence: str | Divergence = "squared_euclidean",
         *,
         side: str = "data_first",
+        smoothing: float = 0.0,
+        radius: float = 1.0,
     ) -> None:
         self.n_neighbors = n_neighbors
         self.divergence = divergence
         self.side = side
+        self.smoothing = smoothing
+        self.radius = radius
 
     def fit(self, X: Float[ArrayLike, "n d"], y: object = None) -> "BregmanNeighbors":
-        """Indexes the rows of X. Raises: ValueError for rows outside the divergence's domain."""
-        X = validate_data(self, X, dtype=[np.float64, np.float32])
-        self.index_ = exact.build_index(X, self.divergence, side=self.side)
+        """Indexes the rows of X.
+
+        Raises: ValueError for rows outside the divergence's domain, a sparse X that is too large,
+        or a `smoothing` that the divergence does not have.
+        """
+        X = self._dense(X, reset=True)
+        options = {"smoothing": self.smoothing} if self.smoothing else {}
+        self.index_ = exact.build_index(X, get(self.divergence, **options), side=self.side)
         return self
 
     def kneighbors(
@@ -56,9 +71,31 @@ class BregmanNeighbors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if X is None:
             distances, ids = self._among_others(k)
         else:
-            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+            X = self._dense(X)
             nearest = exact.search(self.index_, X, k)
             distances, ids = nearest.distances, nearest.ids
+        return (distances, ids) if return_distance else ids
+
+    def radius_neighbors(
+        self,
+        X: Float[ArrayLike, "q d"] | None = None,
+        radius: float | None = None,
+        return_distance: bool = True,
+    ) -> tuple[np.ndarray, np.ndarray] | np.ndarray:
+        """Distances and row numbers of all training rows within the radius of each row of X.
+
+        Both are arrays (q,) of arrays, nearest first. Without X, the training rows are the queries,
+        and no row is its own neighbour.
+        Raises: ValueError unless radius >= 0, and as `kneighbors`.
+        """
+        check_is_fitted(self)
+        queries = self.index_.points if X is None else self._dense(X)
+        radius = self.radius if radius is None else radius
+        found = range_scan.range_search(self.index_, queries, radius)
+        distances, ids = np.empty((2, len(queries)), object)
+        for query, (near, far) in enumerate(zip(found.ids, found.distances, strict=True)):
+            others = near != query if X is None else slice(None)
+            ids[query], distances[query] = near[others], far[others]
         return (distances, ids) if return_distance else ids
 
     def kneighbors_graph(
@@ -93,6 +130,25 @@ class BregmanNeighbors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _n_features_out(self) -> int:
         """Number of columns of `transform`, for `get_feature_names_out`."""
         return len(self.index_.points)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def _dense(self, X: object, *, reset: bool = False) -> Float[np.ndarray, "q d"]:
+        """Checked rows as a dense array. Raises: ValueError if a sparse X would be too large."""
+        X = validate_data(self, X, dtype=[np.float64, np.float32], accept_sparse="csr", reset=reset)
+        if not issparse(X):
+            return X
+        size = X.shape[0] * X.shape[1] * X.dtype.itemsize
+        if size > MAX_DENSE_BYTES:
+            raise ValueError(
+                f"{type(self).__name__} computes with dense rows, {size / 2**30:.1f} GiB for this "
+                f"sparse X of {X.shape}; at most {MAX_DENSE_BYTES / 2**30:g} GiB are made of one. "
+                "Reduce its columns, or pass parts of its rows"
+            )
+        return X.toarray()
 
     def _among_others(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Distances and row numbers of the k nearest other training rows of each training row."""

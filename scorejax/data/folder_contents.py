@@ -10,7 +10,7 @@ import os
 import pathlib
 from collections.abc import Collection
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".webp")
 _LEFT_BEHIND = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 """Folders of macOS archives, Synology disks and Windows; they hold copies and thumbnails."""
 
@@ -21,15 +21,20 @@ def is_hidden(name: str) -> bool:
 
 
 def visible_files(
-    folder: str | os.PathLike, suffixes: Collection[str], *, deep: bool = True
+    folder: str | os.PathLike, suffixes: Collection[str] | None, *, deep: bool = True
 ) -> list[pathlib.Path]:
-    """Visible files that end in one of the suffixes, in any case, sorted by path.
+    """Visible files that end in one of the suffixes, in any case, sorted by path; None takes all.
 
     They may lie in visible folders below, unless `deep` is false. A link to a folder above itself
     is not followed. A folder that is not there has no files.
     Raises: ValueError, one line, for a link to nothing; OSError for a folder that may not be read.
     """
     found: list[str] = []
+
+    def is_wanted(entry: os.DirEntry) -> bool:
+        if suffixes is None:
+            return entry.is_file()
+        return os.path.splitext(entry.name)[1].lower() in suffixes
 
     def walk(directory: str, above: frozenset[str]) -> None:
         real = os.path.realpath(directory)
@@ -41,7 +46,7 @@ def visible_files(
             if entry.is_dir():
                 if deep:
                     walk(entry.path, above | {real})
-            elif os.path.splitext(entry.name)[1].lower() in suffixes:
+            elif is_wanted(entry):
                 found.append(entry.path)
             elif deep and entry.is_symlink() and not entry.is_file():
                 raise ValueError(f"{entry.path} is a link to {os.readlink(entry.path)}, not there.")

@@ -11,7 +11,6 @@ or ~/tensorflow_datasets if that is unset too.
 """
 
 import dataclasses
-import gzip
 import itertools
 import os
 import pathlib
@@ -22,6 +21,7 @@ import numpy as np
 
 from scorejax.choices import require_known, unknown
 from scorejax.data import keel, tfrecords, transforms
+from scorejax.data.idx import read_idx
 from scorejax.data.photographs import photo_patches
 from scorejax.data.picture_folder import PictureFolder
 from scorejax.data.prefetch import read_ahead
@@ -101,13 +101,13 @@ class Records(Sequence):
     """Random access to examples {"image": grey levels (size, size, c), "label": int32}."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], fit: Callable, size: int):
-        self._rows, self._fit, self._size = rows, fit, size
+        self.rows, self._fit, self._size = rows, fit, size
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        row = self._rows[index]
+        row = self.rows[index]
         image = self._fit(row["image"], self._size)
         return {"image": image, "label": np.int32(row.get("label", 0))}
 
@@ -156,11 +156,18 @@ def image_set(name: str) -> ImageSet:
 
 
 def load(
-    name: str, split: str, *, image_size: int = 0, data_dir: str = "", limit: int | None = None
+    name: str,
+    split: str,
+    *,
+    image_size: int = 0,
+    data_dir: str = "",
+    limit: int | None = None,
+    damaged: str = "raise",
 ) -> Images:
     """Reads a split, or its first `limit` images, into memory.
 
-    `image_size` 0 stands for the default size of the set.
+    `image_size` 0 stands for the default size of the set; `damaged` is for "folder", see
+    `PictureFolder`.
     Raises: ValueError if the set or the split is unknown; FileNotFoundError (of optdigits
     ValueError), with the command that gets the data, if they are missing.
     """
@@ -176,20 +183,23 @@ def load(
     elif name == "fashion_mnist":
         images = fashion_mnist(split, data_dir)
     else:
-        return _gather(records(name, split, image_size=size, data_dir=data_dir), limit)
+        place = {"image_size": size, "data_dir": data_dir, "damaged": damaged}
+        return _gather(records(name, split, **place), limit)
     image, label = images.image[:limit], images.label[:limit]
     if size != spec.size:
         image = np.stack([spec.fit(picture, size) for picture in image])
     return Images(image, label)
 
 
-def records(name: str, split: str, *, image_size: int = 0, data_dir: str = "") -> Records:
+def records(
+    name: str, split: str, *, image_size: int = 0, data_dir: str = "", damaged: str = "raise"
+) -> Records:
     """Opens a split on disk without reading its images. Raises: as `load`."""
     spec = image_set(name)
     require_known("split", split, SPLITS)
     size = image_size or spec.size
     if name == "folder":
-        rows = PictureFolder(_root(data_dir), split)
+        rows = PictureFolder(_root(data_dir), split, size, damaged)
     elif spec.tfrecords:
         rows = _tfrecords(name, size, data_dir)
     else:
@@ -222,29 +232,14 @@ def fashion_mnist(split: str, data_dir: str = "") -> Images:
     places = [_root(data_dir), _root(data_dir) / "fashion-mnist", DEBIAN_FASHION_MNIST]
     prefix = "t10k" if split == "test" else split
     for place in places:
-        image = _read_idx(place / f"{prefix}-images-idx3-ubyte")
-        label = _read_idx(place / f"{prefix}-labels-idx1-ubyte")
+        image = read_idx(place / f"{prefix}-images-idx3-ubyte")
+        label = read_idx(place / f"{prefix}-labels-idx1-ubyte")
         if image is not None and label is not None:
             return Images(image[..., None], label.astype(np.int32))
     raise FileNotFoundError(
         f"fashion_mnist is not in {places[0]}; get it with: apt-get install dataset-fashion-mnist "
         "(or put its four idx files there)"
     )
-
-
-def _read_idx(path: pathlib.Path) -> np.ndarray | None:
-    zipped = path.with_name(path.name + ".gz")
-    if zipped.exists():
-        data = gzip.decompress(zipped.read_bytes())
-    elif path.exists():
-        data = path.read_bytes()
-    else:
-        return None
-    # Header: two zero bytes, the type (8 = uint8), the number of axes, then each length.
-    if data[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an idx file of bytes")
-    lengths = np.frombuffer(data, ">u4", count=data[3], offset=4)
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(lengths)
 
 
 def _data_source(tfds_name: str, split: str, data_dir: str) -> Sequence[dict[str, Any]]:

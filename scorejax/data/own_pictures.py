@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 
 from scorejax.data import images, transforms
 from scorejax.data.folder_contents import picture_paths
-from scorejax.data.picture_files import load_image
+from scorejax.data.picture_files import load_picture
+from scorejax.data.picture_folder import listed
 
 
 def read_pictures(
@@ -21,9 +22,9 @@ def read_pictures(
 
     Pictures of another size are cropped to their central square and shrunk, which changes their
     likelihood.
-    Raises: FileNotFoundError if there are none; ValueError, one line, if a picture is
-    damaged, smaller than the set's, or in colour and those of the set are not, or if the set has
-    other than 256 levels.
+    Raises: FileNotFoundError if there are none; ValueError, one line that names all of them, if
+    pictures are damaged, smaller than the set's, or in colour and those of the set are not, or if
+    the set has other than 256 levels.
     """
     spec = images.image_set(dataset)
     if spec.levels != 256:
@@ -32,11 +33,19 @@ def read_pictures(
             f"measure those of {folder} by a model of images with 256 levels"
         )
     paths = picture_paths(folder)[:limit]
-    return np.stack([_fitted(path, spec.channels, image_size) for path in paths])
+    pictures, problems = [], []
+    for path in paths:
+        try:
+            pictures.append(_fitted(path, spec.channels, image_size))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{len(problems)} of {len(paths)} pictures: {listed(problems)}")
+    return np.stack(pictures)
 
 
 def _fitted(path: pathlib.Path, channels: int, size: int) -> UInt8[np.ndarray, "h w c"]:
-    picture = load_image(path)
+    picture = load_picture(path).pixels
     if channels == 1:
         if (picture != picture[..., :1]).any():
             raise ValueError(f"{path} is in colour; the model's images are grey")

@@ -6,6 +6,7 @@ Here each of these is an error, unless the dropped data carry no information.
 """
 
 import os
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8, UInt16
@@ -16,6 +17,8 @@ from scorejax.files import why_unreadable
 
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
+BACKGROUND = "white"
+"""Colour over which transparent pictures are laid."""
 LOSSY_GREYS = 0.02
 """Largest fraction of grey pixels, neither nearly black nor nearly white, in a lossy mask."""
 DARKEST = 32
@@ -27,19 +30,37 @@ IGNORED = -1
 _BITS_PER_SAMPLE = 258
 
 
+class Picture(NamedTuple):
+    """Pixels of a picture file, and what reading has changed of its colours; "" for nothing."""
+
+    pixels: UInt8[np.ndarray, "h w 3"]
+    change: str
+
+
 def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an 8-bit picture; grey and palette pictures are converted to RGB.
 
     Raises: ValueError, one line, if the file is damaged, transparent, or has 16-bit channels or
     more than one page.
     """
-    picture = _opened(path)
-    if picture.mode not in ("1", "L", "RGB"):
-        raise ValueError(
-            f"{path} needs 8-bit grey or RGB pixels; got mode {picture.mode}. Convert it first, "
-            "since its black and white levels are unknown."
-        )
-    return np.asarray(picture.convert("RGB"))
+    return _rgb(path, _opened(path))
+
+
+def load_picture(path: str | os.PathLike) -> Picture:
+    """Reads a picture of any 8-bit colours as RGB, and says what that has changed.
+
+    Transparent pictures are laid over white. CMYK is converted by the complement of each ink, which
+    leaves colour profiles aside.
+    Raises: ValueError, one line, as `load_image`, but not for a transparent picture.
+    """
+    picture, change = _decoded(path), ""
+    if picture.mode == "RGBA":
+        over = Image.new("RGBA", picture.size, BACKGROUND)
+        picture = Image.alpha_composite(over, picture).convert("RGB")
+        change = f"transparent, laid over {BACKGROUND}"
+    elif picture.mode == "CMYK":
+        picture, change = picture.convert("RGB"), "converted from CMYK to RGB"
+    return Picture(_rgb(path, picture), change)
 
 
 def load_grey16(path: str | os.PathLike) -> UInt16[np.ndarray, "h w"] | None:
@@ -52,13 +73,13 @@ def load_mask(path: str | os.PathLike, *, ignore_label: int = IGNORED) -> Int32[
     """Reads a mask of two levels, 0 and one other, and numbers its 4-connected regions from 1.
 
     Pixels of a third level, `ignore_label`, become IGNORED.
-    A JPEG mask is thresholded at half its highest level; nearly all its pixels need to be near
-    black or white.
+    A JPEG or WebP mask is thresholded at half its highest level; nearly all its pixels need to be
+    near black or white.
     Raises: ValueError, one line, as `load_image`; and if a mask has more than two levels or
     fractional ones, or a JPEG mask is too dark to be told from a black one.
     """
     levels, ignored = _without(path, _levels(path), ignore_label)
-    if _is_jpeg(path):
+    if _may_be_lossy(path):
         inside = _threshold_lossy(path, levels)
     else:
         values = np.unique(levels)
@@ -81,11 +102,11 @@ def load_instances(
     levels are not exact, as in a JPEG or after smoothing.
     """
     levels, ignored = _without(path, _levels(path), ignore_label)
-    if _is_jpeg(path) or _share_of_specks(levels) > LOSSY_SPECKS:
+    if _may_be_lossy(path) or _share_of_specks(levels) > LOSSY_SPECKS:
         raise ValueError(
             f"{path} needs exact levels to number instances; got {_listed(np.unique(levels))}, "
-            "which are lossy: JPEG and smooth resizing invent levels at edges, and so instances. "
-            "Write the mask anew, as PNG."
+            "which are lossy: JPEG, WebP and smooth resizing invent levels at edges, and so "
+            "instances. Write the mask anew, as PNG."
         )
     values, numbers = np.unique(np.append(levels.ravel(), 0), return_inverse=True)
     if values[0] < 0:
@@ -101,12 +122,12 @@ def load_levels(
 
     The levels of a picture with a palette are its indices, as in the masks of Pascal VOC.
     Raises: ValueError, one line, as `load_image`; if the levels have colours without a palette, or
-    fractions; and for a JPEG, which invents levels.
+    fractions; and for a file that may be lossy, which invents levels.
     """
     indices = _palette_indices(path)
     levels = _levels(path) if indices is None else indices
-    if _is_jpeg(path):
-        raise ValueError(f"{path} needs exact levels; JPEG invents levels at edges.")
+    if _may_be_lossy(path):
+        raise ValueError(f"{path} needs exact levels; JPEG and WebP invent levels at edges.")
     return _without(path, levels, ignore_label)
 
 
@@ -138,10 +159,10 @@ def load_known(path: str | os.PathLike) -> Bool[np.ndarray, "h w"]:
 
 def _lighter(path: str | os.PathLike, levels: np.ndarray, kind: str) -> Bool[np.ndarray, "h w"]:
     """Where levels (h, w) are the lighter of two. Raises: ValueError if they are not two."""
-    values, is_jpeg, inside = np.unique(levels), _is_jpeg(path), None
-    if len(values) == 2 and np.isfinite(values).all() and not is_jpeg:
+    values, is_lossy, inside = np.unique(levels), _may_be_lossy(path), None
+    if len(values) == 2 and np.isfinite(values).all() and not is_lossy:
         inside = levels == values[1]
-    elif is_jpeg or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
+    elif is_lossy or (len(values) > 2 and values[0] >= 0 and DARKEST < values[-1] < np.inf):
         inside = _threshold_lossy(path, levels)
     if inside is None or inside.all() or not inside.any():
         raise ValueError(
@@ -161,11 +182,23 @@ def _opened(path: str | os.PathLike) -> Image.Image:
     return picture
 
 
+def _rgb(path: str | os.PathLike, picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of an opaque picture. Raises: ValueError unless it has 8-bit grey or RGB pixels."""
+    if picture.mode not in ("1", "L", "RGB"):
+        raise ValueError(
+            f"{path} needs 8-bit grey or RGB pixels; got mode {picture.mode}. Convert it first, "
+            "since its black and white levels are unknown."
+        )
+    return np.asarray(picture.convert("RGB"))
+
+
 def _decoded(path: str | os.PathLike) -> Image.Image:
     """Decodes a picture: upright, palette resolved; RGBA if and only if it is transparent."""
     try:
         with Image.open(path) as file:
-            num_pages, is_16_bit = getattr(file, "n_frames", 1), _loses_16_bits(file)
+            # A telephone's JPEG may have a second frame: a preview, or the brightness of lights.
+            num_pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+            is_16_bit = _loses_16_bits(file)
             file.load()
             picture = ImageOps.exif_transpose(file)
     except Exception as error:  # Damaged files make Pillow raise exceptions of many types.
@@ -186,10 +219,10 @@ def _decoded(path: str | os.PathLike) -> Image.Image:
     return picture
 
 
-def _is_jpeg(path: str | os.PathLike) -> bool:
-    """Whether a readable picture is compressed by JPEG, whatever its name ends in."""
+def _may_be_lossy(path: str | os.PathLike) -> bool:
+    """Whether a readable picture is a JPEG or a WebP, whatever its name ends in."""
     with Image.open(path) as file:
-        return file.format in ("JPEG", "MPO") or file.info.get("compression") == "jpeg"
+        return file.format in ("JPEG", "MPO", "WEBP") or file.info.get("compression") == "jpeg"
 
 
 def _loses_16_bits(file: Image.Image) -> bool:
@@ -236,9 +269,9 @@ def _without(
     """
     if ignore_label == IGNORED:
         return levels, np.zeros(levels.shape, bool)
-    if _is_jpeg(path):
+    if _may_be_lossy(path):
         raise ValueError(
-            f"{path} needs exact levels with ignore_label={ignore_label}; it is a JPEG. Save it as "
+            f"{path} needs exact levels with ignore_label={ignore_label}; it may be lossy. Save it as "
             "PNG."
         )
     ignored = levels == ignore_label

@@ -125,7 +125,7 @@ def segmentation_source(
         batch = {"image": images, **encoding(labels)}
         return carry._replace(step=carry.step + 1), batch
 
-    return OfflineSource(init, next_batch)
+    return OfflineSource(init, next_batch, len(annotated))
 
 
 class _Carry(NamedTuple):

@@ -32,7 +32,7 @@ def memory_source(images: Images, batch_size: int, transform: Transform) -> Offl
     `batch_size` counts the examples of all processes; the last batch of an epoch is filled up with
     the first examples of the next.
     """
-    return _transformed(_gathered(images._asdict(), batch_size), transform)
+    return _transformed(_gathered(images._asdict(), batch_size), transform, len(images.label))
 
 
 def array_source(arrays: dict[str, np.ndarray], batch_size: int) -> OfflineSource:
@@ -50,7 +50,8 @@ def array_source(arrays: dict[str, np.ndarray], batch_size: int) -> OfflineSourc
         del state, rng  # The key of `init` and the step decide everything.
         return carry._replace(step=carry.step + 1), next(carry.batches)
 
-    return OfflineSource(_init_of(batches), next_batch)
+    num_rows = len(next(iter(arrays.values())))
+    return OfflineSource(_init_of(batches), next_batch, num_rows)
 
 
 def _gathered(arrays: dict[str, np.ndarray], batch_size: int) -> Batches:
@@ -78,12 +79,13 @@ def record_source(
         index, count = jax.process_index(), jax.process_count()
         # grain seeds are 32-bit; SeedSequence mixes all of ours into one.
         mixed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        shuffled = grain.MapDataset.source(records).seed(mixed).shuffle().repeat()
+        # Without a number it has the largest length, which batches of one example exceed.
+        shuffled = grain.MapDataset.source(records).seed(mixed).shuffle().repeat(2**31)
         local = shuffled.slice(slice(index, None, count)).batch(_share(batch_size, count))
         options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
         yield from local.slice(slice(start_step, None)).to_iter_dataset(options)
 
-    return _transformed(batches, transform)
+    return _transformed(batches, transform, len(records))
 
 
 def padded_batches(images: Images, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -109,7 +111,7 @@ def _init_of(batches: Batches) -> Callable[[int, PRNGKeyArray], _Carry]:
     return init
 
 
-def _transformed(batches: Batches, transform: Transform) -> OfflineSource:
+def _transformed(batches: Batches, transform: Transform, num_examples: int) -> OfflineSource:
 
     def next_batch(carry: _Carry, state: Any, rng: PRNGKeyArray) -> tuple[_Carry, Batch]:
         del state, rng  # The key of `init` and the step decide everything.
@@ -120,7 +122,7 @@ def _transformed(batches: Batches, transform: Transform) -> OfflineSource:
         batch = {"image": image, "label": raw["label"].astype(np.int32)}
         return carry._replace(step=carry.step + 1), batch
 
-    return OfflineSource(_init_of(batches), next_batch)
+    return OfflineSource(_init_of(batches), next_batch, num_examples)
 
 
 def shuffled_rows(

@@ -9,8 +9,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import Array, Float, Float32, Real, UInt8
 
-from scorejax.data import images, transforms
+from scorejax.choices import require_known
+from scorejax.data import images, picture_folder, transforms
 from scorejax.data.own_pictures import read_pictures
+from scorejax.data.picture_files import DAMAGED
 from scorejax.data.source import memory_source, padded_batches, record_source
 from scorejax.typing import OfflineSource, Shape
 
@@ -53,7 +55,7 @@ class DataView(Protocol):
 class ImageView:
     """A data set by name, and the preprocessing between its stored images and the model.
 
-    Raises: ValueError if the data set is unknown or image_size is below 1.
+    Raises: ValueError if the data set or `damaged` is unknown, or image_size is below 1.
     """
 
     dataset: str
@@ -65,14 +67,18 @@ class ImageView:
     """Whether training images are mirrored at random."""
     uniform_dequantization: bool = False
     """Whether training images are dequantised. Densities always use dequantised images."""
+    damaged: str = "raise"
+    """Whether pictures of a folder that cannot be used are an error, or left out: "skip"."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> "ImageView":
-        """Builds a view from the options named like its fields; other options are ignored."""
-        return cls(**{field.name: options[field.name] for field in dataclasses.fields(cls)})
+        """Builds a view from the options named as its fields; other options are ignored."""
+        required = {name: options[name] for name in VIEW_OPTIONS}
+        return cls(**required, damaged=options.get("damaged", "raise"))
 
     def __post_init__(self) -> None:
         images.image_set(self.dataset)
+        require_known("way with damaged files", self.damaged, DAMAGED)
         if self.image_size < 1:
             raise ValueError(f"image_size needs to be at least 1; got {self.image_size}")
 
@@ -101,9 +107,7 @@ class ImageView:
 
     def stored(self, split: str, limit: int | None = None) -> images.Images:
         """The grey levels of a split, or of the first `limit` of them. Raises: as `images.load`."""
-        return images.load(
-            self.dataset, split, image_size=self.image_size, data_dir=self.data_dir, limit=limit
-        )
+        return images.load(self.dataset, split, limit=limit, **self._place)
 
     def pictures(
         self, folder: str | os.PathLike, limit: int | None = None
@@ -127,10 +131,15 @@ class ImageView:
         """Batches of the training split. Raises: as `images.load`."""
         if images.image_set(self.dataset).in_memory:
             return self.batches_of(self.stored("train"), batch_size)
-        if self.dataset == "folder":
-            self._records("test")  # or it would be missed when the first evaluation reads it
         transform = self._transform(self.random_flip, self.uniform_dequantization)
-        return record_source(self._records("train"), batch_size, transform)
+        records, notes = self._records("train"), ()
+        if self.dataset == "folder":
+            # Also test pictures: a bad one would be missed until the first evaluation reads it.
+            folders = records.rows, self._records("test").rows
+            if self.damaged == "raise":
+                picture_folder.require_readable(*folders)
+            notes = picture_folder.notes(*folders)
+        return record_source(records, batch_size, transform)._replace(notes=notes)
 
     def batches_of(self, stored: images.Images, batch_size: int) -> OfflineSource:
         """Batches of these images of the data set, as in training."""
@@ -173,9 +182,12 @@ class ImageView:
         return transforms.uncentre(x) if self.centered else x
 
     def _records(self, split: str) -> images.Records:
-        return images.records(
-            self.dataset, split, image_size=self.image_size, data_dir=self.data_dir
-        )
+        return images.records(self.dataset, split, **self._place)
+
+    @property
+    def _place(self) -> dict[str, Any]:
+        names = ("image_size", "data_dir", "damaged")
+        return {name: getattr(self, name) for name in names}
 
     def _transform(self, random_flip: bool, dequantize: bool) -> transforms.Transform:
         return transforms.make_transform(
@@ -186,5 +198,7 @@ class ImageView:
         )
 
 
-VIEW_OPTIONS = tuple(field.name for field in dataclasses.fields(ImageView))
-"""Keys of a config that an `ImageView` reads."""
+VIEW_OPTIONS = tuple(f.name for f in dataclasses.fields(ImageView) if f.name != "damaged")
+"""Keys of a config that an `ImageView` needs."""
+VIEW_DEFAULTS = ("damaged",)
+"""Keys that a config may have for it."""

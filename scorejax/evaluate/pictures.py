@@ -23,6 +23,8 @@ FRAME = (31, 95, 168)
 NOT_FINITE = (255, 0, 255)
 PAPER = 255
 GAP = 2
+TILE = 96
+"""Least side, in pixels, to which images of a grid are enlarged."""
 
 
 def image_grid(
@@ -30,9 +32,9 @@ def image_grid(
 ) -> Picture:
     """Arranges images in a grid on white, by default nearly square.
 
-    `scale` repeats pixels, so that small images stay sharp; by default images get at least 48
-    pixels. Raises: ValueError unless images are (n, h, w, 1 or 3) with n >= 1, and num_columns and
-    scale are at least 1.
+    `scale` repeats pixels, so that small images stay sharp; by default images get at least
+    `TILE` pixels. Raises: ValueError unless images are (n, h, w, 1 or 3) with n >= 1, and
+    num_columns and scale are at least 1.
     """
     tiles = _enlarge(_to_uint8(images), scale)
     num_columns = math.ceil(len(tiles) ** 0.5) if num_columns is None else num_columns
@@ -155,17 +157,18 @@ def curve_picture(
     return _render(figure, axes, num_series=len(curves))
 
 
-def save_png(path: str | os.PathLike, picture: Picture) -> None:
-    """Writes a PNG atomically: a reader, or a crash, never leaves half a file.
+def save_png(path: str | os.PathLike, picture: Picture | UInt8[np.ndarray, "height width"]) -> None:
+    """Writes a PNG atomically, in grey if the picture has no channels.
 
-    Raises: ValueError unless the picture is uint8 (h, w, 3).
+    A reader, or a crash, never leaves half a file.
+    Raises: ValueError unless the picture is uint8 (h, w, 3) or (h, w).
     """
     from PIL import Image
 
     picture = np.asarray(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+    if picture.dtype != np.uint8 or (picture.ndim, picture.shape[2:]) not in ((3, (3,)), (2, ())):
         raise ValueError(
-            f"save_png needs uint8 (h, w, 3); got {picture.dtype} {picture.shape}. "
+            f"save_png needs uint8 (h, w, 3), or (h, w); got {picture.dtype} {picture.shape}. "
             "Convert images with image_grid."
         )
     with written_whole(path) as file:
@@ -186,7 +189,7 @@ def _to_uint8(images: ArrayLike) -> UInt8[np.ndarray, "n h w 3"]:
 
 
 def _enlarge(tiles: UInt8[np.ndarray, "n h w 3"], scale: int | None) -> np.ndarray:
-    scale = math.ceil(48 / max(tiles.shape[1:3])) if scale is None else scale
+    scale = math.ceil(TILE / max(tiles.shape[1:3])) if scale is None else scale
     if scale < 1:
         raise ValueError(f"Pictures need scale >= 1; got {scale}.")
     return tiles.repeat(scale, axis=1).repeat(scale, axis=2)

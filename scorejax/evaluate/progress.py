@@ -42,7 +42,9 @@ def make_evaluate(
         # One object: metrics may share what they compute from it.
         parts = [metric(rng, variables, *frozen) for metric in built]
         scalars = {name: value for part in parts for name, value in part.scalars.items()}
-        return Evaluation(scalars, {k: v for part in parts for k, v in part.pictures.items()})
+        pictures = {k: v for part in parts for k, v in part.pictures.items()}
+        captions = {k: v for part in parts for k, v in part.captions.items()}
+        return Evaluation(scalars, pictures, captions=captions)
 
     return evaluate
 
@@ -128,9 +130,16 @@ def held_out_density(
 
 
 def chain_pictures(
-    trajectory: Callable[[Any, Array], Array], num: int, *, batch_size: int, num_rows: int = 6
+    trajectory: Callable[[Any, Array], Array],
+    num: int,
+    *,
+    batch_size: int,
+    num_rows: int = 6,
+    caption: str = "",
 ) -> Metric:
     """Returns the pictures "samples", the last frame, and "denoising", the first `num_rows` chains.
+
+    `caption` names the sampler, and its evaluations.
 
     `trajectory` maps (variables, keys (b,)) to (frames, b, h, w, c) in [0, 1]; `num` chains are
     drawn, `batch_size` at a time.
@@ -152,15 +161,17 @@ def chain_pictures(
             ways.append(chunk["frames"][:missing].copy())
         sequence = np.moveaxis(np.concatenate(ways), 1, 0)
         shown = {"samples": pictures.image_grid(np.concatenate(samples))}
-        return Evaluation({}, shown | {"denoising": pictures.denoising_sequence(sequence)})
+        shown["denoising"] = pictures.denoising_sequence(sequence)
+        captions = {"samples": f"{num} samples by {caption}", "denoising": caption}
+        return Evaluation({}, shown, captions=captions if caption else {})
 
     return metric
 
 
 def sample_pictures(
-    draw: Callable[[Any, Array], dict[str, Array]], num: int, *, batch_size: int
+    draw: Callable[[Any, Array], dict[str, Array]], num: int, *, batch_size: int, sampler: str
 ) -> Metric:
-    """The picture "samples" of `num` draws, `batch_size` at a time.
+    """The picture "samples" of `num` draws, `batch_size` at a time; the caption has the `sampler`.
 
     draw(variables, keys (b,)) returns {"image": (b, h, w, c) in [0, 1], ...}.
     """
@@ -170,9 +181,16 @@ def sample_pictures(
         from scorejax.evaluate import pictures  # Imported here: it takes a second.
 
         drawn = joined(stream(variables, {"rng": row_keys(rng, num)}, batch_size))
-        return Evaluation({}, {"samples": pictures.image_grid(drawn["image"])})
+        shown = {"samples": pictures.image_grid(drawn["image"])}
+        return Evaluation({}, shown, captions={"samples": sample_caption(sampler, drawn["nfe"])})
 
     return metric
+
+
+def sample_caption(sampler: str, nfe: np.ndarray) -> str:
+    """The caption of samples: their number, the sampler, and its mean number of evaluations."""
+    by = f" by {sampler}" if sampler else ""
+    return f"{len(nfe)} samples{by}, {np.mean(nfe):.0f} evaluations each"
 
 
 def summary(name: str, values: np.ndarray) -> dict[str, float]:

@@ -12,12 +12,15 @@ import numpy as np
 from scorejax.data import trajectories
 from scorejax.evaluate import pictures
 from scorejax.evaluate.parts import Arrays
-from scorejax.evaluate.progress import Metric
+from scorejax.evaluate.progress import Metric, sample_caption
 from scorejax.files import save_npz, save_text
 from scorejax.random import row_keys
-from scorejax.report import json_values, save_picture, save_table
+from scorejax.report import json_values, save_picture, save_table, with_caption
 from scorejax.rl.rollout import Episodes
 from scorejax.train import parallel
+
+MOST_DRAWN = 100
+"""Largest number of samples in a grid."""
 
 
 def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
@@ -30,8 +33,12 @@ def save_and_print(path: str | os.PathLike, report: dict[str, Any]) -> None:
     print(f"{text}\n{path}")
 
 
-def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: str) -> dict:
+def metrics_report(
+    seed: int, metrics: Sequence[Metric], variables: Any, step: int | None, out: str
+) -> dict:
     """Scalars of all metrics; the first process writes their pictures and tables.
+
+    `step` is that of the variables, for captions; without a run both are None.
 
     They are <out>_<name>.png, or .gif, and <out>_<name>.csv.
     """
@@ -40,7 +47,7 @@ def metrics_report(seed: int, metrics: Sequence[Metric], variables: Any, out: st
         evaluation = metric(rng, variables)
         report |= evaluation.scalars
         if jax.process_index() == 0:
-            save_pictures(out, evaluation.pictures)
+            save_pictures(out, evaluation.captioned(step))
             for name, rows in evaluation.tables.items():
                 save_table(f"{out}_{name}.csv", rows)
     return report
@@ -68,8 +75,10 @@ def require_finite(rows: Arrays, kind: str, out: str) -> None:
         )
 
 
-def save_samples(out: str, samples: Arrays, *, step: int) -> str:
+def save_samples(out: str, samples: Arrays, *, step: int, sampler: str = "") -> str:
     """Writes <out>.npz with images (or vectors "x"), nfe and step; <out>.png is a grid of images.
+
+    Its caption has the `sampler`, its mean number of evaluations and the step.
 
     Episodes become demonstrations, `data.trajectories.load_npz` of <out>.npz. Returns the paths.
     """
@@ -83,7 +92,9 @@ def save_samples(out: str, samples: Arrays, *, step: int) -> str:
         save_npz(f"{out}.npz", **samples, step=step)
         return f"{out}.npz"
     save_npz(f"{out}.npz", images=samples["image"], nfe=samples["nfe"], step=step)
-    pictures.save_png(f"{out}.png", pictures.image_grid(samples["image"][:100]))
+    grid = pictures.image_grid(samples["image"][:MOST_DRAWN])
+    caption = f"{sample_caption(sampler, samples['nfe'])}, step {step}"
+    pictures.save_png(f"{out}.png", with_caption(grid, caption))
     return f"{out}.png, {out}.npz"
 
 

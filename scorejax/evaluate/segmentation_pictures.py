@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws masks and instances as uint8 (h, w, 3), ready for `pictures.save_png`."""
+"""Draws masks as uint8 (h, w), and instances as uint8 (h, w, 3), ready for `save_png`."""
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
 from scorejax.evaluate.pictures import Picture
+from scorejax.report import colour_key
 
 TRUTH, PREDICTION, BOTH = (64, 224, 96), (255, 64, 64), (255, 232, 64)
 """Outline colours: green is true only, red is predicted only, yellow is both."""
@@ -40,10 +41,9 @@ def outlines(instances: Int[np.ndarray, "h w"]) -> np.ndarray:
     return find_boundaries(np.asarray(instances), mode="inner")
 
 
-def mask_picture(instances: Int[np.ndarray, "h w"]) -> Picture:
-    """Draws instances white on black."""
-    white = np.where(np.asarray(instances) > 0, 255, 0).astype(np.uint8)
-    return np.repeat(white[..., None], 3, axis=-1)
+def mask_picture(instances: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """Draws instances white on black, in one channel."""
+    return np.where(np.asarray(instances) > 0, 255, 0).astype(np.uint8)
 
 
 def class_colours(num_classes: int) -> UInt8[np.ndarray, "k 3"]:
@@ -77,3 +77,11 @@ def class_overlay(
     colours = class_colours(num_classes)[np.maximum(classes, 0)]
     mixed = (image.astype(np.uint16) + colours) // 2
     return np.where(classes[..., None] > 0, mixed, image).astype(np.uint8)
+
+
+def with_legend(picture: Picture, *, truth: bool) -> Picture:
+    """Adds below an overlay what its colours stand for; without `truth` it has predictions only."""
+    names = {PREDICTION: "predicted"}
+    if truth:
+        names = {TRUTH: "true only", PREDICTION: "predicted only", BOTH: "both"}
+    return np.concatenate([picture, colour_key(picture.shape[1], names)])

@@ -18,6 +18,7 @@ from scorejax.choices import require_known
 from scorejax.data.channels import displayed
 from scorejax.data.folder_contents import picture_paths
 from scorejax.data.picture_files import DAMAGED, load_image
+from scorejax.data.picture_folder import listed
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.pictures import save_png
 from scorejax.files import as_path, is_local, written_whole
@@ -46,10 +47,11 @@ def readable(
     """Reads every picture once, to detect damaged ones before a long computation.
 
     `folder` may be a single picture, and has other folders' pictures below it: `folder_contents`.
-    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error. `load` reads one.
-    Raises: FileNotFoundError, one line, if there is no picture; ValueError, one line, if a picture
-    is damaged, no picture is readable, or two pictures differ only in their suffix, since their
-    outputs would have the same name.
+    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error. `load`
+    reads one.
+    Raises: FileNotFoundError, one line, if there is no picture; ValueError, one line that names all
+    damaged pictures, or if none is readable, or if two pictures differ only in their suffix, since
+    their outputs would have the same name.
     """
     require_known("way with damaged files", damaged, DAMAGED)
     folder, kept, skipped = pathlib.Path(folder).expanduser(), {}, []
@@ -64,13 +66,14 @@ def readable(
         try:
             load(path)
         except ValueError as error:
-            if damaged == "raise":
-                raise
             skipped.append(str(error))
         else:
             kept[path] = name
-    if not kept:
-        raise ValueError(f"{folder} has no readable picture; the first error: {skipped[0]}")
+    if not kept or (skipped and damaged == "raise"):
+        remedy = "; add --damaged=skip to leave them out" if kept else ""
+        raise ValueError(
+            f"{len(skipped)} of {len(name_of)} pictures cannot be used: {listed(skipped)}{remedy}"
+        )
     return Readable(tuple(kept), tuple(skipped), tuple(kept.values()))
 
 
@@ -133,7 +136,8 @@ def save(
     More than `MOST_INSTANCES` instances are written to <stem>_instances.tif (32 bits) instead.
     """
     save_png(f"{stem}_mask.png", segmentation_pictures.mask_picture(instances))
-    save_png(f"{stem}_overlay.png", segmentation_pictures.overlay(image, instances))
+    overlay = segmentation_pictures.overlay(image, instances)
+    save_png(f"{stem}_overlay.png", segmentation_pictures.with_legend(overlay, truth=False))
     if instances.max(initial=0) <= MOST_INSTANCES:
         with written_whole(f"{stem}_instances.png") as file:
             Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")

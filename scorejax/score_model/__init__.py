@@ -72,6 +72,11 @@ class ScoreModel:
         """The score as predictor-corrector chains need it."""
         return (self.to_chain_score or self.to_score)(bind(self.network, variables))
 
+    @property
+    def sampler_names(self) -> tuple[str, ...]:
+        """Names of the samplers, the paper's own first."""
+        return tuple(self.samplers)
+
     def solver_options(self) -> dict[str, Any]:
         """Tolerances and precision of the adaptive solves of the probability flow."""
         precision = self.eval_options.eval_matmul_precision

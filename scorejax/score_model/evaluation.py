@@ -13,6 +13,7 @@ from scorejax import likelihood as likelihoods
 from scorejax.data.view import ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.progress import Metric, Metrics
+from scorejax.score_model import sampling
 from scorejax.score_model.binding import bind
 from scorejax.score_model.options import EvaluationOptions
 from scorejax.score_model.sampling import Draw
@@ -78,7 +79,8 @@ def metrics(model: "ScoreModel") -> Metrics:
         return progress.held_out_density(likelihood(model), held_out()[1], **named, **chunks)
 
     def samples() -> Metric:
-        return progress.chain_pictures(model.trajectory(model), options.eval_samples, **chunks)
+        shown = {"caption": sampling.default_caption(model), **chunks}
+        return progress.chain_pictures(model.trajectory(model), options.eval_samples, **shown)
 
     builders: Metrics = {"loss": loss}
     pictured = isinstance(data, ImageView)

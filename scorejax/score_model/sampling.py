@@ -121,6 +121,16 @@ def chain_trajectory(model: "ScoreModel") -> Trajectory:
     return trajectory
 
 
+def default_caption(model: "ScoreModel") -> str:
+    """Names the model's first sampler and the evaluations of its default number of steps."""
+    name = model.sampler_names[0]
+    stepper = model.samplers[name](model)
+    if not stepper.num_steps:  # adaptive
+        return name
+    enough = (n for n in itertools.count(1) if stepper.steps_of_nfe(n) >= stepper.num_steps)
+    return f"{name}, {next(enough)} evaluations each"
+
+
 def require_drawable(model: "ScoreModel", sample: Callable[..., Sampled]) -> None:
     """Traces the sampler. Raises: ValueError if the SDE lacks what it needs."""
     shape = (1, *model.data.shape)

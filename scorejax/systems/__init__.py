@@ -54,7 +54,8 @@ def require(config: ConfigDict, capability: type) -> Any:
     model = load_model(config)
     if not isinstance(model, capability):
         model_name = f", model {config.model!r}," if "model" in config else ""
-        raise cannot(f"the system {config.system!r}{model_name}", capability, able(capability))
+        name = f"the system {config.system!r}{model_name}"
+        raise cannot(name, capability, able(capability), model)
     return model
 
 

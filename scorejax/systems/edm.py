@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from scorejax import preconditioning, score_model
 from scorejax.choices import choose, require, require_keys
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.models.build import SONG_UNET_OPTIONS, build_song_unet
 from scorejax.objectives import denoiser
 from scorejax.samplers import few_step
@@ -34,7 +34,7 @@ KEYS = (
     "sigma_min", "sigma_max", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS)
+OPTIONS = (*VIEW_DEFAULTS, *score_model.OPTIONS, *ADAM_OPTIONS)
 """Keys that it may have."""
 
 

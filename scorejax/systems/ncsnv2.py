@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from scorejax import parameterize, score_model
 from scorejax.choices import require_keys
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.evaluate.progress import Metrics
 from scorejax.models.build import REFINENET_OPTIONS, build_refinenet
 from scorejax.objectives import denoising
@@ -34,7 +34,7 @@ KEYS = (
     "step_size", "denoise", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS)
+OPTIONS = (*VIEW_DEFAULTS, *score_model.OPTIONS, *ADAM_OPTIONS)
 """Keys that it may have."""
 
 

@@ -18,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from scorejax.choices import require, require_keys
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.evaluate.chunks import examples_at_once, joined, make_stream
 from scorejax.evaluate.progress import Metric, Metrics, make_evaluate
 from scorejax.models.wide_resnet import WideResNet
@@ -40,6 +40,8 @@ KEYS = (
     "learning_rate", "warmup", "grad_clip", "eval_examples", "num_noise_bins",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = VIEW_DEFAULTS
+"""Keys that it may have."""
 
 
 def build(config: ConfigDict) -> System:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from scorejax import parameterize, score_model
 from scorejax.choices import choose, require, require_keys
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.models.build import NCSNPP_OPTIONS, RECURRENT_OPTIONS, build_network
 from scorejax.numerics import mean_except_batch
 from scorejax.objectives import denoising
@@ -39,7 +39,7 @@ KEYS = (
     "sigma_max", "objective", "num_scales", "reduction", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = (*score_model.OPTIONS, *ADAM_OPTIONS, *RECURRENT_OPTIONS)
+OPTIONS = (*VIEW_DEFAULTS, *score_model.OPTIONS, *ADAM_OPTIONS, *RECURRENT_OPTIONS)
 """Keys that it may have."""
 
 

@@ -25,6 +25,11 @@ from scorejax.train.events import EventFile
 from scorejax.train.mirror import Mirror
 
 METRICS = "metrics.jsonl"
+MOST_SHOWN = 6
+"""Largest number of scalars in a line, and of panels in a picture."""
+_FAILURES = "_failures"
+_DETAILS = ("_standard_error", "_low", "_high", _FAILURES)
+"""Endings of scalars that belong to the scalar of the name without them."""
 _SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -33,8 +38,9 @@ class RunLog:
 
     Training metrics are averaged over `log_every` steps and written at its multiples. The rate
     leaves out the steps up to `end_of_first_call`, by default the first, since they wait for the
-    compiler. `evaluation_due` says that the evaluation of `start_step` is still to be logged. The
-    first process writes to `workdir`, each other one to a directory below it.
+    compiler. `evaluation_due` says that the evaluation of `start_step` is still to be logged.
+    Where not all scalars of an evaluation are shown, `best_metric` is. The first process writes to
+    `workdir`, each other one to a directory below it.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class RunLog:
         log_every: int,
         end_of_first_call: int = 0,
         evaluation_due: bool = False,
+        best_metric: str = "",
     ) -> None:
         if jax.process_index() > 0:
             workdir = workdir / f"process_{jax.process_index()}"
@@ -56,7 +63,7 @@ class RunLog:
         self._metrics = grown / METRICS
         if self._mirror:
             self._mirror.fetch(METRICS)
-        self._log_every = log_every
+        self._log_every, self._first = log_every, f"eval/{best_metric}"
         self._rows: list[dict[str, float]] = []
         self._num_updates = self._num_skipped = 0
         self._progress = Progress(start_step, num_train_steps, end_of_first_call)
@@ -86,14 +93,17 @@ class RunLog:
         if evaluation.scalars:
             scalars = {f"eval/{name}": float(value) for name, value in evaluation.scalars.items()}
             self._write(step, scalars)
-            numbers = "  ".join(f"{name} {value:.5g}" for name, value in scalars.items())
-            self._progress.say(f"step {step}: {numbers}")
+            shown = headline(scalars, self._first)
+            numbers = "  ".join(f"{name} {scalars[name]:.5g}" for name in shown)
+            left = len(scalars) - len(shown)
+            more = f"  and {left} more in {METRICS}" if left else ""
+            self._progress.say(f"step {step}: {numbers}{more}")
         pictures = self._workdir / "pictures"
         pictures.mkdir(exist_ok=True)
-        for name, picture in evaluation.pictures.items():
+        for name, picture in evaluation.captioned(step).items():
             save_picture(pictures / f"{name}_{step:08d}", picture)
         self.flush()
-        draw_curves(self._metrics, pictures / "loss.png")
+        draw_curves(self._metrics, pictures / "loss.png", first=self._first)
 
     def say(self, line: str) -> None:
         """Prints a line on stderr, above the progress bar if there is one."""
@@ -192,24 +202,65 @@ def read_metrics(path: pathlib.Path) -> list[dict[str, float | None]]:
     return records
 
 
-def draw_curves(metrics: pathlib.Path, picture: AnyPath) -> None:
-    """Plots the training loss and, below it, every evaluation scalar against the step."""
-    curves: dict[str, list[tuple[float, float]]] = {}
+def headline(scalars: Mapping[str, float], first: str = "") -> list[str]:
+    """Names of at most `MOST_SHOWN` scalars, `first` if it is among them, then in their order.
+
+    Errors and bounds of others are left out, and numbers of failures unless there are some.
+    """
+    details = {
+        name
+        for name in scalars
+        for ending in _DETAILS
+        if name.endswith(ending) and name.removesuffix(ending) in scalars
+    }
+    shown = [n for n in scalars if n not in details or (n.endswith(_FAILURES) and scalars[n] > 0)]
+    return sorted(shown, key=lambda name: name != first)[:MOST_SHOWN]
+
+
+def draw_curves(metrics: pathlib.Path, picture: AnyPath, first: str = "") -> None:
+    """Plots the training loss and, below it, the `headline` of the evaluations against the step.
+
+    There are at most `MOST_SHOWN` panels; bands are intervals, of two standard errors if these are
+    what a metric has.
+    """
+    curves: dict[str, dict[int, float]] = {}
     for record in read_metrics(metrics):
         for name, value in record.items():
             if value is not None and (name == "train/loss" or name.startswith("eval/")):
-                curves.setdefault(name, []).append((record["step"], value))
+                curves.setdefault(name, {})[record["step"]] = value
     if not curves:
         return
-    figure = matplotlib.figure.Figure(figsize=(7, 2.6 * len(curves)), layout="constrained")
-    panels = figure.subplots(len(curves), squeeze=False)[:, 0]
-    for panel, (name, points) in zip(panels, curves.items(), strict=True):
-        panel.plot(*zip(*points, strict=True), marker="." if len(points) < 50 else None)
+    newest = {name: [*points.values()][-1] for name, points in curves.items()}
+    trained = [name for name in curves if name == "train/loss"]
+    evaluated = {name: value for name, value in newest.items() if name not in trained}
+    names = [*trained, *headline(evaluated, first)][:MOST_SHOWN]
+    figure = matplotlib.figure.Figure(figsize=(7, 2.6 * len(names)), layout="constrained")
+    panels = figure.subplots(len(names), squeeze=False, sharex=True)[:, 0]
+    for panel, name in zip(panels, names, strict=True):
+        points = curves[name]
+        panel.plot([*points], [*points.values()], marker="." if len(points) < 50 else None)
+        if band := _band(name, curves):
+            ends = [*zip(*band, strict=True)]
+            panel.fill_between(*ends, alpha=0.25, linewidth=0)
+            panel.vlines(*ends, alpha=0.25)  # of a single step there is no band to see
         panel.set_ylabel(name)
         panel.grid(alpha=0.3)
     panels[-1].set_xlabel("step")
     with written_whole(picture) as file:
         figure.savefig(file, format="png", dpi=100)
+
+
+def _band(name: str, curves: Mapping[str, Mapping[int, float]]) -> list[tuple[int, float, float]]:
+    """Step, low and high of the interval of a scalar, at the steps that have one."""
+    errors = curves.get(f"{name}_standard_error", {})
+    band = {
+        step: (curves[name][step] - 2 * error, curves[name][step] + 2 * error)
+        for step, error in errors.items()
+        if step in curves[name]
+    }
+    low, high = (curves.get(f"{name}_{end}", {}) for end in ("low", "high"))
+    band |= {step: (low[step], high[step]) for step in low if step in high}
+    return [(step, *ends) for step, ends in sorted(band.items())]
 
 
 def _drop_lines_beyond(path: pathlib.Path, step: int, *, evaluation_too: bool) -> None:

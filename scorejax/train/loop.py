@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from scorejax.train import parallel
+from scorejax.train import banner, parallel
 from scorejax.train.checkpoint import Checkpoints
 from scorejax.train.lock import held
 from scorejax.train.logging import RunLog
@@ -59,11 +59,11 @@ def _train_alone(
             log_every=settings.log_every,
             end_of_first_call=settings.end_of_call(int(state.step)),
             evaluation_due=_evaluation_is_due(settings, checkpoints, int(state.step)),
+            best_metric=settings.best_metric,
         ) as log:
-            if int(state.step) >= settings.num_train_steps:
-                log.say(
-                    f"the run is at step {int(state.step)} of {settings.num_train_steps} already."
-                )
+            if jax.process_index() == 0:
+                for line in banner.opening(system, config, settings, state, workdir):
+                    log.say(line)
             return _run(system, settings, keys, state, checkpoints, log, terminated)
 
 

@@ -32,12 +32,18 @@ CONFIG = "config.json"
 KEPT = "kept.npz"
 FROZEN = "frozen"
 """Key of config.json that holds the checksums of a system's frozen arrays, by name."""
-# What a resumed run may change: how long it runs, how its steps are cut up, what it reports.
+# What a resumed run may change: how long it runs, how its steps are cut up, what it reports; and
+# whether damaged files are left out, which were an error before.
 _FREE_KEYS = (
     "num_train_steps", "num_steps_per_call", "accumulation", "log_every", "save_every",
-    "keep_latest", "best_metric", "best_mode", "max_nonfinite_updates",
+    "keep_latest", "best_metric", "best_mode", "max_nonfinite_updates", "damaged",
 )  # fmt: skip
 _FREE_PREFIX = "eval_"
+_DECIDE = (
+    "system", "model", "network", "sde", "preconditioner", "ladder", "method", "objective",
+    "dataset", "environment", "table", "layout", "data_dir", "image_size",
+)  # fmt: skip
+"""Keys from whose values those of others follow in our configs, the most decisive one first."""
 
 
 def open_workdir(
@@ -214,22 +220,30 @@ def _read(workdir: str | os.PathLike) -> dict[str, Any]:
 def _require_same(
     old: dict[str, Any], new: dict[str, Any], workdir: AnyPath, *, free: Collection[str]
 ) -> None:
-    """Raises ValueError naming the first key, not `free`, in which two configs contradict."""
+    """Raises ValueError naming the keys, not `free`, in which two configs contradict.
+
+    The first is the one from which others follow, see `_DECIDE`.
+    """
     may_change = lambda key: key in free or key.startswith(_FREE_PREFIX)
+    importance = lambda key: (_DECIDE.index(key) if key in _DECIDE else len(_DECIDE), key)
+    shared = (key for key in old.keys() & new.keys() if not may_change(key))
+    differing = sorted((key for key in shared if old[key] != new[key]), key=importance)
     # A key that the run has no longer been given would silently take its default.
     lost = [key for key in sorted(old.keys() - new.keys()) if not may_change(key)]
-    if lost and old.get("system") == new.get("system"):
+    if lost and not set(differing) & set(_DECIDE):
         raise ValueError(
             f"workdir {workdir} holds a run with {lost[0]}={old[lost[0]]!r}, which the config "
             "lacks; add it to resume, or choose another workdir."
         )
-    # The system first: with another one, every other difference follows from it.
-    for key in sorted(old.keys() & new.keys(), key=lambda key: (key != "system", key)):
-        if not may_change(key) and old[key] != new[key]:
-            raise ValueError(
-                f"workdir {workdir} holds a run with {key}={old[key]!r}, the config has "
-                f"{key}={new[key]!r}; choose another workdir, or {key}={old[key]!r} to resume."
-            )
+    if differing:
+        first, *others = differing
+        listed = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        also = f" (others that differ: {listed})" if others else ""
+        as_before = "the config of that run" if others else f"{first}={old[first]!r}"
+        raise ValueError(
+            f"workdir {workdir} holds a run with {first}={old[first]!r}, the config has "
+            f"{first}={new[first]!r}{also}; choose another workdir, or {as_before} to resume."
+        )
 
 
 def _require_same_frozen(

@@ -13,11 +13,11 @@ import dataclasses
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Float, Int, Real
+from jaxtyping import Float, Real
 
 from scorejax.bregman.divergences import Divergence, get
 from scorejax.bregman.divergences.cauchy import GAUGES, gauge_of, point_tuples, point_vectors
@@ -29,7 +29,7 @@ from scorejax.bregman.index.bregman_index import BregmanIndex
 from scorejax.bregman.index.pages import PageReader, check_page_bytes, paged
 from scorejax.bregman.index.row_scan import scan
 from scorejax.bregman.index.tree_building import build_tree
-from scorejax.bregman.scan.ranking import Neighbours
+from scorejax.bregman.scan.ranking import Neighbours, Within
 from scorejax.choices import choose, require_known
 
 SAMPLE_ROWS = 4096
@@ -107,7 +107,7 @@ def search(
     if calibration is not None and p is not None:
         filter, bound = calibration.filter, calibration.bound
     elif filter == "auto":
-        filter = "sums" if planning.filter_pays(index, len(q), k) else "scan"
+        filter, _ = planning.preference(index, len(q), k)
     if filter == "scan":
         nearest = scan(index, q, k)
         read = [(index.num_points, index.rows.num_pages)] * len(q)
@@ -123,15 +123,6 @@ def search(
         counts[:, 0],
         counts[:, 1],
     )
-
-
-class Within(NamedTuple):
-    """The points within a radius of each query, nearest first."""
-
-    ids: list[Int[np.ndarray, "_"]]
-    distances: list[Float[np.ndarray, "_"]]
-    candidates: Int[np.ndarray, "q"]
-    pages: Int[np.ndarray, "q"]
 
 
 @np.errstate(all="ignore")

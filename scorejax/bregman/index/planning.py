@@ -135,13 +135,20 @@ def measured_shares(index: BregmanIndex, queries: Float[np.ndarray, "q d"]) -> S
     return Shares(np.array(sizes), shares[:, 0], shares[:, 1])
 
 
-def filter_pays(index: BregmanIndex, num_queries: int, k: int) -> bool:
-    """Whether summed bounds are expected to answer sooner than a scan of all rows."""
+def preference(index: BregmanIndex, num_queries: int, k: int) -> tuple[str, str]:
+    """The filter that is expected to answer sooner, "sums" or "scan" of all rows, and why."""
     candidates, pages = index.shares.at(k)
-    if candidates > LARGEST_SHARE or (index.path is not None and pages > LARGEST_SHARE):
-        return False
-    share = min(1.0, ELSEWHERE * candidates)
-    return filter_seconds(index, share) < scan_seconds(index, num_queries)
+    shares = {"points as candidates": candidates}
+    if index.path is not None:
+        shares["pages to be read"] = pages
+    for what, share in shares.items():
+        if share > LARGEST_SHARE:
+            leaves = f"summed bounds would leave {share:.0%} of the {what}"
+            return "scan", f"{leaves}, above {LARGEST_SHARE:.0%}"
+    by_sums = filter_seconds(index, min(1.0, ELSEWHERE * candidates))
+    by_scan = scan_seconds(index, num_queries)
+    expected = f"{1e3 * by_sums:.2g} ms a query expected by summed bounds, {1e3 * by_scan:.2g} ms "
+    return "sums" if by_sums < by_scan else "scan", f"{expected}by a scan of all rows"
 
 
 def filter_seconds(index: BregmanIndex, candidate_share: float) -> float:

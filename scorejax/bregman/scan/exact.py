@@ -12,7 +12,6 @@ others are left out of the scans, and always ranked (`outlying`).
 import collections
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -24,6 +23,7 @@ from scorejax.bregman.divergences import Divergence, get
 from scorejax.bregman.divergences.divergence import points_come_first
 from scorejax.bregman.divergences.three_point import Frame, QueryForm, frame_about_mean
 from scorejax.bregman.scan import block_scan, ranking
+from scorejax.bregman.scan.memory import free_bytes
 from scorejax.bregman.scan.outlying import LargestRows
 from scorejax.bregman.scan.ranking import Neighbours
 
@@ -111,7 +111,7 @@ def build_index(
     frame, left_out = _fitted_frame(points, divergence, side)
     index = ExactIndex(points, divergence, side, frame, left_out, shape, devices)
     needed = 4 * shape[0] * shape[1] * (points.shape[1] + 1) * -(-num_blocks // len(devices))
-    budget = _free_bytes(devices) // 2 if device_bytes is None else device_bytes
+    budget = free_bytes(devices) // 2 if device_bytes is None else device_bytes
     if not frame.representable() or needed > budget:
         return index
     return dataclasses.replace(index, resident=tuple(block for _, block in index.blocks()))
@@ -126,15 +126,12 @@ def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighb
     and 32 MiB, and n_B t bytes where rounding calls for a second scan.
     Raises: ValueError unless 1 <= k <= n and the queries have d columns and lie in the domain.
     """
-    num_points, dim = index.points.shape
+    num_points = len(index.points)
     if not (isinstance(k, int | np.integer) and 1 <= k <= num_points):
         raise ValueError(
             f"search needs a whole number 1 <= k <= {num_points}, the number of points; got {k}."
         )
-    queries = index.divergence.check_queries(queries, side=index.side)
-    if queries.shape[1] != dim:
-        raise ValueError(f"queries need {dim} columns, as the points; got {queries.shape[1]}.")
-    queries = index.divergence.coordinates(queries.astype(np.float64))
+    queries = query_coordinates(index, queries)
     form = index.frame.query_form(queries)
     best = ranking.Best.none(len(queries), k)
     bounded = np.flatnonzero(form.representable() & index.frame.representable())
@@ -155,6 +152,15 @@ def search(index: ExactIndex, queries: Real[ArrayLike, "q d"], k: int) -> Neighb
         best.reset(query)
         ranking.add(index, queries, query, np.arange(num_points), best)
     return best.neighbours()
+
+
+def query_coordinates(index: ExactIndex, queries: ArrayLike) -> Float[np.ndarray, "q d"]:
+    """Coordinates of queries in float64. Raises: ValueError unless they fit the index."""
+    dim = index.points.shape[1]
+    queries = index.divergence.check_queries(queries, side=index.side)
+    if queries.shape[1] != dim:
+        raise ValueError(f"queries need {dim} columns, as the points; got {queries.shape[1]}.")
+    return index.divergence.coordinates(queries.astype(np.float64))
 
 
 def _candidates(
@@ -188,14 +194,23 @@ def _add_all_within(
     best: ranking.Best,
 ) -> None:
     """Ranks all points that may be as near as the k-th best so far, for the queries `numbers`."""
-    if not len(numbers):
-        return
-    limits = (best.distances[numbers, -1] + form.slack - form.offsets) / form.scales
-    limits = np.nextafter(limits.astype(np.float32), np.float32(np.inf))
-    tile = _tile(len(numbers), 1, index.points.shape[1])
+    radii = best.distances[numbers, -1]
     for number in numbers.tolist():
         best.reset(number)
-        ranking.add(index, queries, number, index.outlying, best)
+    for i, rows in rows_within(index, form, radii):
+        ranking.add(index, queries, int(numbers[i]), rows, best)
+
+
+def rows_within(
+    index: ExactIndex, form: QueryForm, radii: Float[np.ndarray, "a"]
+) -> Iterator[tuple[int, Int[np.ndarray, "_"]]]:
+    """Yields a query's number and rows of points, all that may lie within its radius, in parts."""
+    if not len(radii):
+        return
+    yield from ((i, index.outlying) for i in range(len(radii)))
+    limits = (radii + form.slack - form.offsets) / form.scales
+    limits = np.nextafter(limits.astype(np.float32), np.float32(np.inf))
+    tile = _tile(len(radii), 1, index.points.shape[1])
     padded = [np.resize(limits[i : i + tile], tile) for i in range(0, len(limits), tile)]
 
     def compare(block: block_scan.Block) -> list:
@@ -203,11 +218,10 @@ def _add_all_within(
         return [(block_scan.at_most(block, *query, limit),) for query, limit in tiles]
 
     for start, within in _ahead(index, compare):
-        for i, number in enumerate(numbers.tolist()):
+        for i in range(len(radii)):
             rows = start + np.flatnonzero(within[i // tile][0][i % tile])
             # Without padding, and the outlying rows, which are within an infinite limit too.
-            rows = rows[(rows < len(index.points)) & ~np.isin(rows, index.outlying)]
-            ranking.add(index, queries, number, rows, best)
+            yield i, rows[(rows < len(index.points)) & ~np.isin(rows, index.outlying)]
 
 
 def _ahead(
@@ -278,21 +292,3 @@ def _tile(num_queries: int, num: int, dim: int) -> int:
     """Number of queries in one product, a power of two."""
     most = max(1, min(MAX_TILE, GATHER_BYTES // (4 * block_scan.GROUP * num * dim)))
     return min(1 << (most.bit_length() - 1), 1 << (num_queries - 1).bit_length())
-
-
-def _free_bytes(devices: Sequence[jax.Device]) -> int:
-    """Free memory of each device; CPU devices share that of the host."""
-    statistics = devices[0].memory_stats()
-    if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] - statistics.get("bytes_in_use", 0)
-    return _free_host_bytes() // len(devices)
-
-
-def _free_host_bytes() -> int:
-    """Available memory as Linux reports it, or half of the memory on other systems."""
-    try:
-        with open("/proc/meminfo") as file:
-            sizes = dict(line.split(":") for line in file)
-        return 1024 * int(sizes["MemAvailable"].split()[0])
-    except (OSError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

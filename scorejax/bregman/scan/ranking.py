@@ -27,6 +27,15 @@ class Neighbours(NamedTuple):
     """Number of pages of a disk index that were read; 0 in memory."""
 
 
+class Within(NamedTuple):
+    """The points within a radius of each query, nearest first, and the work that it took."""
+
+    ids: list[Int[np.ndarray, "_"]]
+    distances: list[Float[np.ndarray, "_"]]
+    candidates: Int[np.ndarray, "q"]
+    pages: Int[np.ndarray, "q"]
+
+
 @runtime_checkable
 class Points(Protocol):
     """Points with a divergence and its order of arguments."""
@@ -111,6 +120,19 @@ def add(
         distances = np.concatenate([best.distances[query], _distances(index, queries[query], part)])
         order = np.lexsort((ids, distances))[:k]
         best.ids[query], best.distances[query] = ids[order], distances[order]
+
+
+def within(
+    index: Points, query: Float[np.ndarray, "d"], rows: Int[np.ndarray, "m"], radius: float
+) -> tuple[Int[np.ndarray, "_"], Float[np.ndarray, "_"]]:
+    """Returns the rows within the radius of a query, nearest first, and their distances."""
+    step = max(1, PIECE // len(query))
+    pieces = [rows[start : start + step] for start in range(0, len(rows), step)]
+    distances = [_distances(index, query, piece) for piece in pieces]
+    distances = np.concatenate([np.zeros(0), *distances])
+    rows, distances = rows[distances <= radius], distances[distances <= radius]
+    order = np.lexsort((rows, distances))
+    return rows[order], distances[order]
 
 
 def _distances(index: Points, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:

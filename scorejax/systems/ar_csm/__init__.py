@@ -22,7 +22,7 @@ from scorejax.choices import choose, require, require_keys
 from scorejax.data import preparation, tables
 from scorejax.data.grey_levels import GreyLevels
 from scorejax.data.toy import TOYS, toy_distribution, toy_view
-from scorejax.data.view import VIEW_OPTIONS, DataView, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, DataView, ImageView
 from scorejax.models.autoregressive import AutoregressiveModel
 from scorejax.models.masked_ar import MaskedTrunk
 from scorejax.models.pixelcnnpp import PixelCNNPP
@@ -62,8 +62,8 @@ KEYS = (
 )  # fmt: skip
 """Keys that a config needs, beside `system`, those of its data, its network and the loop."""
 OPTIONS = (
-    *VIEW_OPTIONS, *TOY_OPTIONS, *TABLE_OPTIONS, *ADAM_OPTIONS, *DEFAULTS, "eval_examples",
-    "eval_bits_examples", "eval_samples", "eval_frechet_samples", "eval_features",
+    *VIEW_OPTIONS, *VIEW_DEFAULTS, *TOY_OPTIONS, *TABLE_OPTIONS, *ADAM_OPTIONS, *DEFAULTS,
+    "eval_examples", "eval_bits_examples", "eval_samples", "eval_frechet_samples", "eval_features",
     "eval_matmul_precision",
     *(key for table in (TRUNK_OPTIONS, HEAD_OPTIONS, OBJECTIVE_OPTIONS)
       for keys in table.values() for key in keys),

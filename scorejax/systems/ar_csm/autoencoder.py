@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from scorejax.autoencoder import Apply, Autoencoder, Codes, Entropy, cross_entropy, learned_score
 from scorejax.choices import choose, require, require_keys, require_known
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.density.marginal_likelihood import annealed_marginal
 from scorejax.evaluate import progress
 from scorejax.evaluate.held_out import HeldOut
@@ -47,6 +47,8 @@ KEYS = (
     "standardize_codes", "learning_rate", "eval_examples", "eval_samples", *LIKELIHOOD_OPTIONS,
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = VIEW_DEFAULTS
+"""Keys that it may have."""
 CRITICS = {
     "csm": "univariate", "ssm_vr": "joint", "stein": "none", "spectral": "none", "exact": "none",
 }  # fmt: skip

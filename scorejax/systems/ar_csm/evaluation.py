@@ -46,7 +46,8 @@ def metrics(model: "ConditionalModel") -> Metrics:
         return exact_density(model, held_out()[1], name)
 
     def samples() -> Metric:
-        return progress.sample_pictures(model.sampler(), options.eval_samples, **at_once)
+        shown = {"sampler": model.sampler_names[0], **at_once}
+        return progress.sample_pictures(model.sampler(), options.eval_samples, **shown)
 
     builders: Metrics = {"loss": loss}
     if model.noisy_context:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,8 @@ class ConditionalModel:
     """The distribution of the data, where it is known."""
     data_noise: float = 0.0
     """Noise that exact score matching adds to the data."""
+    sampler_names: ClassVar[tuple[str, ...]] = tuple(SAMPLERS)
+    """Names of the samplers, the default first."""
 
     @property
     def sigma(self) -> float | None:

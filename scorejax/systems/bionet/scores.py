@@ -77,10 +77,12 @@ def _of_instances(segmented: Pairs, threshold: float, batch_size: int) -> dict[s
         return Evaluation({"published_iou": float(iou), "published_dice": float(dice)}, {})
 
     def overlays(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        overlay = segmentation_pictures.overlay
+        overlay, with_legend = segmentation_pictures.overlay, segmentation_pictures.with_legend
         return _pictures(
             segmented(variables),
-            lambda a, s: overlay(displayed(a.image), s.instances, a.instances),
+            lambda a, s: with_legend(
+                overlay(displayed(a.image), s.instances, a.instances), truth=True
+            ),
         )
 
     metrics = {name: functools.partial(_score, name, intervals) for name in SCORES}

@@ -24,7 +24,7 @@ from scorejax import runs
 from scorejax.attacks.ball import Ball
 from scorejax.choices import choose, require, require_keys, require_known
 from scorejax.data.five_sets import five_sets
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.density import DENSITIES
 from scorejax.evaluate.progress import make_evaluate
 from scorejax.models.classifier import ConvClassifier, WideClassifier
@@ -51,9 +51,9 @@ DETECTOR_KEYS = (
 )  # fmt: skip
 KEYS = ("model", *CLASSIFIER_KEYS, *DETECTOR_KEYS)
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = ("held_out_classes", "widths")
-"""Keys that a config may have: without the first no class is held out, and without the second the
-widths are the default of `ConvClassifier`."""
+OPTIONS = (*VIEW_DEFAULTS, "held_out_classes", "widths")
+"""Keys that a config may have: without held_out_classes none is held out, and without widths these
+are the default of `ConvClassifier`."""
 OBJECTIVES = ("supervised", "pi_model", "mean_teacher", "virtual_adversarial")
 
 

@@ -129,7 +129,7 @@ def beside(labelled: OfflineSource, unlabelled: OfflineSource) -> OfflineSource:
         second, others = unlabelled.next(carry[1], state, rng)
         return (first, second), batch | {"unlabelled": others["image"]}
 
-    return OfflineSource(init, next_batch)
+    return OfflineSource(init, next_batch, labelled.num_examples)
 
 
 def make_augment(*, noise: float, shift: int) -> semi_supervised.AugmentFn:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from scorejax.autoencoder import Autoencoder, cross_entropy, learned_score, squared_error
 from scorejax.choices import require
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.evaluate.held_out import HeldOut
 from scorejax.models.implicit_autoencoder import ImplicitAutoencoder
 from scorejax.systems.fd_score_matching import training
@@ -25,6 +25,8 @@ KEYS = (
     "learning_rate", "eval_examples", "eval_samples",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = VIEW_DEFAULTS
+"""Keys that it may have."""
 RECONSTRUCTIONS = {"implicit_vae": cross_entropy, "implicit_wae": squared_error}
 
 

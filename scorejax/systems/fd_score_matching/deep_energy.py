@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from scorejax.capabilities import Draw, require_sampler
 from scorejax.choices import require
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.evaluate import progress
 from scorejax.evaluate.held_out import HeldOut
 from scorejax.evaluate.progress import Metric, Metrics
@@ -42,6 +42,8 @@ KEYS = (
     "denoise_sigma", "eval_examples", "eval_exact_examples", "eval_samples",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = VIEW_DEFAULTS
+"""Keys that it may have."""
 NUM_FRAMES = 10
 
 
@@ -100,6 +102,7 @@ class DeepEnergy:
     tx: optax.GradientTransformation
     chain: Chain
     held_out: HeldOut
+    sampler_names: ClassVar[tuple[str, ...]] = ("langevin",)
 
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
@@ -167,8 +170,8 @@ class DeepEnergy:
         def samples() -> Metric:
             num_frames = min(NUM_FRAMES, len(self.chain.temperatures))
             frames = lambda variables, rngs: self.trajectory(variables, rngs, len(rngs), num_frames)
-            at_once = {"batch_size": held_out.examples_at_once}
-            return progress.chain_pictures(frames, held_out.eval_samples, **at_once)
+            shown = {"batch_size": held_out.examples_at_once, "caption": self.sampler_names[0]}
+            return progress.chain_pictures(frames, held_out.eval_samples, **shown)
 
         builders: Metrics = {"loss": lambda: training.held_out_loss(self.losses, held_out)}
         if held_out.eval_exact_examples:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +22,14 @@ from ml_collections import ConfigDict
 
 from scorejax.capabilities import Draw, require_one_step
 from scorejax.choices import require
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.evaluate import progress
-from scorejax.evaluate.chunks import joined, make_stream
 from scorejax.evaluate.held_out import HeldOut
 from scorejax.evaluate.progress import Metric, Metrics
 from scorejax.likelihood import bits_per_dim
 from scorejax.models.nice import NICE
 from scorejax.numerics import sum_except_batch
-from scorejax.random import Rng, row_keys
-from scorejax.report import Evaluation
+from scorejax.random import Rng
 from scorejax.systems.fd_score_matching import training
 from scorejax.train.initial import make_init
 from scorejax.train.system import System
@@ -43,6 +41,8 @@ KEYS = (
     *training.OPTIMIZER_OPTIONS, "eval_examples", "eval_exact_examples", "eval_samples",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
+OPTIONS = VIEW_DEFAULTS
+"""Keys that it may have."""
 
 
 def build(config: ConfigDict) -> System:
@@ -81,6 +81,7 @@ class Flow:
     objective: training.EnergyObjective
     tx: optax.GradientTransformation
     held_out: HeldOut
+    sampler_names: ClassVar[tuple[str, ...]] = ("inverse",)
 
     @property
     def init(self) -> Callable[[PRNGKeyArray], tuple[Params, PyTree]]:
@@ -156,7 +157,12 @@ class Flow:
         if held_out.eval_exact_examples:
             builders["score_matching"] = exact
         if held_out.eval_samples:
-            builders["samples"] = lambda: sample_grid(self.sampler(), held_out)
+            builders["samples"] = lambda: progress.sample_pictures(
+                self.sampler(),
+                held_out.eval_samples,
+                batch_size=held_out.examples_at_once,
+                sampler=self.sampler_names[0],
+            )
         return builders
 
 
@@ -175,17 +181,3 @@ def log_det_logit(x: Array, squeeze: float) -> Array:
     """Log-determinant of the Jacobian of `logit` at each image: (b,)."""
     p = squeeze + (1 - 2 * squeeze) * x
     return sum_except_batch(math.log(1 - 2 * squeeze) - jnp.log(p) - jnp.log1p(-p))
-
-
-def sample_grid(draw: Draw, held_out: HeldOut) -> Metric:
-    """A picture of `eval_samples` samples."""
-    stream = make_stream(lambda variables, rows: draw(variables, rows["rng"]))
-
-    def metric(rng: PRNGKeyArray, variables: Variables) -> Evaluation:
-        from scorejax.evaluate import pictures  # A second of matplotlib, once training runs.
-
-        rows = {"rng": row_keys(rng, held_out.eval_samples)}
-        images = joined(stream(variables, rows, held_out.examples_at_once))["image"]
-        return Evaluation({}, {"samples": pictures.image_grid(images)})
-
-    return metric

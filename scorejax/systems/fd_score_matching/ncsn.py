@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from scorejax import score_model
-from scorejax.data.view import VIEW_OPTIONS, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, ImageView
 from scorejax.models.build import REFINENET_OPTIONS, build_refinenet
 from scorejax.numerics import expand
 from scorejax.objectives.finite_difference import repeat_rows
@@ -33,7 +33,7 @@ KEYS = (
     "step_size", "denoise", "objective", "eps", "direction", "learning_rate",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = score_model.OPTIONS
+OPTIONS = (*VIEW_DEFAULTS, *score_model.OPTIONS)
 """Keys that it may have."""
 
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_keys, require_known
 from scorejax.data.toy import TOYS, toy_distribution, toy_view
-from scorejax.data.view import VIEW_OPTIONS, DataView, ImageView
+from scorejax.data.view import VIEW_DEFAULTS, VIEW_OPTIONS, DataView, ImageView
 from scorejax.models.build import DTYPES
 from scorejax.models.mlp import LevelPerceptron
 from scorejax.models.recovery_resnet import RecoveryResNet
@@ -58,9 +58,9 @@ KEYS = (
 """Keys that a config needs, beside `system`, those of its data, its network and the loop."""
 TOY_OPTIONS = ("num_train_examples", "data_seed")
 OPTIONS = (
-    *VIEW_OPTIONS, *TOY_OPTIONS, *NETWORK_OPTIONS["resnet"], *NETWORK_OPTIONS["mlp"],
-    *ADAM_OPTIONS, "background", "eval_examples", "eval_samples", "eval_frechet_samples",
-    "eval_features", "eval_matmul_precision",
+    *VIEW_OPTIONS, *VIEW_DEFAULTS, *TOY_OPTIONS, *NETWORK_OPTIONS["resnet"],
+    *NETWORK_OPTIONS["mlp"], *ADAM_OPTIONS, "background", "eval_examples", "eval_samples",
+    "eval_frechet_samples", "eval_features", "eval_matmul_precision",
 )  # fmt: skip
 """Keys that it may have."""
 

@@ -40,7 +40,8 @@ def metrics(model: "RecoveryModel") -> Metrics:
         return progress.held_out_loss(losses, held_out(), field=data.field, **at_once)
 
     def samples() -> Metric:
-        return progress.chain_pictures(model.trajectory(), options.eval_samples, **at_once)
+        shown = {"caption": model.sampler_names[0], **at_once}
+        return progress.chain_pictures(model.trajectory(), options.eval_samples, **shown)
 
     builders: Metrics = {"loss": loss}
     if isinstance(data, ImageView):

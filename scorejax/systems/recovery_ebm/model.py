@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -66,6 +66,8 @@ class RecoveryModel:
     """Share of white noise among the examples of the losses."""
     truth: PlaneDistribution | None = None
     """The distribution of the data, where it is known."""
+    sampler_names: ClassVar[tuple[str, ...]] = ("langevin",)
+    """Names of the samplers, the default first."""
 
     def energy(self, variables: Variables) -> EnergyFn:
         """The energy (y (b, *d), t (b,)) -> (b,) in nats of y_t, see `samplers.recovery`."""

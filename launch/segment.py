@@ -7,7 +7,13 @@ For picture.png the folder <out> then holds picture_mask.png, black and white,
 picture_instances.png, whose 16-bit levels number the instances, and picture_overlay.png. More than
 65535 instances are numbered by picture_instances.tif instead, of 32 bits. Pictures in folders below
 that of --images are segmented too, to folders of the same names; <out> needs to lie outside of it.
+
+Pictures of up to --max_pixels pixels are segmented tile by tile, whatever their size. Those of more
+than 4 million are read and written in strips, and arrays of more than 256 MiB lie in a temporary
+file, up to 15 bytes a pixel, in the directory of TMPDIR.
 """
+
+import functools
 
 from absl import flags
 
@@ -20,24 +26,28 @@ IMAGES = flags.DEFINE_string(
 DAMAGED = flags.DEFINE_enum(
     "damaged", "raise", ["raise", "skip"], "What to do with pictures that cannot be read."
 )
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", 10**9, "Most pixels of a picture.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 OUT = flags.DEFINE_string("out", "", "Folder; <workdir>/segmented by default.")
 
 
 def prepare() -> command.Job:
+    command.require_positive(max_pixels=MAX_PIXELS.value)
     from scorejax import runs, systems
     from scorejax.capabilities import Segments
+    from scorejax.data.picture_files import load_image
     from scorejax.evaluate import segmented_folder
 
     config = runs.read_config(WORKDIR.value)
     out = command.output(OUT.value, WORKDIR.value, "segmented", folder=True)
     segment = systems.require(config, Segments).segmenter()
     segmented_folder.require_apart(IMAGES.value, out)
-    pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value)
+    load = functools.partial(load_image, max_pixels=MAX_PIXELS.value)
+    pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value, load=load)
     run = runs.open(WORKDIR.value, STEP.value)
 
     def job() -> None:
-        segmented_folder.segment_pictures(segment, run.variables, pictures, out)
+        segmented_folder.segment_pictures(segment, run.variables, pictures, out, load=load)
         if not command.writes():
             return
         for line in pictures.skipped:

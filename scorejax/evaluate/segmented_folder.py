@@ -16,7 +16,9 @@ from PIL import Image
 
 from scorejax.choices import require_known
 from scorejax.data.folder_contents import picture_paths
+from scorejax.data.large_pictures import rows_of_strip
 from scorejax.data.picture_files import DAMAGED, load_image
+from scorejax.data.png_strips import write_strips
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.pictures import save_png
 from scorejax.files import as_path, is_local, written_whole
@@ -24,6 +26,10 @@ from scorejax.train import parallel
 
 MOST_INSTANCES = 2**16 - 1
 """Largest instance number that a 16-bit PNG can hold."""
+
+
+Load = Callable[[os.PathLike], np.ndarray]
+"""Reads a picture (h, w, 3). Raises: ValueError, one line, for one that cannot be read."""
 
 
 class Readable(NamedTuple):
@@ -35,11 +41,13 @@ class Readable(NamedTuple):
     """Path of each readable picture within the folder, without its suffix."""
 
 
-def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
+def readable(
+    folder: str | os.PathLike, *, damaged: str = "raise", load: Load = load_image
+) -> Readable:
     """Reads every picture once, to detect damaged ones before a long computation.
 
     `folder` may be a single picture, and has other folders' pictures below it: `folder_contents`.
-    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error.
+    `damaged` "skip" leaves damaged pictures out; "raise" makes them an error. `load` reads one.
     Raises: FileNotFoundError, one line, if there is no picture; ValueError, one line, if a picture
     is damaged, no picture is readable, or two pictures differ only in their suffix, since their
     outputs would have the same name.
@@ -55,7 +63,7 @@ def readable(folder: str | os.PathLike, *, damaged: str = "raise") -> Readable:
         raise ValueError(f"{folder} needs pictures of different names; got {count} of {name!r}.")
     for path, name in name_of.items():
         try:
-            load_image(path)
+            load(path)
         except ValueError as error:
             if damaged == "raise":
                 raise
@@ -83,8 +91,10 @@ def segment_pictures(
     variables: Any,
     pictures: Readable,
     out: str | os.PathLike,
+    *,
+    load: Load = load_image,
 ) -> None:
-    """Saves what segment(variables, image (h, w, 3)).instances gives of each picture; see `save`.
+    """Saves the instances of segment(variables, load(path)) of each picture; see `save`.
 
     Creates the folder `out`, with those that the pictures lie in. A bar on stderr shows the
     progress. With several processes all of them segment each picture, sharing its tiles, and the
@@ -98,7 +108,7 @@ def segment_pictures(
         out.mkdir(parents=True, exist_ok=True)
     named, failed = list(zip(pictures.paths, pictures.names, strict=True)), []
     for path, name in tqdm.tqdm(named, unit=" pictures", file=sys.stderr, disable=silent):
-        image = load_image(path)
+        image = load(path)
         segmented = segment(variables, image)
         if not np.isfinite(segmented.probability).all():
             failed.append(path)
@@ -121,10 +131,14 @@ def save(
     """
     save_png(f"{stem}_mask.png", segmentation_pictures.mask_picture(instances))
     save_png(f"{stem}_overlay.png", segmentation_pictures.overlay(image, instances))
-    if instances.max(initial=0) <= MOST_INSTANCES:
+    num_rows = rows_of_strip(instances.shape[1])
+    if instances.max(initial=0) > MOST_INSTANCES:
+        with written_whole(f"{stem}_instances.tif") as file:
+            numbers = Image.fromarray(instances.astype(np.int32, copy=False))
+            numbers.save(file, format="TIFF", compression="tiff_deflate")
+    elif len(instances) > num_rows:
+        with written_whole(f"{stem}_instances.png") as file:
+            write_strips(file, instances, num_rows, np.uint16)
+    else:
         with written_whole(f"{stem}_instances.png") as file:
             Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")
-    else:
-        with written_whole(f"{stem}_instances.tif") as file:
-            numbers = Image.fromarray(instances.astype(np.int32))
-            numbers.save(file, format="TIFF", compression="tiff_deflate")

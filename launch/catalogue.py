@@ -11,7 +11,7 @@ from launch.command import ROOT
 
 
 class Header(NamedTuple):
-    """What the docstring of a config says."""
+    """Entries of the docstring of a config."""
 
     name: str
     title: str

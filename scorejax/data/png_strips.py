@@ -105,9 +105,10 @@ def _pieces(file: BinaryIO, most: int) -> Iterator[tuple[bytes, bytes]]:
     """Yields the palette's chunks, and the inflated data in pieces of at most `most` bytes."""
     inflate = zlib.decompressobj()
     while True:
-        length, kind = struct.unpack(">I4s", _exactly(file, 8))
-        if kind == b"IEND":
+        start = file.read(8)
+        if len(start) < 8 or start[4:] == b"IEND":
             return
+        length, kind = struct.unpack(">I4s", start)
         checksum, kept = zlib.crc32(kind), b""
         while length:
             data = _exactly(file, min(length, _PIECE))

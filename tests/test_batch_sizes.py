@@ -39,7 +39,7 @@ MODELS = {
     "edm": ("configs.edm.digits", "debug", {"rtol": 1e-4, "atol": 1e-4}),
     "recovery_ebm": ("configs.recovery_ebm.digits", "debug", {}),
     "ar_csm": ("configs.ar_csm.digits", "debug", {}),
-    "ar_csm-table": ("configs.ar_csm.wine", "debug", {}),
+    "ar_csm-table": ("configs.ar_csm.wine", "denoising,debug", {}),
 }
 WAYS = [
     *[("score_sde", f"sample {name}") for name in ("pc", "ode", "heun", "dpm++", "sde-dpm++")],
@@ -50,7 +50,7 @@ WAYS = [
     *[("ar_csm", f"sample {name}") for name in ("inverse_cdf", "jacobi")],
     *[("ar_csm-table", f"sample {name}") for name in ("inverse_cdf", "langevin", "jacobi")],
 ]
-DEEP = [("score_sde", "sample pc"), ("ar_csm-table", "sample jacobi")]
+DEEP = [("score_sde", "sample pc"), ("recovery_ebm", "complete"), ("ar_csm-table", "sample jacobi")]
 
 
 @functools.cache

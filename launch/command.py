@@ -24,6 +24,8 @@ from ml_collections import ConfigDict, config_flags
 from scorejax.choices import suggestion
 
 Job = Callable[[], None]
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+"""The folder that holds configs/ and launch/: a clone, or a part of a wheel."""
 NO_CONFIG = "--config is missing, such as --config=configs/score_sde/digits.py"
 SHARES_WORK = "Share the work with the other processes of a TPU slice or of srun; one writes."
 _OURS = ("scorejax", "launch", "configs", "__main__")
@@ -97,6 +99,7 @@ def require_images(model: Any) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    argv = [_with_config_path(argument) for argument in argv]
     try:
         rest = flags.FLAGS(argv)
     except Exception as error:  # A config file is a program: it may raise anything.
@@ -106,6 +109,18 @@ def _parse(argv: list[str]) -> list[str]:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.ERROR)
     return rest
+
+
+def _with_config_path(argument: str) -> str:
+    """Replaces the name of a config of ours, score_sde/digits or configs/score_sde/digits.py.
+
+    A file of that name in the current directory comes first.
+    """
+    flag, path, variant = re.fullmatch(r"(--?config=)?([^:]*)(.*)", argument, re.DOTALL).groups()
+    ours = ROOT / path if path.startswith("configs/") else ROOT / "configs" / f"{path}.py"
+    if flag and path and not os.path.isfile(path) and ours.is_file():
+        return f"{flag}{ours}{variant}"
+    return argument
 
 
 def _main(prepare: Callable[[], Job], argv: list[str]) -> None:
@@ -213,7 +228,7 @@ def _no_config(path: str, loaded: object) -> str:
     path = path.partition(":")[0]
     if os.path.isfile(path):
         return f"--config={path}: get_config() needs to return a ConfigDict; got {loaded!r}"
-    known = [str(file) for file in pathlib.Path("configs").rglob("[!_]*.py")]
+    known = [str(file.relative_to(ROOT)) for file in (ROOT / "configs").rglob("[!_]*.py")]
     return f"--config={path}: no such file{_nearest(path, known, cutoff=0.3)}"
 
 

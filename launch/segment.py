@@ -9,7 +9,13 @@ picture_instances.png, whose 16-bit levels number the instances, and picture_ove
 classes it holds picture_classes.png, whose levels are the classes, and picture_overlay.png.
 Pictures in folders below that of --images are segmented too, to folders of the same names; <out>
 needs to lie outside of it.
+
+Pictures of up to --max_pixels pixels are segmented tile by tile, whatever their size. Those of more
+than 4 million are read and written in strips, and arrays of more than 256 MiB lie in a temporary
+file, up to 15 bytes a pixel, in the directory of TMPDIR.
 """
+
+import functools
 
 from absl import flags
 
@@ -22,6 +28,7 @@ IMAGES = flags.DEFINE_string(
 DAMAGED = flags.DEFINE_enum(
     "damaged", "raise", ["raise", "skip"], "What to do with pictures that cannot be read."
 )
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", 10**9, "Most pixels of a picture.")
 STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; the newest by default.")
 SYMMETRIES = flags.DEFINE_enum(
     "symmetries",
@@ -33,6 +40,7 @@ OUT = flags.DEFINE_string("out", "", "Folder; <workdir>/segmented by default.")
 
 
 def prepare() -> command.Job:
+    command.require_positive(max_pixels=MAX_PIXELS.value)
     from scorejax import runs, systems
     from scorejax.capabilities import Segments
     from scorejax.evaluate import segmented_folder
@@ -44,6 +52,7 @@ def prepare() -> command.Job:
     model = systems.require(config, Segments)
     segment, load = model.segmenter(), model.load_picture
     segmented_folder.require_apart(IMAGES.value, out)
+    load = functools.partial(load, max_pixels=MAX_PIXELS.value)
     pictures = segmented_folder.readable(IMAGES.value, damaged=DAMAGED.value, load=load)
     run = runs.open(WORKDIR.value, STEP.value)
 

@@ -96,12 +96,13 @@ class Guides(Protocol):
 class Segments(Protocol):
     """launch.segment: segment(variables, image (h, w, c)) -> probability, instances and classes.
 
-    `load_picture(path)` reads an image as `segment` takes it. Classes are None where there is one.
+    `load_picture(path, max_pixels=)` reads an image as `segment` takes it. Classes are None where
+    there is one.
     """
 
     def segmenter(self) -> Callable: ...
 
-    def load_picture(self, path: str | os.PathLike) -> np.ndarray: ...
+    def load_picture(self, path: str | os.PathLike, *, max_pixels: int = ...) -> np.ndarray: ...
 
 
 @runtime_checkable

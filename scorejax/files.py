@@ -10,17 +10,18 @@ import contextlib
 import errno
 import importlib.util
 import io
+import math
 import os
 import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 if TYPE_CHECKING:
     from etils import epath
@@ -29,6 +30,8 @@ AnyPath: TypeAlias = "pathlib.Path | epath.Path"
 """A local path, or one in a bucket; both have the methods of pathlib that this package uses."""
 
 BUCKETS = "gs://"
+IN_MEMORY = 2**28
+"""Most bytes of an array of `scratch` in memory."""
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 
@@ -136,6 +139,23 @@ def written_whole(path: str | os.PathLike) -> Iterator[BinaryIO]:
     except BaseException:
         pathlib.Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def scratch(shape: Sequence[int], dtype: DTypeLike, *, in_memory: int = IN_MEMORY) -> np.ndarray:
+    """Zeros of a shape: in memory, or on disk if they take more than `in_memory` bytes.
+
+    The file is a temporary one, in the directory of the variable TMPDIR, which vanishes with the
+    array; the system keeps as much of it in memory as is free.
+    Raises: OSError if the disk has not enough space.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= in_memory:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile() as file:
+        # Space that is found missing as a page is written would end the process by a signal.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        return np.memmap(file, dtype, "w+", shape=tuple(shape)).view(np.ndarray)
 
 
 def save_text(path: str | os.PathLike, text: str) -> None:

@@ -48,7 +48,7 @@ def test_masks_that_are_no_classes_are_one_line(tmp_path):
         ("hole.png", WITH_HOLE, "got 5: 0, 1, 2, 3, …. Set num_classes, or ignore_label"),
         ("smooth.png", smooth, "needs the levels 0 to 2"),
         ("colours.png", picture(), "got colours"),
-        ("lossy.jpg", 2 * (CLASSES > 1).astype(np.uint8), "JPEG invents levels"),
+        ("lossy.jpg", 2 * (CLASSES > 1).astype(np.uint8), "JPEG and WebP invent levels"),
     ):
         path = save(tmp_path / name, stored)
         with pytest.raises(ValueError, match=words) as raised:

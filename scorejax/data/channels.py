@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped, UInt8
 
 from scorejax.choices import require_known
+from scorejax.data.large_pictures import MAX_PIXELS, require_pixels
 from scorejax.data.picture_files import load_grey16, load_image
 
 NORMALISATIONS = ("levels", "percentiles", "standard")
@@ -25,7 +26,7 @@ FEWEST_CHANNELS_LAST = 64
 
 
 def load_channels(
-    path: str | os.PathLike, num_channels: int
+    path: str | os.PathLike, num_channels: int, *, max_pixels: int = MAX_PIXELS
 ) -> Shaped[np.ndarray, "h w num_channels"]:
     """Reads a picture of `num_channels` channels as uint8, uint16 or float32 (h, w, c).
 
@@ -38,9 +39,10 @@ def load_channels(
         pixels = _channels_last(path, stored)
     else:
         pixels = load_grey16(path)
-        pixels = load_image(path) if pixels is None else pixels[..., None]
+        pixels = load_image(path, max_pixels=max_pixels) if pixels is None else pixels[..., None]
         if num_channels == 1 and (pixels == pixels[..., :1]).all():
             pixels = pixels[..., :1]
+    require_pixels(path, pixels.shape[1::-1], max_pixels)
     if pixels.shape[2] == 1 and num_channels == 3:
         pixels = pixels.repeat(3, axis=2)
     if pixels.shape[2] != num_channels:

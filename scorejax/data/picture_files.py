@@ -5,15 +5,18 @@ Pillow silently drops alpha channels, the low byte of 16-bit colours and every p
 Here each of these is an error, unless the dropped data carry no information.
 """
 
+import errno
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt8, UInt16
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
-from scorejax.files import why_unreadable
+from scorejax.data.large_pictures import MAX_PIXELS, as_one, open_picture, require_pixels, strips
+from scorejax.files import scratch, why_unreadable
 
 DAMAGED = ("raise", "skip")
 """How to treat a picture that cannot be read."""
@@ -37,13 +40,25 @@ class Picture(NamedTuple):
     change: str
 
 
-def load_image(path: str | os.PathLike) -> UInt8[np.ndarray, "h w 3"]:
+def load_image(
+    path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an 8-bit picture; grey and palette pictures are converted to RGB.
 
-    Raises: ValueError, one line, if the file is damaged, transparent, or has 16-bit channels or
-    more than one page.
+    A large one is read in strips, see `large_pictures`, to an array on disk, see `files.scratch`.
+    Raises: ValueError, one line, if the file is damaged, transparent, or has 16-bit channels,
+    more than one page or more than `max_pixels` pixels; OSError if there is no space for it.
     """
-    return _rgb(path, _opened(path))
+    pixels, top = np.empty(0), 0
+    for (width, height), picture in _parts(path, max_pixels):
+        part = _rgb(path, _opaque(path, picture))
+        if len(part) == height:
+            return part
+        if not top:
+            pixels = scratch((height, width, 3), np.uint8)
+        pixels[top : top + len(part)] = part
+        top += len(part)
+    return pixels
 
 
 def load_picture(path: str | os.PathLike) -> Picture:
@@ -174,7 +189,11 @@ def _lighter(path: str | os.PathLike, levels: np.ndarray, kind: str) -> Bool[np.
 
 def _opened(path: str | os.PathLike) -> Image.Image:
     """Decodes a picture: upright, palette resolved. Raises: ValueError if it is transparent."""
-    picture = _decoded(path)
+    return _opaque(path, _decoded(path))
+
+
+def _opaque(path: str | os.PathLike, picture: Image.Image) -> Image.Image:
+    """The picture. Raises: ValueError if it is transparent."""
     if picture.mode == "RGBA":
         raise ValueError(
             f"{path} needs opaque pixels; got transparent ones. Lay it over a background."
@@ -183,7 +202,7 @@ def _opened(path: str | os.PathLike) -> Image.Image:
 
 
 def _rgb(path: str | os.PathLike, picture: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Pixels of an opaque picture. Raises: ValueError unless it has 8-bit grey or RGB pixels."""
+    """Pixels of an opaque picture. Raises: ValueError unless they are 8-bit grey or RGB."""
     if picture.mode not in ("1", "L", "RGB"):
         raise ValueError(
             f"{path} needs 8-bit grey or RGB pixels; got mode {picture.mode}. Convert it first, "
@@ -194,22 +213,38 @@ def _rgb(path: str | os.PathLike, picture: Image.Image) -> UInt8[np.ndarray, "h 
 
 def _decoded(path: str | os.PathLike) -> Image.Image:
     """Decodes a picture: upright, palette resolved; RGBA if and only if it is transparent."""
+    ((_, picture),) = _parts(path, MAX_PIXELS, in_strips=False)
+    return picture
+
+
+def _parts(
+    path: str | os.PathLike, max_pixels: int, *, in_strips: bool = True
+) -> Iterator[tuple[tuple[int, int], Image.Image]]:
+    """Yields strips of a picture, decoded as by `_decoded`, each with the size of the whole."""
     try:
-        with Image.open(path) as file:
-            # A telephone's JPEG may have a second frame: a preview, or the brightness of lights.
-            num_pages = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
+        with open_picture(path) as file:
+            stored, num_pages = file.size, _num_pages(file)
             is_16_bit = _loses_16_bits(file)
-            file.load()
-            picture = ImageOps.exif_transpose(file)
+            if num_pages == 1 and not is_16_bit and stored[0] * stored[1] <= max_pixels:
+                size, parts = strips(file) if in_strips else as_one(file)
+                for part in parts:
+                    yield size, _resolved(part)
     except Exception as error:  # Damaged files make Pillow raise exceptions of many types.
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         reason = why_unreadable(path, error)
         raise ValueError(f"{path} is not a readable picture: {reason}") from None
+    require_pixels(path, stored, max_pixels)
     if num_pages > 1:
         raise ValueError(
             f"{path} needs to hold one picture; got {num_pages} pages. Save each to its own file."
         )
     if is_16_bit:
         raise ValueError(f"{path} needs 8 bits per channel; got 16. Convert it first.")
+
+
+def _resolved(picture: Image.Image) -> Image.Image:
+    """A picture without a palette; RGBA if and only if it is transparent."""
     if picture.mode in ("P", "PA"):
         picture = picture.convert("RGBA")
     if picture.has_transparency_data:
@@ -221,8 +256,13 @@ def _decoded(path: str | os.PathLike) -> Image.Image:
 
 def _may_be_lossy(path: str | os.PathLike) -> bool:
     """Whether a readable picture is a JPEG or a WebP, whatever its name ends in."""
-    with Image.open(path) as file:
+    with open_picture(path) as file:
         return file.format in ("JPEG", "MPO", "WEBP") or file.info.get("compression") == "jpeg"
+
+
+def _num_pages(file: Image.Image) -> int:
+    # A telephone's JPEG may have a second frame: a preview, or the brightness of lights.
+    return 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
 
 
 def _loses_16_bits(file: Image.Image) -> bool:
@@ -254,7 +294,7 @@ def _levels(path: str | os.PathLike) -> np.ndarray:
 def _palette_indices(path: str | os.PathLike) -> np.ndarray | None:
     """Indices (h, w) of a picture with a palette; None for any other file, readable or not."""
     try:
-        with Image.open(path) as file:
+        with open_picture(path) as file:
             return np.asarray(file).astype(np.int64) if file.mode == "P" else None
     except Exception:  # Of many types; whoever reads the levels names the reason.
         return None
@@ -271,8 +311,8 @@ def _without(
         return levels, np.zeros(levels.shape, bool)
     if _may_be_lossy(path):
         raise ValueError(
-            f"{path} needs exact levels with ignore_label={ignore_label}; it may be lossy. Save it as "
-            "PNG."
+            f"{path} needs exact levels with ignore_label={ignore_label}; it may be lossy. Save it "
+            "as PNG."
         )
     ignored = levels == ignore_label
     return np.where(ignored, 0, levels), ignored

@@ -14,6 +14,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Float, UInt8
 
+from scorejax.data.large_pictures import rows_of_strip
+from scorejax.data.png_strips import write_strips
 from scorejax.files import written_whole
 
 Picture = UInt8[np.ndarray, "height width 3"]
@@ -160,7 +162,8 @@ def curve_picture(
 def save_png(path: str | os.PathLike, picture: Picture | UInt8[np.ndarray, "height width"]) -> None:
     """Writes a PNG atomically, in grey if the picture has no channels.
 
-    A reader, or a crash, never leaves half a file.
+    A reader, or a crash, never leaves half a file. A large picture is written in strips, which
+    takes no memory for copies of it.
     Raises: ValueError unless the picture is uint8 (h, w, 3) or (h, w).
     """
     from PIL import Image
@@ -172,7 +175,11 @@ def save_png(path: str | os.PathLike, picture: Picture | UInt8[np.ndarray, "heig
             "Convert images with image_grid."
         )
     with written_whole(path) as file:
-        Image.fromarray(picture).save(file, format="PNG", optimize=True)
+        num_rows = rows_of_strip(picture.shape[1])
+        if len(picture) > num_rows:
+            write_strips(file, picture, num_rows)
+        else:
+            Image.fromarray(picture).save(file, format="PNG", optimize=True)
 
 
 def _to_uint8(images: ArrayLike) -> UInt8[np.ndarray, "n h w 3"]:

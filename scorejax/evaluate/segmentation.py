@@ -13,6 +13,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
+from scorejax.evaluate.bands import bands
+from scorejax.files import scratch
+
 Mask = Bool[np.ndarray, "h w"]
 Instances = Int[np.ndarray, "h w"]
 
@@ -100,27 +103,43 @@ def separate(mask: Mask, *, min_distance: int = 3, contacts: Mask | None = None)
     Each instance grows from a peak of the smoothed distance. Peaks are at least `min_distance`
     pixels apart; choose slightly less than the radius of the smallest object.
     `contacts` are pixels of the mask where two objects meet; the distance is then to them as well.
+    A mask of more than `bands.PIXELS` pixels is separated in bands of rows, whose memory, some 50
+    bytes a pixel, does not grow with the mask. Objects come out as from the whole mask, except that
+    regions of more rows than `bands` says are cut.
     Raises: ValueError unless min_distance >= 1.
     """
+    if min_distance < 1:
+        raise ValueError(f"separate needs min_distance >= 1 pixel; got {min_distance}.")
+    mask = np.asarray(mask, bool)
+    instances, num = scratch(mask.shape, np.int32), 0
+    for rows, regions in bands(mask):
+        met = None if contacts is None else contacts[rows]
+        grown = _grown(mask[rows], regions, min_distance, met)
+        inside = grown > 0
+        instances[rows][inside] = grown[inside] + num
+        num += grown.max(initial=0)
+    return instances
+
+
+def _grown(
+    mask: Mask, regions: Int[np.ndarray, "h w"], min_distance: int, contacts: Mask | None
+) -> Int[np.ndarray, "h w"]:
+    """Instances in the numbered regions of a mask, which may have others beside them."""
     from scipy import ndimage
     from skimage.feature import peak_local_max
     from skimage.segmentation import watershed
 
-    if min_distance < 1:
-        raise ValueError(f"separate needs min_distance >= 1 pixel; got {min_distance}.")
-    mask = np.asarray(mask, bool)
     # Objects are continued beyond the image; otherwise one cut by the edge would peak away from it.
     inside = mask if contacts is None else mask & ~contacts
     distance = ndimage.distance_transform_edt(np.pad(inside, min_distance, mode="edge"))
     inner = (slice(min_distance, -min_distance),) * 2
     smooth = ndimage.gaussian_filter(distance, 1.0)[inner]
-    regions, _ = ndimage.label(mask)
     peaks = peak_local_max(smooth, min_distance=min_distance, labels=regions, exclude_border=False)
     markers = np.zeros(mask.shape, np.int32)
     markers[tuple(peaks.T)] = 1 + np.arange(len(peaks))
-    instances = watershed(-smooth, markers, mask=mask).astype(np.int32)
+    instances = watershed(-smooth, markers, mask=regions > 0).astype(np.int32)
     # A region without a peak, such as a plateau, becomes an instance as a whole.
-    rest, _ = ndimage.label(mask & (instances == 0))
+    rest, _ = ndimage.label((regions > 0) & (instances == 0))
     return instances + np.where(rest > 0, rest + len(peaks), 0).astype(np.int32)
 
 

@@ -4,7 +4,9 @@
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from scorejax.data.large_pictures import rows_of_strip
 from scorejax.evaluate.pictures import Picture
+from scorejax.files import scratch
 from scorejax.report import colour_key
 
 TRUTH, PREDICTION, BOTH = (64, 224, 96), (255, 64, 64), (255, 232, 64)
@@ -22,7 +24,8 @@ def overlay(
     """
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
         raise ValueError(f"overlay needs uint8 (h, w, 3); got {image.dtype} {image.shape}.")
-    drawn = image.copy()
+    drawn = scratch(image.shape, np.uint8)
+    drawn[:] = image
     red = outlines(predicted)
     green = np.zeros_like(red) if truth is None else outlines(truth)
     if red.shape != image.shape[:2] or green.shape != image.shape[:2]:
@@ -38,12 +41,21 @@ def outlines(instances: Int[np.ndarray, "h w"]) -> np.ndarray:
     """Boolean (h, w): the innermost boundary pixels of each instance, also where two touch."""
     from skimage.segmentation import find_boundaries
 
-    return find_boundaries(np.asarray(instances), mode="inner")
+    instances = np.asarray(instances)
+    edges, num_rows = scratch(instances.shape, bool), rows_of_strip(instances.shape[1])
+    for top in range(0, len(instances), num_rows):
+        # A boundary pixel has another level beside it, which may be in the next strip.
+        above, stop = max(0, top - 1), min(top + num_rows, len(instances))
+        strip = find_boundaries(instances[above : stop + 1], mode="inner")
+        edges[top:stop] = strip[top - above : stop - above]
+    return edges
 
 
 def mask_picture(instances: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
     """Draws instances white on black, in one channel."""
-    return np.where(np.asarray(instances) > 0, 255, 0).astype(np.uint8)
+    drawn = scratch(instances.shape, np.uint8)
+    drawn[np.asarray(instances) > 0] = 255
+    return drawn
 
 
 def class_colours(num_classes: int) -> UInt8[np.ndarray, "k 3"]:
@@ -84,4 +96,7 @@ def with_legend(picture: Picture, *, truth: bool) -> Picture:
     names = {PREDICTION: "predicted"}
     if truth:
         names = {TRUTH: "true only", PREDICTION: "predicted only", BOTH: "both"}
-    return np.concatenate([picture, colour_key(picture.shape[1], names)])
+    key, height = colour_key(picture.shape[1], names), len(picture)
+    drawn = scratch((height + len(key), *picture.shape[1:]), np.uint8)
+    drawn[:height], drawn[height:] = picture, key
+    return drawn

@@ -17,8 +17,10 @@ from PIL import Image
 from scorejax.choices import require_known
 from scorejax.data.channels import displayed
 from scorejax.data.folder_contents import picture_paths
+from scorejax.data.large_pictures import rows_of_strip
 from scorejax.data.picture_files import DAMAGED, load_image
 from scorejax.data.picture_folder import listed
+from scorejax.data.png_strips import write_strips
 from scorejax.evaluate import segmentation_pictures
 from scorejax.evaluate.pictures import save_png
 from scorejax.files import as_path, is_local, written_whole
@@ -29,7 +31,7 @@ MOST_INSTANCES = 2**16 - 1
 
 
 Load = Callable[[os.PathLike], np.ndarray]
-"""Reads a picture (h, w, c). Raises: ValueError, one line, for a damaged one."""
+"""Reads a picture (h, w, c). Raises: ValueError, one line, for one that cannot be read."""
 
 
 class Readable(NamedTuple):
@@ -138,13 +140,17 @@ def save(
     save_png(f"{stem}_mask.png", segmentation_pictures.mask_picture(instances))
     overlay = segmentation_pictures.overlay(image, instances)
     save_png(f"{stem}_overlay.png", segmentation_pictures.with_legend(overlay, truth=False))
-    if instances.max(initial=0) <= MOST_INSTANCES:
+    num_rows = rows_of_strip(instances.shape[1])
+    if instances.max(initial=0) > MOST_INSTANCES:
+        with written_whole(f"{stem}_instances.tif") as file:
+            numbers = Image.fromarray(instances.astype(np.int32, copy=False))
+            numbers.save(file, format="TIFF", compression="tiff_deflate")
+    elif len(instances) > num_rows:
+        with written_whole(f"{stem}_instances.png") as file:
+            write_strips(file, instances, num_rows, np.uint16)
+    else:
         with written_whole(f"{stem}_instances.png") as file:
             Image.fromarray(instances.astype(np.uint16)).save(file, format="PNG")
-    else:
-        with written_whole(f"{stem}_instances.tif") as file:
-            numbers = Image.fromarray(instances.astype(np.int32))
-            numbers.save(file, format="TIFF", compression="tiff_deflate")
 
 
 def save_classes(

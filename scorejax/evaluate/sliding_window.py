@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from scorejax.data.transforms import to_unit
+from scorejax.files import scratch
 
 Predict = Callable[[np.ndarray], ArrayLike]
 """float32 (b, tile, tile, c) -> (b, tile, tile, k); examples must not affect each other."""
@@ -38,8 +39,9 @@ def sliding_window(
     `functools.partial(parallel.map_over_devices(network), variables)`. Tiles start at multiples of
     `multiple`, the factor by which the network shrinks its input, so that pooling windows lie as in
     the whole image. The image is mirrored at the bottom and the right until tiles fit. Beside the
-    image and the network's own memory this takes 4 k h w bytes for the result and about
-    4 tile^2 (batch_size (c + k) + c + k) bytes for tiles, whatever the size of the image.
+    image and the network's own memory this takes 4 k h w bytes for the result, on disk where they
+    are many (see `files.scratch`), and about 4 tile^2 (batch_size (c + k) + c + k) bytes for tiles,
+    whatever the size of the image.
     Raises: ValueError if the sizes do not fit together or `predict` returns another shape.
     """
     _require_fit(image, tile, overlap, margin, multiple, batch_size)
@@ -57,7 +59,7 @@ def sliding_window(
         group = tiles[start : start + batch_size]
         outputs = _predict(predict, _cut(image, rows, columns, group, tile, batch_size))
         if blended is None:
-            blended = np.zeros((height, width, outputs.shape[-1]), np.float32)
+            blended = scratch((height, width, outputs.shape[-1]), np.float32)
         _add(blended, group, outputs)
         del outputs  # Frees them, and possibly their tiles, before the next batch.
     return blended

@@ -28,6 +28,7 @@ from scorejax.data import segmentation_folders, segmentation_photographs
 from scorejax.data.appearance import Appearance
 from scorejax.data.augmentation import Augmentation
 from scorejax.data.channels import normalised
+from scorejax.data.large_pictures import MAX_PIXELS
 from scorejax.evaluate.progress import Metrics, make_evaluate
 from scorejax.evaluate.sliding_window import sliding_window
 from scorejax.evaluate.symmetries import symmetric
@@ -262,9 +263,9 @@ class Segmentation:
         """The network that takes published weights, its optimiser, and its input channels."""
         return self.network, self.tx, self.task.options.num_channels
 
-    def load_picture(self, path: str | os.PathLike) -> np.ndarray:
+    def load_picture(self, path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """A picture (h, w, c) as `segmenter` takes it. Raises: ValueError, one line."""
-        return self.task.load(path)
+        return self.task.load(path, max_pixels=max_pixels)
 
     def segmenter(self) -> Callable[[Variables, np.ndarray], Segmented]:
         """segment(variables, image (h, w, c)) -> Segmented: any size, on all devices."""

@@ -15,6 +15,7 @@ import numpy as np
 from scorejax.choices import choose, require, require_known
 from scorejax.data.appearance import Appearance
 from scorejax.data.channels import NORMALISATIONS, load_channels, normalised
+from scorejax.data.large_pictures import MAX_PIXELS
 from scorejax.data.picture_files import IGNORED, load_image
 from scorejax.data.segmentation_targets import Encoding, class_regions
 from scorejax.evaluate import segmentation
@@ -178,13 +179,13 @@ class Task:
         )
         return Segmented(foreground, instances)
 
-    def load(self, path: str | os.PathLike) -> np.ndarray:
+    def load(self, path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """Reads a picture as the network takes it: uint8, or float32 that is normalised.
 
         Raises: ValueError, one line, if the file is damaged or has other channels.
         """
         options = self.options
         if options.num_channels == 3 and options.normalisation == "levels":
-            return load_image(path)
-        image = load_channels(path, options.num_channels)
+            return load_image(path, max_pixels=max_pixels)
+        image = load_channels(path, options.num_channels, max_pixels=max_pixels)
         return normalised(str(path), image, options.normalisation)

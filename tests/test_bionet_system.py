@@ -362,6 +362,7 @@ def test_masks_whose_levels_number_the_instances_are_read_if_asked(config, files
 
 def test_pairs_that_are_left_out_are_named(config, files, capsys):
     config.layout, config.data_dir, config.damaged = "folders", str(files / "corrupt"), "skip"
+    config.validation_fraction = 0.0
     assert len(bionet.annotated_images(config, "train")) == 4
     said = capsys.readouterr().err
     assert said.startswith("left out: ") and "images/4.png" in said and said.count("\n") == 1

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from scorejax import systems
+from scorejax.data.augmentation import Augmentation
 from scorejax.data.nuclei import nuclei, nuclei_in_focus
 from scorejax.data.segmentation import segmentation_source
 from scorejax.data.segmentation_targets import load_classes
@@ -32,6 +33,7 @@ def first_batch(config):
 
 def test_a_run_from_before_has_one_class_and_nothing_new():
     config = get_config(NUCLEI, "t1,debug")
+    config.validation_fraction = 0.0
     old = dict(config)
     for key in bionet.OPTIONS:
         del old[key]
@@ -44,7 +46,7 @@ def test_a_run_from_before_has_one_class_and_nothing_new():
         bionet.annotated_images(old, "train"),
         4,
         side=32,
-        augmentation=bionet.Augmentation(shear=15.0),
+        augmentation=Augmentation(shear=15.0),
     )
     batch = plain.next(plain.init(0, jax.random.key(0)), None, None)[1]
     for found in map(first_batch, (old, config)):

@@ -51,6 +51,7 @@ class ToySystem(NamedTuple):
     published: object = averaged
     paths: tuple = ()
     kept: object = None
+    phases: tuple = ()
 
     def init(self, rng):
         first, second = jax.random.split(rng)

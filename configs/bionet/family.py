@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from configs.variants import make_edit, unchanged
 
 
-def default() -> ConfigDict:
-    """BiO-Net with three passes and INT, on four corners of each MoNuSeg image."""
+def images() -> ConfigDict:
+    """Four corners of each MoNuSeg image, augmented as the published script does."""
     config = ConfigDict()
     config.system = "bionet"
     config.seed = 42
@@ -18,6 +18,7 @@ def default() -> ConfigDict:
     config.layout, config.data_dir = "monuseg", ""
     config.test_layout, config.test_data_dir = "monuseg", ""
     config.num_images = config.test_num_images = 0  # 0: all
+    config.validation_fraction = 0.1  # of the training images, to rank checkpoints; 0: test images
     config.image_side = 512  # pixels, of generated images
     config.corner_patches = True
     config.masks = "regions"  # connected ones are instances; instances, classes: by their levels
@@ -32,11 +33,18 @@ def default() -> ConfigDict:
     config.flip = True
     config.border = "constant"
     config.brightness = config.colour = config.blur = config.noise = 0.0  # largest changes
+    return config
 
+
+def default() -> ConfigDict:
+    """BiO-Net with three passes and INT, on `images`."""
+    config = images()
     config.dialect = "torch"  # keras
     config.multiplier = 1.0
     config.num_levels = 4
     config.num_passes = 3
+    config.progressive_passes = ()  # updates before the 2nd, 3rd, ... pass is made; (): 0 for all
+    config.deep_supervision = 0.0  # weight of the mean loss of the passes before the last one
     config.integrate = True
     config.num_backward_skips = 4
     config.norm_momentum = 0.01  # weight of a new batch in the running statistics
@@ -53,6 +61,7 @@ def default() -> ConfigDict:
     config.num_steps_per_call = 10
     config.learning_rate = 0.01
     config.learning_rate_decay = 3e-5  # the rate is divided by 1 + decay * steps
+    config.grad_clip, config.warmup = 0.0, 0  # norm of gradients, updates; 0: neither
     config.ema_rate = 0.0  # no average: it would not fit the running statistics
 
     config.threshold = 0.5
@@ -73,7 +82,8 @@ def default() -> ConfigDict:
 def debug(config: ConfigDict) -> ConfigDict:
     """A small network and short training on generated images, for seconds on a CPU."""
     config.layout = config.test_layout = "generated"
-    config.num_images, config.test_num_images, config.image_side = 8, 2, 48
+    config.num_images, config.test_num_images, config.image_side = 10, 2, 48
+    config.validation_fraction = 0.2
     config.corner_patches = False
     config.side = 32
     config.multiplier = min(config.multiplier, 0.125)

@@ -18,7 +18,8 @@ from configs.bionet import family
 def get_config(variant: str = "") -> ConfigDict:
     config = family.default()
     config.layout = config.test_layout = "generated"
-    config.num_images, config.test_num_images, config.image_side = 128, 32, 96
+    config.num_images, config.test_num_images, config.image_side = 160, 32, 96
+    config.validation_fraction = 0.2
     config.corner_patches = False
     config.side = 64
     config.shear = 15.0  # degrees; at 50 ellipses become needles

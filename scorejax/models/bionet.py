@@ -73,7 +73,8 @@ class BatchNorm(nn.Module):
     """Normalises each channel, by the moments of the batch in training, else by running moments.
 
     The batch is normalised by its biased variance; the running variance is unbiased. `batch_stats`
-    holds mean, var and count, the number of batches so far. Statistics are at least float32.
+    holds mean, var and count, the number of batches so far. Statistics are at least float32. They
+    stand still without `moves`.
 
     Raises: ValueError in training if there is only one pixel, whose variance is undefined.
     """
@@ -82,7 +83,9 @@ class BatchNorm(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], train: bool, moves: bool = True
+    ) -> Float[Array, "b h w c"]:
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape)
         bias = self.param("bias", nn.initializers.zeros, shape)
@@ -92,7 +95,8 @@ class BatchNorm(nn.Module):
         if not train:
             return self._normalized(x, scale, bias, mean.value, var.value)
         batch_mean, batch_var = _moments(x)
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+        mutable = self.is_mutable_collection("batch_stats") and not self.is_initializing()
+        if moves and mutable:
             num = x.size // x.shape[-1]
             unbiased = batch_var * (num / (num - 1))
             # Not `+=`: a caller's variables may be NumPy arrays, which it would change in place.
@@ -132,7 +136,9 @@ class Unit(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], number: int, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, "b h w c"], number: int, train: bool, moves: bool = True
+    ) -> Array:
         """`number` counts passes from 0 and selects the normalisation, or the only one."""
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", self.dialect.kernel_init, shape)
@@ -142,7 +148,7 @@ class Unit(nn.Module):
         h = nn.relu(h + bias[None, None, None])
         number = min(number, self.num_norms - 1)
         norm = BatchNorm(self.dialect.momentum, self.dialect.epsilon, name=f"norm_{number}")
-        return norm(h, train)
+        return norm(h, train, moves)
 
 
 class BiONet(nn.Module):
@@ -224,23 +230,51 @@ class BiONet(nn.Module):
         return Unit(features, num_norms, self.dialect, doubles, self.dtype)
 
     def __call__(
-        self, x: Float[Array, "b h w c"], train: bool = False
+        self, x: Float[Array, "b h w c"], train: bool = False, passes: int | None = None
     ) -> Float[Array, "b h w num_classes"]:
-        decoded = self.decoded(x, train)
-        h = jnp.concatenate(decoded, axis=-1) if self.integrate else decoded[-1]
+        """The logits after the first `passes` passes, all of them by default.
+
+        With `integrate` the last pass made stands for those that are left out.
+        """
+        return self._logits(self.decoded(x, train, passes), train)
+
+    def logits_of_passes(
+        self, x: Float[Array, "b h w c"], train: bool = False, passes: int | None = None
+    ) -> list[Array]:
+        """The logits after one pass, after two, and so on, for a loss of each.
+
+        Running statistics of the last stage are those of the last of them.
+        """
+        decoded = self.decoded(x, train, passes)
+        upto = range(1, len(decoded) + 1)
+        return [self._logits(decoded[:n], train, moves=n == len(decoded)) for n in upto]
+
+    def _logits(self, decoded: list[Array], train: bool, moves: bool = True) -> Array:
+        h = decoded[-1]
+        if self.integrate:
+            missing = [h] * (self.num_passes - len(decoded))
+            h = jnp.concatenate([*decoded, *missing], axis=-1)
         for unit in self.post:
-            h = unit(h, 0, train)
+            h = unit(h, 0, train, moves)
         return self.head(h.astype(jnp.promote_types(h.dtype, jnp.float32)))
 
-    def decoded(self, x: Float[Array, "b h w c"], train: bool = False) -> list[Array]:
-        """Decoded features (b, h, w, widths[0]) of each pass."""
+    def decoded(
+        self, x: Float[Array, "b h w c"], train: bool = False, passes: int | None = None
+    ) -> list[Array]:
+        """Decoded features (b, h, w, widths[0]) of each of the first `passes` passes.
+
+        Raises: ValueError unless 1 <= passes <= num_passes.
+        """
+        passes = self.num_passes if passes is None else passes
+        if not 1 <= passes <= self.num_passes:
+            raise ValueError(f"passes needs to lie in [1, {self.num_passes}]; got {passes}.")
         require_sides(x.shape, 2 ** (self.num_levels + 1))
         for unit in self.pre:
             x = unit(x, 0, train)
         x = max_pool(x)
         backward: Sequence[Array | None] = [None] * self.num_levels
         outputs = []
-        for number in range(self.num_passes):
+        for number in range(passes):
             run = lambda net, x, backward, number=number: net._run(x, backward, number, train)
             h, backward = (nn.remat(run) if self.remat else run)(self, x, backward)
             outputs.append(h)

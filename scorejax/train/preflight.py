@@ -26,11 +26,14 @@ def preflight(
 
     Creates the directory, its config.json, and kept.npz if the system keeps arrays, unless they are
     there.
-    Raises: ValueError if the config is impossible or contradicts the run in workdir, if the rates
+    Raises: ValueError if the config is impossible or contradicts the run in workdir, if a phase of
+    the system begins within a compiled call, if the rates
     of `ema_rate` are not those of parts of the parameters, if the rows of an online source do not
     divide over the devices, or if frozen arrays have changed; OSError if workdir cannot be written.
     """
     settings = Settings.from_config(config)
+    for start, _ in system.phases:
+        settings.require_whole_calls("the step at which another loss starts", start)
     if isinstance(settings.ema_rate, dict) or isinstance(system.source, OnlineSource):
         create = lambda: TrainState.create(*system.init(jax.random.key(0)), system.tx)
         state = jax.eval_shape(create)

@@ -67,7 +67,7 @@ class Settings:
         if self.best_metric and not self.eval_every:
             raise ValueError(f"best_metric={self.best_metric!r} needs eval_every > 0; got 0.")
         for name in ("num_train_steps", "eval_every", "save_every"):
-            self._require_whole_calls(name)
+            self.require_whole_calls(name, getattr(self, name))
         require_divisible(self.batch_size, accumulation=self.accumulation)
 
     def end_of_call(self, step: int) -> int:
@@ -79,8 +79,9 @@ class Settings:
         last = step == self.num_train_steps
         return bool(self.eval_every) and (last or step % self.eval_every == 0)
 
-    def _require_whole_calls(self, name: str) -> None:
-        steps, call = getattr(self, name), self.num_steps_per_call
+    def require_whole_calls(self, name: str, steps: int) -> None:
+        """Raises ValueError, for what has this name, unless steps are a number of whole calls."""
+        call = self.num_steps_per_call
         if steps % call:
             below = steps // call * call
             nearest = f"{below} or {below + call}" if below else f"{call}"

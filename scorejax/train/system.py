@@ -51,6 +51,10 @@ class System(NamedTuple):
     kept: Callable[[], Mapping[str, np.ndarray]] | None = None
     """Returns arrays by name that a run keeps for commands after training, in kept.npz: documents
     by which others are ranked, say, whose files may then be gone. See `runs.kept`."""
+    phases: tuple[tuple[int, LossFn], ...] = ()
+    """(step, loss), in order: from so many updates on the loss is this one. Each is compiled once.
+
+    The steps are multiples of `num_steps_per_call`, above 0."""
     divergence: str = ""
     """Why the run ends at the first step whose metric "diverged" is not 0, and what to change, in
     one line; for losses that report this metric."""

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,44 +21,36 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from scorejax.choices import choose, require, require_keys, require_known
+from scorejax.choices import choose, require, require_keys
 from scorejax.data import segmentation as data
-from scorejax.data import segmentation_folders, segmentation_photographs
 from scorejax.data.appearance import Appearance
-from scorejax.data.augmentation import Augmentation
-from scorejax.data.channels import normalised
 from scorejax.data.large_pictures import MAX_PIXELS
 from scorejax.evaluate.progress import Metrics, make_evaluate
 from scorejax.evaluate.sliding_window import sliding_window
 from scorejax.evaluate.symmetries import symmetric
 from scorejax.models.bionet import BiONet, keras_bionet, torch_bionet
 from scorejax.models.build import DTYPES
-from scorejax.systems.bionet.scores import UNRANKED, make_metrics
-from scorejax.systems.bionet.task import (
-    Segmented,
-    Task,
-    TaskOptions,
-    appearance,
-    choose_loss,
+from scorejax.systems.bionet.images import (
+    DATA_OPTIONS,
+    annotated_images,
+    ranking_images,
+    training_source,
 )
+from scorejax.systems.bionet.passes import PassTraining
+from scorejax.systems.bionet.scores import UNRANKED, make_metrics
+from scorejax.systems.bionet.task import Segmented, Task, TaskOptions, build_task
 from scorejax.train import parallel
 from scorejax.train.initial import make_init
-from scorejax.train.optimizer import adam
+from scorejax.train.optimizer import adam_from_config
 from scorejax.train.state import TrainState
 from scorejax.train.system import System
-from scorejax.typing import Array, Aux, Batch, OfflineSource, Params, PRNGKeyArray, Variables
+from scorejax.typing import Array, Aux, Batch, Params, PRNGKeyArray, Variables
 
 DIALECTS = {"torch": torch_bionet, "keras": keras_bionet}
-SPLITS = {"train": "", "test": "test_"}
 
 NETWORK_OPTIONS = (
     "dialect", "multiplier", "num_levels", "num_passes", "integrate", "num_backward_skips",
     "norm_momentum", "dtype", "remat",
-)  # fmt: skip
-DATA_OPTIONS = (
-    "layout", "data_dir", "num_images", "test_layout", "test_data_dir", "test_num_images",
-    "image_side", "corner_patches", "masks", "damaged", "side", "augment",
-    *(field.name for field in dataclasses.fields(Augmentation)),
 )  # fmt: skip
 WINDOW_OPTIONS = ("tile", "overlap", "margin", "tile_batch")
 KEYS = (
@@ -67,9 +58,10 @@ KEYS = (
     "learning_rate_decay", "threshold", "min_distance",
 )  # fmt: skip
 """Keys that a config needs, beside `system` and those of the training loop."""
-OPTIONS = tuple(
-    field.name for kind in (TaskOptions, Appearance) for field in dataclasses.fields(kind)
-)
+OPTIONS = (
+    *(field.name for kind in (TaskOptions, Appearance) for field in dataclasses.fields(kind)),
+    "progressive_passes", "deep_supervision", "grad_clip", "warmup", "validation_fraction",
+)  # fmt: skip
 """Keys that a config may lack, as older runs do."""
 
 
@@ -78,12 +70,15 @@ def build(config: ConfigDict) -> System:
     require_keys(config, KEYS)
     model = make_model(config)
     example = np.ones((1, config.side, config.side, model.task.options.num_channels), np.float32)
+    (_, loss), *phases = model.passes.phases(model.loss)
+    ranking = dataclasses.replace(model, test_images=functools.partial(ranking_images, config))
     return System(
         init=make_init(model.network, example),
-        loss=model.loss,
+        loss=loss,
+        phases=tuple(phases),
         tx=model.tx,
         source=training_source(config),
-        evaluate=make_evaluate(model.metrics(), config.best_metric, unranked=UNRANKED),
+        evaluate=make_evaluate(ranking.metrics(), config.best_metric, unranked=UNRANKED),
         paths=("data_dir", "test_data_dir"),
     )
 
@@ -98,24 +93,11 @@ def make_model(config: ConfigDict) -> "Segmentation":
         test_images=functools.partial(annotated_images, config, "test"),
         network=build_network(config),
         task=task,
+        passes=PassTraining.from_config(config),
         tx=optimizer(config),
         window=window_options(config),
         batch_size=config.batch_size,
     )
-
-
-def build_task(config: ConfigDict) -> Task:
-    """The task of the network of a config. Raises: ValueError for an impossible value."""
-    options = TaskOptions.from_config(config)
-    masks = config.get("masks", "regions")  # Runs that lack the key were started with regions.
-    require_known("masks", masks, segmentation_folders.MASKS)
-    if (masks == "classes") != (options.num_classes > 1):
-        raise ValueError(
-            f"masks='classes' and num_classes of more than 1 need each other; got masks={masks!r}, "
-            f"num_classes={options.num_classes}"
-        )
-    loss = choose_loss(config.objective, options)
-    return Task(options, loss, config.threshold, config.min_distance)
 
 
 def build_network(config: ConfigDict) -> BiONet:
@@ -146,10 +128,10 @@ def build_network(config: ConfigDict) -> BiONet:
 
 
 def optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam, whose rate is divided by 1 + decay * updates. Raises: ValueError."""
+    """`adam_from_config`, whose rate is divided by 1 + decay * updates. Raises: ValueError."""
     require(config, ("learning_rate_decay",), lambda v: 0 <= v < math.inf, "to be at least 0")
     fall = lambda count: 1 / (1 + config.learning_rate_decay * count)
-    return optax.chain(adam(config.learning_rate), optax.scale_by_schedule(fall))
+    return optax.chain(adam_from_config(config), optax.scale_by_schedule(fall))
 
 
 def window_options(config: ConfigDict) -> dict[str, int]:
@@ -166,76 +148,6 @@ def window_options(config: ConfigDict) -> dict[str, int]:
     return sizes | {"batch_size": config.tile_batch}
 
 
-def annotated_images(config: ConfigDict, split: str) -> tuple[data.AnnotatedImage, ...]:
-    """The images of a split, "train" or "test", with their instances.
-
-    Stderr names the files that `damaged="skip"` leaves out.
-    Raises: ValueError if there are none, for an unknown layout, or for a count below 0.
-    """
-    prefix = choose("split", split, SPLITS)
-    layout, count = config[f"{prefix}layout"], config[f"{prefix}num_images"]
-    layouts = {"generated", *segmentation_photographs.PHOTOGRAPHS, *segmentation_folders.LAYOUTS}
-    require_known(f"{prefix}layout", layout, layouts)
-    task = build_task(config)
-    require(config, (f"{prefix}num_images",), lambda v: v >= 0, "to be at least 0, which is all")
-    if layout == "generated":
-        require(config, (f"{prefix}num_images",), lambda v: v >= 1, "to be at least 1")
-        # Two streams: no picture of one split is in the other.
-        seed, num_classes = 2 * config.seed + bool(prefix), task.options.num_classes
-        images = data.generated(count, config.image_side, seed, num_classes=num_classes)
-    elif layout in segmentation_photographs.PHOTOGRAPHS:
-        require(vars(task.options), ("num_classes",), lambda v: v == 1, "to be 1 for photographs")
-        images = (segmentation_photographs.photograph(layout, split),)
-    else:
-        folder = config[f"{prefix}data_dir"]
-        if not folder:
-            raise ValueError(f"{prefix}layout {layout!r} needs {prefix}data_dir, a folder")
-        reading = segmentation_folders.read(
-            folder,
-            layout,
-            masks=config.get("masks", "regions"),
-            num_classes=task.options.num_classes,
-            ignore_label=task.options.ignore_label,
-            damaged=config.damaged,
-            load=task.load,
-        )
-        for line in reading.skipped:
-            print(f"left out: {line}", file=sys.stderr, flush=True)
-        images = reading.annotated
-    if layout not in segmentation_folders.LAYOUTS:
-        images = coloured(images, layout, task)
-    images = images[:count] if count else images
-    if config.corner_patches:
-        images = tuple(p for image in images for p in data.corner_patches(image, config.side))
-    return images
-
-
-def coloured(
-    images: tuple[data.AnnotatedImage, ...], layout: str, task: Task
-) -> tuple[data.AnnotatedImage, ...]:
-    """Normalises pictures that come with the library. Raises: ValueError for other channels."""
-    if task.options.num_channels != 3:
-        raise ValueError(
-            f"layout {layout!r} has 3 channels; got num_channels={task.options.num_channels}"
-        )
-    kind = task.options.normalisation
-    return tuple(one._replace(image=normalised(one.name, one.image, kind)) for one in images)
-
-
-def training_source(config: ConfigDict) -> OfflineSource:
-    """Random pieces of the training images, augmented if asked. Raises: as `annotated_images`."""
-    fields = dataclasses.fields(Augmentation)
-    augmentation = Augmentation(**{field.name: config[field.name] for field in fields})
-    return data.segmentation_source(
-        annotated_images(config, "train"),
-        config.batch_size,
-        side=config.side,
-        augmentation=augmentation if config.augment else None,
-        appearance=appearance(config),
-        encoding=TaskOptions.from_config(config).encoding,
-    )
-
-
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
     """A network that segments images, its training and its evaluation."""
@@ -244,20 +156,38 @@ class Segmentation:
     """Reads the test images with their instances."""
     network: BiONet
     task: Task
+    passes: PassTraining
     tx: optax.GradientTransformation
     window: dict[str, int]
     batch_size: int
     """Images that the published scores take together."""
 
     def loss(
-        self, params: Params, state: TrainState, rng: PRNGKeyArray, batch: Batch
+        self,
+        params: Params,
+        state: TrainState,
+        rng: PRNGKeyArray,
+        batch: Batch,
+        *,
+        passes: int | None = None,
     ) -> tuple[Array, Aux]:
-        """The mean objective of a batch, in which running statistics move."""
+        """The mean objective of a batch after `passes` passes, all by default; `supervised`.
+
+        Running statistics move.
+        """
         del rng  # Nothing is drawn.
         variables, x = {"params": params, **state.model_state}, batch["image"]
-        logits, moved = self.network.apply(variables, x, train=True, mutable=["batch_stats"])
-        value = jnp.mean(self.task.loss(logits, batch))
-        return value, Aux({"pixel_accuracy": self.task.accuracy(logits, batch)}, dict(moved))
+        logits, moved = self.network.apply(
+            variables,
+            x,
+            train=True,
+            passes=passes,
+            mutable=["batch_stats"],
+            method="logits_of_passes" if self.passes.deep_supervision else None,
+        )
+        logits = logits if self.passes.deep_supervision else [logits]
+        value = self.passes.supervised([jnp.mean(self.task.loss(one, batch)) for one in logits])
+        return value, Aux({"pixel_accuracy": self.task.accuracy(logits[-1], batch)}, dict(moved))
 
     def import_target(self) -> tuple[nn.Module, optax.GradientTransformation, int]:
         """The network that takes published weights, its optimiser, and its input channels."""
@@ -267,17 +197,23 @@ class Segmentation:
         """A picture (h, w, c) as `segmenter` takes it. Raises: ValueError, one line."""
         return self.task.load(path, max_pixels=max_pixels)
 
+    def probability(self, variables: Variables, x: Array, *, passes: int) -> Array:
+        """Probabilities (b, h, w, k) of tiles (b, h, w, c) after `passes` passes."""
+        params, model_state = variables
+        logits = self.network.apply({"params": params, **model_state}, x, passes=passes)
+        return self.task.probability(logits)
+
     def segmenter(self) -> Callable[[Variables, np.ndarray], Segmented]:
         """segment(variables, image (h, w, c)) -> Segmented: any size, on all devices."""
 
         num_symmetries = self.task.options.eval_symmetries
 
-        @parallel.map_over_devices
-        def probability(variables: Variables, x: Array) -> Array:
-            params, model_state = variables
-            return self.task.probability(self.network.apply({"params": params, **model_state}, x))
+        @functools.cache
+        def mapped(passes: int) -> Callable[[Variables, Array], np.ndarray]:
+            return parallel.map_over_devices(functools.partial(self.probability, passes=passes))
 
         def segment(variables: Variables, image: np.ndarray) -> Segmented:
+            probability = mapped(self.passes.trained(variables[1]))
             predict = symmetric(functools.partial(probability, variables), num_symmetries)
             return self.task.segmented(sliding_window(predict, image, **self.window))
 

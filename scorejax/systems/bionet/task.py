@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from scorejax.choices import choose, require, require_known
+from scorejax.data import segmentation_folders
 from scorejax.data.appearance import Appearance
 from scorejax.data.channels import NORMALISATIONS, load_channels, normalised
 from scorejax.data.large_pictures import MAX_PIXELS
@@ -189,3 +191,17 @@ class Task:
             return load_image(path, max_pixels=max_pixels)
         image = load_channels(path, options.num_channels, max_pixels=max_pixels)
         return normalised(str(path), image, options.normalisation)
+
+
+def build_task(config: ConfigDict) -> Task:
+    """The task of the network of a config. Raises: ValueError for an impossible value."""
+    options = TaskOptions.from_config(config)
+    masks = config.get("masks", "regions")  # Runs that lack the key were started with regions.
+    require_known("masks", masks, segmentation_folders.MASKS)
+    if (masks == "classes") != (options.num_classes > 1):
+        raise ValueError(
+            f"masks='classes' and num_classes of more than 1 need each other; got masks={masks!r}, "
+            f"num_classes={options.num_classes}"
+        )
+    loss = choose_loss(config.objective, options)
+    return Task(options, loss, config.threshold, config.min_distance)

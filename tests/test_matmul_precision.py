@@ -125,7 +125,7 @@ def test_scans_of_the_index():
     "name", ["mahalanobis", "relative_mahalanobis", "virtual_logit", "stored_patterns"]
 )
 def test_scores_of_features_and_their_gradients(name):
-    labels, logits = np.arange(8) % 2, np.eye(2, dtype=np.float32)[np.arange(8) % 2]
+    labels, logits = np.arange(8) % 2, 4 * np.eye(2, dtype=np.float32)[np.arange(8) % 2]
     params = SCORES[name].fit(FEATURES, logits, labels)
     total = lambda features: jnp.sum(SCORES[name].score(params, features, logits))
     # The pattern of a class is picked by its index, without a product of matrices.

@@ -71,7 +71,7 @@ def prepare_search(
     filter: str,
     p: float | None,
     calibration: str | None,
-    verify: bool,
+    verify: bool = True,
 ) -> Job:
     """Checks index, queries and settings; the job writes the k nearest points of each query.
 

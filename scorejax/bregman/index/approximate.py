@@ -31,8 +31,8 @@ class Calibration(NamedTuple):
     bound: str
     k: int
     scores: Float[np.ndarray, "m"]
-    fingerprint: str
-    """That of the index, whose scores mean nothing for another one."""
+    fingerprint: str = ""
+    """That of the index, whose scores mean nothing for another one; "" in old pickles, for any."""
 
     def threshold(self, p: float) -> float:
         """The share of the exact search for p: 1 (exact) at p = 1 or with too few scores."""

@@ -295,7 +295,7 @@ def check_search(
         return
     if calibration.k != k:
         raise ValueError(f"the calibration is for k = {calibration.k}; got k = {k}.")
-    if calibration.fingerprint != index.fingerprint:
+    if calibration.fingerprint not in ("", index.fingerprint):
         raise ValueError("the calibration is of another index; calibrate this one")
     settings = {"filter": calibration.filter, "bound": calibration.bound}
     if filter not in ("auto", calibration.filter) or bound not in (None, calibration.bound):

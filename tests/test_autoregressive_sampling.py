@@ -32,6 +32,7 @@ def ancestral(draw: samplers.DrawDimension, num: int, seed: int = 0) -> np.ndarr
     return np.asarray(optimised_jit(sample)(keys))
 
 
+@pytest.mark.deep
 def test_inverse_distribution_functions_draw_the_data():
     x = ancestral(samplers.inverse_cdf(INVERT), 4000)
     white = np.linalg.solve(np.linalg.cholesky(SIGMA), x.T)

@@ -43,6 +43,7 @@ def load(num_passes, integrate=False):
         *(pytest.param(*case, None, marks=pytest.mark.slow) for case in ALL_THE_OTHERS),
     ],
 )
+@pytest.mark.deep
 def test_it_is_the_unrolled_network(x64, num_passes, integrate, fed):
     # In double precision; three passes of batch normalisation amplify rounding: 1e-8 is plenty.
     net, variables = load(num_passes, integrate)

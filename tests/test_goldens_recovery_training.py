@@ -158,6 +158,7 @@ def test_losses_and_all_their_gradients(golden, precision, suffix):
             assert_agrees(named[name], file, f"grad{suffix}/{name}", precision)
 
 
+@pytest.mark.deep
 def test_four_training_steps_of_the_official_code(golden, precision):
     file = golden("j_train")
     net, params, u = load(file)

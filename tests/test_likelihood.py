@@ -108,6 +108,7 @@ def drift_at(sde, data, t):
 
 
 @pytest.mark.parametrize("estimator", [likelihood.hutchinson, likelihood.gaussian_hutchinson])
+@pytest.mark.deep
 def test_probes_are_unbiased_with_the_known_variance(estimator, x64):
     drift_fn, x = drift_at(VPSDE(), mixture(8), 0.3), mixture(8).sample(jax.random.key(1), 1)[0]
     jacobian = np.asarray(jax.jacfwd(drift_fn)(x))

@@ -101,6 +101,7 @@ def test_remat_changes_neither_names_nor_values(resblock_type):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * np.abs(a).max() + 1e-6)
 
 
+@pytest.mark.deep
 def test_dropout_acts_in_training_only():
     x, label = inputs()
     net = NCSNpp(**TINY | {"dropout": 0.5})

@@ -74,6 +74,7 @@ def inputs(file):
 
 
 @pytest.mark.parametrize("name", deep_where(lambda name: name != "j_net_t6", NETWORKS))
+@pytest.mark.deep
 def test_successive_calls_are_the_official_ones(golden, precision, name):
     file, hyper = golden(name), NETWORKS[name]
     params = entries(file, "params/")

@@ -69,6 +69,7 @@ def test_known_marginals(x64, sde, t, scale, std):
 @pytest.mark.parametrize(
     "sde", deep_where(lambda sde: sde.name != "vp", SDES), ids=lambda sde: sde.name
 )
+@pytest.mark.deep
 def test_simulating_the_sde_gives_the_marginal(sde):
     # Euler-Maruyama with n = 1000 steps on 10^4 paths. The mean of 1 is off by three standard
     # errors of 1e-2 std, and the spread by 3 / sqrt(2e4) = 2 %, both beside the bias of order 1/n:

@@ -53,7 +53,7 @@ def whiten(variables, image):
     network = parallel.map_over_devices(ones)
     tiles = np.float32(image.reshape(2, 4, 8, 3))
     found = network(variables, tiles).reshape(8, 8)
-    return SimpleNamespace(probability=found, instances=np.int32(found))
+    return SimpleNamespace(probability=found, instances=np.int32(found), classes=None)
 
 
 def work(directory):

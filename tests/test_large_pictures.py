@@ -191,7 +191,8 @@ from scorejax.evaluate import segmented_folder, segmentation, sliding_window
 network = lambda tiles: tiles[..., :1]
 def segment(variables, image):
     p = sliding_window.sliding_window(network, image)[..., 0]
-    return types.SimpleNamespace(probability=p, instances=segmentation.separate(p > 0.5), classes=None)
+    instances = segmentation.separate(p > 0.5)
+    return types.SimpleNamespace(probability=p, instances=instances, classes=None)
 # Memory that is not of files: what a computer needs to have.
 resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 pictures = segmented_folder.readable(folder)

@@ -5,7 +5,6 @@ python -m launch.cite score_sde
 """
 
 import re
-import sys
 
 from launch import command
 
@@ -43,5 +42,5 @@ def _bibtex(number: str, paper: dict) -> str:
 
 
 if __name__ == "__main__":
-    SYSTEM = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    SYSTEM = command.leading_word()
     command.run(lambda: prepare(SYSTEM))

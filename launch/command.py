@@ -76,6 +76,14 @@ def output(out: str, workdir: str, name: str, *, folder: bool = False) -> str:
     return str(path)
 
 
+def leading_word() -> str:
+    """Takes the first argument off the command line if it is no flag, else returns "".
+
+    To be called before `run`, which parses flags.
+    """
+    return sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+
+
 def writes() -> bool:
     """Whether this process writes the results: the first one, or the only one."""
     import jax

@@ -4,8 +4,6 @@
 python -m launch.configs score_sde
 """
 
-import sys
-
 from launch import command
 
 
@@ -22,5 +20,5 @@ def prepare(system: str = "") -> command.Job:
 
 
 if __name__ == "__main__":
-    SYSTEM = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    SYSTEM = command.leading_word()
     command.run(lambda: prepare(SYSTEM))

@@ -9,8 +9,6 @@ Points and queries are arrays (n, d) in .npy or .parquet. Answers are exact, unl
 with --calibration: queries like those to come, from which the radius for p is learnt.
 """
 
-import sys
-
 from absl import flags
 
 from launch import command
@@ -52,6 +50,5 @@ def prepare(verb: str) -> command.Job:
 
 
 if __name__ == "__main__":
-    # The verb is no flag, so that it leaves the command line before flags are parsed.
-    VERB = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith("-") else ""
+    VERB = command.leading_word()
     command.run(lambda: prepare(VERB))

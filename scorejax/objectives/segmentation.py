@@ -17,6 +17,7 @@ arXiv:1706.05721.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -134,48 +135,25 @@ def soft_tversky(
     return _over_classes(1 - (true + smooth / 2) / below, class_weights)
 
 
-def sigmoid_dice(
-    logits: Logits, mask: Masks, *, known: Known = None, class_weights: Weights = None
-) -> Float[Array, "b"]:
-    """`soft_dice` for classes that may overlap."""
-    foreground = None if class_weights is None else class_weights[1:]
-    return soft_dice(jax.nn.sigmoid(logits), mask, known=known, class_weights=foreground)
+def overlapping(loss: SegmentationLoss) -> SegmentationLoss:
+    """A loss of probabilities as one of logits, for classes that may overlap."""
+
+    def of_logits(
+        logits: Logits, mask: Masks, *, class_weights: Weights = None, **options: Any
+    ) -> Float[Array, "b"]:
+        foreground = None if class_weights is None else class_weights[1:]
+        return loss(jax.nn.sigmoid(logits), mask, class_weights=foreground, **options)
+
+    return of_logits
 
 
-def softmax_dice(
-    logits: Logits, mask: Masks, *, known: Known = None, class_weights: Weights = None
-) -> Float[Array, "b"]:
-    """`soft_dice` for classes that exclude each other."""
-    return soft_dice(jax.nn.softmax(logits), mask, known=known, class_weights=class_weights)
+def exclusive(loss: SegmentationLoss) -> SegmentationLoss:
+    """A loss of probabilities as one of logits, for classes that exclude each other."""
+    return lambda logits, mask, **options: loss(jax.nn.softmax(logits), mask, **options)
 
 
-def sigmoid_tversky(
-    logits: Logits,
-    mask: Masks,
-    *,
-    known: Known = None,
-    class_weights: Weights = None,
-    alpha: float = 0.3,
-    beta: float = 0.7,
-) -> Float[Array, "b"]:
-    """`soft_tversky` for classes that may overlap."""
-    foreground = None if class_weights is None else class_weights[1:]
-    options = {"alpha": alpha, "beta": beta, "known": known, "class_weights": foreground}
-    return soft_tversky(jax.nn.sigmoid(logits), mask, **options)
-
-
-def softmax_tversky(
-    logits: Logits,
-    mask: Masks,
-    *,
-    known: Known = None,
-    class_weights: Weights = None,
-    alpha: float = 0.3,
-    beta: float = 0.7,
-) -> Float[Array, "b"]:
-    """`soft_tversky` for classes that exclude each other."""
-    options = {"alpha": alpha, "beta": beta, "known": known, "class_weights": class_weights}
-    return soft_tversky(jax.nn.softmax(logits), mask, **options)
+sigmoid_dice, softmax_dice = overlapping(soft_dice), exclusive(soft_dice)
+sigmoid_tversky, softmax_tversky = overlapping(soft_tversky), exclusive(soft_tversky)
 
 
 def added(first: SegmentationLoss, second: SegmentationLoss) -> SegmentationLoss:
